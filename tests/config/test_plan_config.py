@@ -192,7 +192,7 @@ def test_a_sharded_run_names_what_it_gathers():
         (["budget_usd=3"], "budget_usd", "budget_usd="),
         (["gpus=[4x5090,1x4090]", "budget_usd=600"], "gpus", "gpus=4x5090"),
         (["assumptions.utilisation=1.5"], "assumptions.utilisation", "1 or less"),
-        (["gpu.memory_gib=-1"], "gpu.memory_gib", "give one"),
+        (["gpu.memory_gib=-1"], "gpu.memory_gib", "use one"),
         (["schedule.stages.px256.resolution=250"], "schedule.stages.px256.resolution", "256"),
         (["text_encoder=gemma3_1b"], "model.context_width", "1152"),
         (["vae.name=/nowhere/at/all"], "vae.name", "KBlueLeaf/EQ-SDXL-VAE"),
@@ -204,7 +204,7 @@ def test_a_sharded_run_names_what_it_gathers():
         (["trainer.strategy=fsdp"], "trainer.strategy", "auto"),
         (["vae.max_pixels=0"], "vae.max_pixels", "1 or more"),
         (["text_encoder.max_tokens=-1"], "text_encoder.max_tokens", "1 or more"),
-        (["out=/dev/null/plan.json"], "out", "another place"),
+        (["out=/dev/null/plan.json"], "out", "another path"),
         (["host.cores=0"], "host.cores", "more than 0"),
         (["host.disk_mb_s=-1"], "host.disk_mb_s", "more than 0"),
         (["dataset.image_mpx=0"], "dataset.image_mpx", "more than 0"),
@@ -300,7 +300,7 @@ def test_overlapped_encoders_are_told_by_the_run_s_own_key():
 
 def test_few_samples_of_a_resolution_are_no_reason_to_encode_all():
     stages = planned("gpus=4x5090", "dataset.latents=true").content["stages"]
-    told = [any("images in the place of latents" in text for text in stage["savings"]) for stage in stages]
+    told = [any("use images instead of latents" in text for text in stage["savings"]) for stage in stages]
     assert told == [False, False, True, True]
 
 

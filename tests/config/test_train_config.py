@@ -158,9 +158,9 @@ def test_job_folder_names_are_short_and_distinct():
     ("command", "begin", "names"),
     [
         ("train", "hdm-train: train a text-to-image model", [*choices("experiment"), "init: null"]),
-        ("train_vae", "hdm-train-vae: train or fine-tune the autoencoder", choices("vae_training")),
+        ("train_vae", "hdm-train-vae: train or fine-tune an autoencoder", choices("vae_training")),
         ("plan", "hdm-plan: time, memory, disk and cost of a schedule", ["usd_per_kwh: 0.3"]),
-        ("demo", "hdm-demo: from scratch to pictures", ["variation: 0.15"]),
+        ("demo", "hdm-demo: from scratch to images", ["variation: 0.15"]),
     ],
 )
 def test_help_begins_with_what_the_command_does_and_names_its_choices(command, begin, names):

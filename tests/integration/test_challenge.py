@@ -79,7 +79,7 @@ def test_the_leaderboard_ranks_and_refuses_a_second_entry_of_a_name(answers, boa
     assert challenge.main(["board", str(board)]) == 0
     assert "right" in capsys.readouterr().out
     assert enter(answers, board) == 2
-    assert "there is an entry 'right'" in capsys.readouterr().err
+    assert "entry 'right' already exists" in capsys.readouterr().err
     assert len(json.loads(board.read_text())["entries"]) == 1
 
 

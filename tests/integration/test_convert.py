@@ -154,7 +154,7 @@ def test_other_wirings_go_to_comfyui_as_a_single_file_that_names_its_reader(
     file = tmp_path / "comfy.safetensors"
     assert convert(own_wiring, file, "--to", "comfyui") == 0
     told = capsys.readouterr().out
-    assert "skips mirrored" in told and "not by HDM-ext" in told
+    assert "skips mirrored" in told and "HDM-ext cannot" in told
     assert {name.partition(".")[0] for name in load_file(file)} == {"network", "vae", "vae_mean", "vae_std"}
     assert all(tensor.dtype == torch.half for name, tensor in load_file(file).items() if "frequencies" not in name)
     assert convert(own_wiring, tmp_path / "comfy.ckpt", "--to", "comfyui") == 2
@@ -166,7 +166,7 @@ def test_of_a_published_wiring_it_says_what_the_published_loader_cannot_have(
 ) -> None:
     assert convert(released, tmp_path / "comfy.safetensors", "--to", "comfyui") == 0
     told = capsys.readouterr().err
-    assert all(words in told for words in ("HDM-ext", "width 16", "depth 2", "mean and std of its latents"))
+    assert all(words in told for words in ("HDM-ext", "width 16", "depth 2", "mean and std of the latents"))
 
 
 def test_a_single_file_with_a_broken_record_is_refused(
@@ -224,7 +224,7 @@ def test_mistakes_end_with_one_message(
     assert "XUT" in capsys.readouterr().err
     for name, target in (("model", "comfyui"), ("model.v2", "published"), ("model", "bare")):
         assert convert(released, tmp_path / name, "--to", target) == 2
-        assert "hint: end the name in .safetensors or .ckpt" in capsys.readouterr().err
+        assert "hint: use .safetensors or .ckpt" in capsys.readouterr().err
         assert not (tmp_path / name).exists()
     assert convert(released, tmp_path, "--to", "comfyui", "--force") == 2
     assert "--to comfyui writes one file" in capsys.readouterr().err

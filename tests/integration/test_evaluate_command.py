@@ -230,7 +230,7 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
         (["--size", "30"], "--size: 30 is not a multiple of 4\n  hint: use 32"),
         (["--solver", "magic"], "--solver: 'magic' is not known"),
         (["--ratios", "wide"], "--ratios: 'wide' is not a list of ratios"),
-        (["--device", "abacus"], "--device: 'abacus' is no device"),
+        (["--device", "abacus"], "--device: 'abacus' is not a device"),
         (["--batch", "0"], "--batch: 0 is below 1"),
         (["--confidence", "1"], "--confidence: 1 is not below 1"),
         (["--camera-shift", "0"], "--camera-shift: 0 is not above 0"),
@@ -482,4 +482,4 @@ def test_a_mistyped_command_is_told_from_a_word_too_many(capsys):
     assert evaluate.main(["compaer", "runs/a", "runs/b"]) == 2
     assert "did you mean 'compare'?" in capsys.readouterr().err
     assert evaluate.main(["runs/a", "runs/b"]) == 2
-    assert "'runs/b' is one word too many" in capsys.readouterr().err
+    assert "unexpected argument 'runs/b'" in capsys.readouterr().err

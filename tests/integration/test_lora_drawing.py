@@ -320,4 +320,4 @@ def test_hdm_convert_merges_and_exports(base, adapter, tmp_path, capsys):
     assert convert.main([str(folder)]) == 0
     assert str(base) in capsys.readouterr().out
     assert convert.main([str(base), str(tmp_path / "no"), "--to", "peft"]) == 2
-    assert "is no LoRA" in capsys.readouterr().err
+    assert "is not a LoRA" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_a_forecast_does_not_wait_for_libraries_that_it_has_no_use_for(tmp_path)
 def test_an_unknown_gpu_ends_with_one_screen_and_status_2(tmp_path):
     result = command("gpus=4x5091", cwd=tmp_path)
     assert result.returncode == 2
-    assert "gpus: no GPU is called '5091'" in result.stderr
+    assert "gpus: there is no GPU '5091'" in result.stderr
     assert "did you mean gpus=4x5090" in result.stderr
     assert "Traceback" not in result.stderr
 

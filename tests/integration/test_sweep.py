@@ -75,7 +75,7 @@ def test_a_sweep_with_a_crashing_job_and_its_rerun(folder, capfd):
     with pytest.MonkeyPatch.context() as patch:
         assert sweep(patch, folder) == 0
     said = capfd.readouterr().out
-    assert said.count("finished already: skipped") == 3
+    assert said.count("already finished: skipped") == 3
     assert "4 of 4 jobs done, 0 failed" in said
     after = exported(folder)
     assert {name: after[name] for name in before} == before

@@ -1,4 +1,4 @@
-"""Command lines made of dataclasses: what is read, what is shown, what is refused and with which hint."""
+"""Command lines from dataclasses: what is read, what is shown, what is refused and with which hint."""
 
 import argparse
 from dataclasses import dataclass, field
@@ -103,14 +103,14 @@ def test_help_is_the_docstring_with_the_defaults():
 @pytest.mark.parametrize(
     ("arguments", "where", "hint"),
     [
-        (["--batch-size", "0"], "--batch-size", "give 1 or more"),
-        (["--rate", "1"], "--rate", "give less than 1"),
-        (["--resolution", "16", "4"], "--resolution", "give 8 or more"),
-        (["--limit", "-1"], "--limit", "give more than 0"),
-        (["--batch-size", "many"], "--batch-size", "give one"),
+        (["--batch-size", "0"], "--batch-size", "use 1 or more"),
+        (["--rate", "1"], "--rate", "use less than 1"),
+        (["--resolution", "16", "4"], "--resolution", "use 8 or more"),
+        (["--limit", "-1"], "--limit", "use more than 0"),
+        (["--batch-size", "many"], "--batch-size", "use one"),
         (["--mode", "trian"], "--mode", "did you mean 'train'?"),
         (["--rsolution", "3"], "hdm-x", "did you mean '--resolution'?"),
-        (["a", "b"], "hdm-x", "put quotes around what has spaces in it"),
+        (["a", "b"], "hdm-x", "quote arguments that contain spaces"),
         (["--rate"], "--rate", "hdm-x --help"),
     ],
 )

@@ -85,7 +85,7 @@ def test_the_interval_of_a_comparison_covers_the_true_ratio():
     [
         (["--against", "compiel=true"], "--against", "compile"),
         (["--against", "batch"], "--against", "KEY=VALUE"),
-        (["--against", "batch=many"], "--against", "give one"),
+        (["--against", "batch=many"], "--against", "use one"),
         (["--against", "compile=perhaps"], "--against", "true or false"),
         (["--resolution", "70"], "--resolution", "--resolution 64"),
         (["--dtype", "int8"], "--dtype", "float32"),

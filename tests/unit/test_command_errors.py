@@ -70,7 +70,7 @@ def test_memory_that_is_spent_is_told_with_what_helps(
 
     assert run_command(command) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: there is not enough memory (") and "hint: take less at once" in told
+    assert told.startswith("error: there is not enough memory (") and "hint: use smaller batches" in told
 
 
 def test_defects_keep_their_stack_trace() -> None:
@@ -219,7 +219,7 @@ def test_where_nothing_can_be_written_is_found_before_any_work(tmp_path: Path, p
     (tmp_path / "file").write_text("mine")
     (tmp_path / "lost").symlink_to(tmp_path / "disk")
     for require in (require_folder, lambda folder, where: require_file(folder / "result.json", where)):
-        with pytest.raises(UserError, match="can be written to") as caught:
+        with pytest.raises(UserError, match="is not a writable folder") as caught:
             require(tmp_path / place, "--out")
         assert caught.value.where == "--out"
     assert require_folder(tmp_path / "a" / "b", "--out") == tmp_path / "a" / "b"

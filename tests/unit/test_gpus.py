@@ -60,7 +60,7 @@ def test_names_that_are_none():
 def test_figures_of_a_gpu_can_be_replaced():
     gpu = override(GPUS["4090"], {"memory_gib": 48, "usd_per_hour": 0, "power_w": None})
     assert (gpu.memory_gib, gpu.usd_per_hour, gpu.power_w, gpu.peak_tflops) == (48, 0, 450, 165.2)
-    for changes, word in (({"memry_gib": 1}, "memory_gib"), ({"peak_tflops": -1}, "give one")):
+    for changes, word in (({"memry_gib": 1}, "memory_gib"), ({"peak_tflops": -1}, "use one")):
         with pytest.raises(UserError) as caught:
             override(GPUS["4090"], changes)
         assert word in caught.value.hint

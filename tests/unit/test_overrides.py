@@ -80,7 +80,7 @@ def test_flags_that_contradict_each_other_are_named_and_the_hint_helps(first, se
         return
     with pytest.raises(UserError) as caught:
         arranged(arguments)
-    for left_out in caught.value.hint.removeprefix("leave ").removesuffix(" out").split(" or "):
+    for left_out in caught.value.hint.removeprefix("omit ").split(" or "):
         flags = {flag for flag, mode in MODES.items() if mode == left_out}
         kept = [each for each in arguments if each.partition("=")[0] not in flags and each != "job"]
         assert arranged(kept)

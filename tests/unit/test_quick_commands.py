@@ -50,7 +50,7 @@ def test_help_and_version_load_nothing_slow(command):
 def test_a_forecast_loads_no_more_than_torch():
     """The costs of frozen encoders are formulas; a schedule is planned without the libraries that would train it."""
     text, status, loaded = told("hdm-plan", "gpus=1x4090")
-    assert "rent in all" in text and (status, loaded) == (0, ["numpy", "torch"])
+    assert "total rent" in text and (status, loaded) == (0, ["numpy", "torch"])
 
 
 @pytest.mark.parametrize("task", ["stats", "index", "verify"])

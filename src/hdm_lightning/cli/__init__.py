@@ -1,1 +1,1 @@
-"""Console commands: one thin file per command that composes, checks and calls."""
+"""Console commands, one thin file each, which compose, check and call."""

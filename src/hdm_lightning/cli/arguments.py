@@ -1,10 +1,10 @@
-"""Command lines made of dataclasses: a flag for each field, its help from the docstring, its value checked.
+"""Command lines from dataclasses: one flag per field, with help from the docstring and a checked value.
 
-A field's annotation says how pydantic reads its text: ``int``, ``float``, ``str``, ``Path``, ``bool`` (a switch),
-``Literal`` (choices), ``X | None``, ``tuple[X, ...]`` (several values), ``tuple[X, X]`` (two), ``list[X]`` (the flag
-may be repeated); limits stand in ``Annotated`` (`annotated_types.Ge`, `Gt`, `Le`, `Lt`, `Interval`), those of several
-values in the X. The help is the field's line under "Attributes:" in the class docstring. Nothing slow is imported here,
-so that ``--help`` stays quick; the modules of such dataclasses should do the same.
+A field's annotation determines how pydantic parses its value: ``int``, ``float``, ``str``, ``Path``, ``bool`` (a
+switch), ``Literal`` (choices), ``X | None``, ``tuple[X, ...]`` (several values), ``tuple[X, X]`` (two), ``list[X]``
+(a repeatable flag). Limits go in ``Annotated`` (`annotated_types.Ge`, `Gt`, `Le`, `Lt`, `Interval`), for several
+values inside the X. The help is the field's line under "Attributes:" in the class docstring. Nothing slow is imported
+here, to keep ``--help`` fast; modules that define such dataclasses should do the same.
 """
 
 import argparse
@@ -26,24 +26,24 @@ Settings = TypeVar("Settings")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 _METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 _LIMITS = {
-    "greater_than_equal": ("ge", "is below {}", "give {} or more"),
-    "greater_than": ("gt", "is not above {}", "give more than {}"),
-    "less_than_equal": ("le", "is above {}", "give {} or less"),
-    "less_than": ("lt", "is not below {}", "give less than {}"),
+    "greater_than_equal": ("ge", "is below {}", "use {} or more"),
+    "greater_than": ("gt", "is not above {}", "use more than {}"),
+    "less_than_equal": ("le", "is above {}", "use {} or less"),
+    "less_than": ("lt", "is not below {}", "use less than {}"),
 }
-"""By pydantic's name of an error: where its limit stands, what to say, what to do."""
+"""Pydantic error type to the key of its limit, the message and the hint."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError`, with the closest name where one is not known."""
+    """An argument parser that raises `UserError` and suggests the closest name for an unknown one."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})
-        if " " not in self.prog:  # a command's own, not one of its parts
+        if " " not in self.prog:  # a command itself, not a subcommand
             self.add_argument("--version", action="version", version=f"hdm-lightning {__version__}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As in argparse, but nothing unknown may be left; a subparser suggests from its own options."""
+        """Parse as argparse does, but reject unknown arguments; a subparser suggests its own options."""
         given, rest = super().parse_known_args(args, namespace)
         self._require_none_left(rest)
         return given, rest
@@ -52,13 +52,13 @@ class Parser(argparse.ArgumentParser):
         if not rest:
             return
         if not rest[0].startswith("-"):
-            hint = f"put quotes around what has spaces in it; see `{self.prog} --help`"
-            raise UserError(f"{rest[0]!r} is one word too many", where=self.prog, hint=hint)
+            hint = f"quote arguments that contain spaces; see `{self.prog} --help`"
+            raise UserError(f"unexpected argument {rest[0]!r}", where=self.prog, hint=hint)
         known = [option for action in self._actions for option in action.option_strings]
         raise UserError(f"unknown argument {rest[0]!r}", where=self.prog, hint=did_you_mean(rest[0], known))
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong as a `UserError` that names the argument."""
+        """Raise argparse's complaint as a `UserError` that names the argument."""
         about = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
         where, what = (about[1], about[2]) if about else (self.prog, message)
         hint = f"see `{self.prog} --help`"
@@ -69,17 +69,17 @@ class Parser(argparse.ArgumentParser):
 
 
 class IntermixedParser(Parser):
-    """Of a command with optional arguments that may stand before, between or behind its options.
+    """A parser whose positional arguments may come before, between or after the options.
 
-    argparse reads them in two turns, with arguments left over by the first.
+    argparse parses them in two passes; the first leaves arguments over.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """One turn, as in argparse."""
+        """Run one pass, as in argparse."""
         return super(Parser, self).parse_known_args(args, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Both turns, after which nothing unknown may be left."""
+        """Run both passes, then reject unknown arguments."""
         given, rest = self.parse_known_intermixed_args(args, namespace)
         self._require_none_left(rest)
         positional = [vars(given).get(action.dest) for action in self._actions if not action.option_strings]
@@ -88,13 +88,13 @@ class IntermixedParser(Parser):
         return given
 
     def _require_no_override(self, word: str) -> None:
-        """A prompt may be any text, but ``steps=4`` was meant for an option, as `hdm-train` takes its keys."""
+        """Reject ``steps=4``: a prompt may be any text, but this is meant as an option, written as `hdm-train` does."""
         name, equals, value = word.partition("=")
         flag = f"--{name.replace('_', '-')}"
-        if equals and flag in self._option_string_actions and not os.path.exists(word):  # also of any length
+        if equals and flag in self._option_string_actions and not os.path.exists(word):  # text of any length
             option = f"{self.prog} takes flags: {flag} {shlex.quote(value)}"
-            hint = f"{option}; a text that reads so is given with a space before it"
-            raise UserError("is an option without its dashes", where=word, hint=hint)
+            hint = f"{option}; to use it as text, put a space before it"
+            raise UserError("is an option without dashes", where=word, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,18 @@ class Flags(Generic[Settings]):
 
     Attributes:
         kind: the dataclass.
-        names: fields whose flag is not just their name, as ``{"context_length": "--context N"}``; a name without
-            dashes makes a positional argument. The second word stands for the value in the help.
+        names: flags that differ from the field's name, as ``{"context_length": "--context N"}``; a name without
+            dashes makes a positional argument. The second word is the metavar.
     """
 
     kind: type[Settings]
     names: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, parser: argparse._ActionsContainer, *, only: Collection[str] | None = None) -> None:
-        """Add the flags to a parser or a group of one.
+        """Add the flags to a parser or argument group.
 
         Args:
-            parser: to add to; nothing given leaves the dataclass's own defaults.
+            parser: parser or group to add to; omitted flags keep the dataclass's defaults.
             only: names of the fields to add; None adds all.
         """
         texts = _documented(self.kind)
@@ -123,10 +123,10 @@ class Flags(Generic[Settings]):
                 self._add_flag(parser, entry, annotation, texts.get(entry.name, ""))
 
     def read(self, given: argparse.Namespace) -> Settings:
-        """The dataclass as given on the command line, its limits checked.
+        """Return the dataclass with the command line's values, checked against their limits.
 
         Raises:
-            UserError: a value cannot be read or is outside its limits; names the flag.
+            UserError: a value cannot be parsed or is outside its limits; names the flag.
         """
         values = {
             entry.name: _valid(annotation, getattr(given, entry.name), self.flag(entry.name))
@@ -136,27 +136,27 @@ class Flags(Generic[Settings]):
         return self.kind(**values)
 
     def changed(self, settings: Settings, change: str, *, where: str, only: Collection[str]) -> Settings:
-        """The dataclass with one field replaced as in ``key=value``.
+        """Return a copy of the dataclass with one field replaced as in ``key=value``.
 
         Args:
-            settings: to change.
-            change: the field's name, with underscores or dashes, and the value's text.
-            where: what to name in errors.
+            settings: original dataclass.
+            change: ``key=value``; the field's name may have underscores or dashes.
+            where: name of the option for error messages.
             only: names of the fields that may change.
 
         Raises:
-            UserError: the key is unknown, or the value of another kind or outside its limits.
+            UserError: the key is unknown, or the value has the wrong type or is outside its limits.
         """
         key, equals, text = change.partition("=")
         name = key.strip().replace("-", "_")
         if not equals or name not in only:
-            hint = did_you_mean(name, only) if equals else f"give KEY=VALUE, KEY one of {', '.join(only)}"
-            raise UserError(f"{change!r} changes no setting", where=where, hint=hint)
+            hint = did_you_mean(name, only) if equals else f"use KEY=VALUE with one of the keys {', '.join(only)}"
+            raise UserError(f"{change!r} does not change a setting", where=where, hint=hint)
         annotation = {entry.name: kind for entry, kind in _annotated_fields(self.kind)}[name]
         return replace(settings, **{name: _valid(annotation, text.strip(), where)})  # type: ignore[type-var]
 
     def flag(self, name: str) -> str:
-        """The flag of a field."""
+        """Return the flag of a field."""
         return self.names.get(name, "--" + name.replace("_", "-")).split()[0]
 
     def _add_flag(self, parser: argparse._ActionsContainer, entry: Field[Any], annotation: Any, text: str) -> None:
@@ -180,8 +180,8 @@ class Flags(Generic[Settings]):
 
 
 def _valid(annotation: Any, given: Any, where: str) -> Any:
-    """What was given, read from its text or texts and within its limits."""
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415  (a tenth of a second, for --help's sake)
+    """Return the parsed value, checked against its limits."""
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415  (takes 0.1 s; keeps --help fast)
 
     kind, many = _kind(annotation)
     if isinstance(given, str) and given.lower() in ("none", "null") and type(None) in get_args(_bare(annotation)):
@@ -201,8 +201,8 @@ def _as_user_error(error: dict[str, Any], kind: Any, where: str) -> UserError:
         return UserError(f"{given} {complaint.format(limit)}", where=where, hint=hint.format(limit))
     if error["type"] == "literal_error":
         return UserError(f"{given!r} is not known", where=where, hint=did_you_mean(str(given), get_args(kind)))
-    hint = "give true or false" if kind is bool else "give one"
-    return UserError(f"{given!r} is not {_KINDS.get(kind, 'understood')}", where=where, hint=hint)
+    hint = "use true or false" if kind is bool else "use one"
+    return UserError(f"{given!r} is not {_KINDS.get(kind, 'a valid value')}", where=where, hint=hint)
 
 
 def _annotated_fields(kind: type) -> list[tuple[Field[Any], Any]]:
@@ -215,7 +215,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _present(annotation: Any) -> Any:
-    """The kind of a value that is not None."""
+    """Return the type without None."""
     kind = _bare(annotation)
     if get_origin(kind) in (Union, UnionType):
         kind = next(each for each in get_args(kind) if each is not type(None))
@@ -223,7 +223,7 @@ def _present(annotation: Any) -> Any:
 
 
 def _several(annotation: Any) -> dict[str, Any]:
-    """How argparse takes several values: one each time the flag stands there, or all after one flag."""
+    """Return argparse options for several values: a repeatable flag, or one flag followed by all values."""
     kind = _present(annotation)
     if get_origin(kind) is list:
         return {"action": "append"}
@@ -231,7 +231,7 @@ def _several(annotation: Any) -> dict[str, Any]:
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:
-    """The kind of one value, and whether there may be several."""
+    """Return the type of one value, and whether several are allowed."""
     kind = _present(annotation)
     return (_bare(get_args(kind)[0]), True) if get_origin(kind) in (tuple, list) else (kind, False)
 
@@ -247,7 +247,7 @@ def _help(text: str, default: Any) -> str:
 
 
 def _documented(kind: type) -> dict[str, str]:
-    """Field to its lines under "Attributes:", base classes included."""
+    """Return each field's text under "Attributes:", including base classes."""
     texts: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         lines = inspect.cleandoc(each.__dict__.get("__doc__") or "")

@@ -1,4 +1,4 @@
-"""`hdm-bench`: how fast the machine, each part and the whole training step are."""
+"""`hdm-bench`: speed of the machine, of each part and of the whole training step."""
 
 import argparse
 import sys
@@ -9,10 +9,10 @@ from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.command import run_command
 from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
 
-_DESCRIPTION = """Measure the machine and the parts of a training step: warm-up, repeats, median and quartiles.
+_DESCRIPTION = """Benchmark the machine and the parts of a training step: warm-up, repeats, median and quartiles.
 
-Parts run at their true sizes with random weights, so that nothing is downloaded: XUT-small, -base and -large with
-the text encoders they are made for and the SDXL autoencoder. --size tiny is for a quick look."""
+Parts run at full size with random weights, so nothing is downloaded: XUT-small, -base and -large with their text
+encoders and the SDXL autoencoder. --size tiny is for a quick look."""
 
 _EXAMPLES = """examples:
   hdm-bench system --out experiments/benchmarks/system.json
@@ -28,7 +28,7 @@ _EXAMPLES = """examples:
 
 
 class Part(NamedTuple):
-    """A part of a training step, and the settings that it has beside the size, the batch and the dtype."""
+    """A part of a training step, and its settings besides size, batch and dtype."""
 
     text: str
     settings: tuple[str, ...]
@@ -72,9 +72,9 @@ def main() -> None:
 
 
 def bench(arguments: Sequence[str] | None = None) -> None:
-    """Measure what the command line asks for, print it and write it."""
+    """Run the benchmark that the command line asks for; print and write the result."""
     given = parser().parse_args(arguments)
-    from hdm_lightning.cli import bench_parts  # noqa: PLC0415 (imports torch: --help stays quick)
+    from hdm_lightning.cli import bench_parts  # noqa: PLC0415 (imports torch; keeps --help fast)
 
     if given.part == "data":
         bench_parts.bench_data(DATA.read(given))
@@ -87,21 +87,21 @@ def bench(arguments: Sequence[str] | None = None) -> None:
 
 
 def case_settings(part: str) -> tuple[str, ...]:
-    """Names of the settings that a part has, the device aside."""
+    """Return the names of a part's settings, except the device."""
     return ("size", "batch", "dtype", *PARTS[part].settings)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Return the command's parser."""
     command = Parser(prog="hdm-bench", description=_DESCRIPTION, epilog=_EXAMPLES)
     parts = command.add_subparsers(dest="part", required=True, metavar="PART")
     SYSTEM.add(parts.add_parser("system", help="matrix products, memory, disk, links between GPUs"))
-    DATA.add(parts.add_parser("data", help="the loading of training samples from shards"))
+    DATA.add(parts.add_parser("data", help="loading of training samples from shards"))
     for name, part in PARTS.items():
         own = parts.add_parser(name, help=part.text, description=part.text)
         RUN.add(own)
         CASE.add(own, only=(*case_settings(name), "device"))
-        help_text = "time a second setting in turn with the first, e.g. compile=true"
+        help_text = "alternate with a second setting and compare, e.g. compile=true"
         own.add_argument("--against", metavar="KEY=VALUE", help=help_text)
     return command
 

@@ -1,4 +1,4 @@
-"""What `hdm-bench` does with its settings: parts timed, the machine's own rates, what binds in a schedule on it."""
+"""The benchmarks of `hdm-bench`: parts of a step, the machine's rates, and the bottleneck of a schedule on it."""
 
 import os
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from hdm_lightning.training.recorded import recorded_values
 
 _MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}
 _MIB = {"cuda": 1024, "cpu": system.CPU_COPY_MIB}
-# Presets of `text_encoder` that the models' context is made for.
+# The `text_encoder` preset that matches each model's context width.
 _TEXT_ENCODERS = {
     "xut_small": "gemma3_270m",
     "xut_base": "qwen3_0.6b",
@@ -44,20 +44,21 @@ def bench_part(
     second: CaseSettings | None,
     against: str | None,
 ) -> None:
-    """Time a part, or two settings of it in turn; print the result and write it.
+    """Time a part, or alternate between two settings of it; print and write the result.
 
     Args:
         part: a key of `bench_training.BUILDERS`.
-        own: names of the settings that it has.
-        run: how often, and where the result goes.
-        first, second: settings of the part, and others or None, in the user's words `against`.
+        own: names of the part's settings.
+        run: number of calls, and the output file.
+        first, second: settings of the part, and the ones to compare with, if any.
+        against: the change from `first` to `second` as the user typed it.
     """
     from hdm_lightning.cli.bench_training import BUILDERS  # noqa: PLC0415 (lightning and encoders take seconds)
 
     _prepare(run.threads, run.out)
     if second == first:
-        hint = f"give another value of one of {', '.join(own)}"
-        raise UserError(f"{against!r} makes no second setting of {part}", where="--against", hint=hint)
+        hint = f"use a different value for one of {', '.join(own)}"
+        raise UserError(f"{against!r} does not change the settings of {part}", where="--against", hint=hint)
     setups = {"": Setup.of(first)} if second is None else {"first": Setup.of(first), str(against): Setup.of(second)}
     cases = {label: BUILDERS[part](setup) for label, setup in setups.items()}
     setup = next(iter(setups.values()))
@@ -76,18 +77,18 @@ def bench_part(
 
 
 def bench_data(settings: DataSettings) -> None:
-    """Time decoding, with shards also loading; print the result and write it."""
+    """Time decoding and, with shards, loading; print and write the result."""
     _prepare(0, settings.out)
     content, table = measure_data(settings)
     show_report(table, content, settings.out)
 
 
 def bench_system(settings: SystemSettings) -> None:
-    """Measure the machine's rates; print, and write what was asked for."""
+    """Measure the machine's rates; print them and write them if asked to."""
     _prepare(settings.threads, settings.out)
     if not settings.disk.is_dir():
         what = f"there is no folder {str(settings.disk)!r}"
-        raise UserError(what, where="--disk", hint="give an existing folder")
+        raise UserError(what, where="--disk", hint="use an existing folder")
     device = system.chosen_device(settings.device)
     if settings.schedule:
         _check_schedule(settings, device)
@@ -102,7 +103,7 @@ def bench_system(settings: SystemSettings) -> None:
         binding = _binding(settings, {row["name"]: row for row in rows}, device)
         content[f"schedule {settings.schedule}"] = binding
         for name, stage in binding.items():
-            line = f"{settings.schedule}, {name}: {stage['binds']} binds, {stage['images_per_s']:.2f} images/s"
+            line = f"{settings.schedule}, {name}: limited by {stage['binds']}, {stage['images_per_s']:.2f} images/s"
             lines.append(Text(line))
     show_report(Group(*lines), content, settings.out)
 
@@ -115,18 +116,18 @@ def _prepare(threads: int, out: Path | None) -> None:
 
 
 def _check_schedule(settings: SystemSettings, device: torch.device) -> None:
-    """Plan once on some GPU, so that a mistake in the schedule is reported before minutes of measuring."""
+    """Plan once on an arbitrary GPU, to report a mistake in the schedule before minutes of measuring."""
     if device.type == "cpu" and torch.cuda.is_available():
         raise UserError(
-            "a schedule is planned for the GPUs at hand, while the CPU is to be measured",
+            "a schedule is planned for this machine's GPUs, but the CPU is to be measured",
             where="--device",
-            hint="leave --device out, or --schedule",
+            hint="omit --device or --schedule",
         )
     try:
         _planned([*_chosen(settings), f"gpus={max(1, torch.cuda.device_count())}x5090"])
     except HydraException as error:
         what, where = " ".join(str(error).split()), "--schedule, --model, --text-encoder"
-        raise UserError(what, where=where, hint="choose one that there is") from error
+        raise UserError(what, where=where, hint="choose existing presets") from error
 
 
 def _chosen(settings: SystemSettings) -> list[str]:
@@ -144,7 +145,7 @@ def _planned(overrides: list[str]) -> PlanResult:
 def _binding(
     settings: SystemSettings, measured: dict[str, dict[str, Any]], device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """What binds in each stage of the schedule on this machine as measured."""
+    """Return the bottleneck of each stage of the schedule, at this machine's measured rates."""
     half = dtype_name(default_dtype(device))
     overrides = [
         *_chosen(settings),

@@ -1,4 +1,4 @@
-"""Cases of `hdm-bench` that need training or sampling: a step as hdm-train runs it, images, the network."""
+"""The cases of `hdm-bench` that need training or sampling: an hdm-train step, images, the network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -39,11 +39,11 @@ from hdm_lightning.training.strategies.parallelize import prepare_network
 
 SEED = 0
 SECTIONS = {"encode_images": "vae", "encode_text": "text", "network": "xut"}
-"""Parts of a step, and what reports call them."""
+"""Sections of a step, and their names in reports."""
 
 
 def step_case(setup: Setup) -> Case:
-    """A whole training step: encoders, network, backward pass, optimizer, average."""
+    """Return the case of a whole training step: encoders, network, backward pass, optimizer, average."""
     settings, batch, side = setup.settings, setup.settings.batch, setup.side_px
     step = TrainingStep(
         setup.parts.network,
@@ -79,7 +79,7 @@ def step_case(setup: Setup) -> Case:
 
 
 def sample_case(setup: Setup) -> Case:
-    """Images from prompts: text, guided solver steps, decoding."""
+    """Return the case of sampling from prompts: text encoder, guided solver steps, decoding."""
     settings, side, batch = setup.settings, setup.side_px, setup.settings.batch
     network = random_network(setup.parts.network).to(setup.device).eval()
     prepare(network, False, settings.compile)
@@ -97,7 +97,7 @@ def sample_case(setup: Setup) -> Case:
 
 
 def prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
-    """Make a network ready as training does."""
+    """Prepare a network as training does."""
     prepare_network(network, activation_checkpointing=checkpointing, compiled=compiled)
 
 
@@ -108,11 +108,11 @@ BUILDERS: Mapping[str, Callable[[Setup], Case]] = {
     "step": step_case,
     "sample": sample_case,
 }
-"""Sub-command to case."""
+"""Subcommand to case."""
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch on the device, to where it is copied as in training: without the host waiting."""
+    """Return the batch on the device, copied as in training: without making the host wait."""
     held = pinned(batch) if device.type == "cuda" else batch
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in held.items()
@@ -120,22 +120,22 @@ def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 class TrainingStep:
-    """Micro-batches through encoders, network, backward pass, then clipping, optimizer and averages at each call.
+    """An optimizer step per call: micro-batches through encoders, network and backward pass, then clip and average.
 
     Args:
-        network: the network's shape.
-        text: a transformers configuration of the text encoder.
-        autoencoder: a diffusers configuration of the autoencoder.
+        network: the network's configuration.
+        text: the text encoder's transformers configuration.
+        autoencoder: the autoencoder's diffusers configuration.
         stage: resolution, micro-batch, routing, context, checkpointing.
-        device: where.
+        device: device to run on.
         dtype: of autocast and of the encoders; float32 means no autocast.
         compiled: whether the network is compiled.
         text_max_tokens, autoencoder_max_pixels: as in the recipe.
-        averages: weight averages kept.
-        muon: train the blocks' matrices by Muon instead of AdamW.
-        captions: of each micro-batch; None is one whose captions fill the context.
-        latents: whether a batch has latents from disk in the place of images.
-        overlapped: whether a micro-batch is encoded while the network works on the one before.
+        averages: number of weight averages.
+        muon: train the blocks' matrices with Muon instead of AdamW.
+        captions: of each micro-batch; None means one micro-batch whose captions fill the context.
+        latents: whether batches hold latents from disk instead of images.
+        overlapped: whether a micro-batch is encoded while the network processes the previous one.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class TrainingStep:
         self.batches = [self._random_batch(int(text["vocab_size"]), number, each) for number, each in enumerate(given)]
 
     def __call__(self) -> Tensor:
-        """Take one optimizer step; returns the loss."""
+        """Take one optimizer step and return the loss."""
         losses = [self._micro_batch(batch) for batch in self.batches]
         with self.clock.section("optimizer"):
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.stage.gradient_clip)
@@ -206,7 +206,7 @@ class TrainingStep:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def _with_draws(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the random numbers that training draws on the CPU."""
+        """Return the batch with the random numbers that training draws on the CPU."""
         rows, columns = latent_grid(batch, self.module.autoencoder.factor)
         patch = self.module.patch_size
         tokens = (rows // patch) * (columns // patch) if self.stage.routing_rate else 0
@@ -215,7 +215,7 @@ class TrainingStep:
         return {**batch, "noise": drawn.noise, "uniform": drawn.uniform, **scores}
 
     def tensors(self) -> list[Tensor]:
-        """What stays from step to step: weights, averages, encoders, the optimizer's moments, the last losses."""
+        """Return the tensors kept between steps: weights, averages, encoders, optimizer moments, the last loss."""
         encoders = (self.module.text_encoder.model, self.module.autoencoder.model)  # type: ignore[attr-defined]
         modules = (self.network, *encoders)
         state = [value for entry in self.optimizer.state.values() for value in entry.values()]
@@ -225,7 +225,7 @@ class TrainingStep:
         return [*held, *shadows, *(value for value in kept if isinstance(value, Tensor))]
 
     def _random_batch(self, vocabulary: int, number: int, captions: Captions) -> dict[str, Any]:
-        """A batch as the loader yields it, on the CPU."""
+        """Return a batch as the loader yields it, on the CPU."""
         generator = torch.Generator().manual_seed(SEED + number)
         count, side = self.stage.micro_batch_size, self.stage.resolution
         return {
@@ -240,7 +240,7 @@ class TrainingStep:
         }
 
     def _random_images(self, count: int, side: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Images (B,3,H,W), or the means of their latents (B,1,C,H/f,W/f)."""
+        """Return images (B,3,H,W), or the means of their latents (B,1,C,H/f,W/f)."""
         if not self.latents:
             return {"image": torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)}
         autoencoder = self.module.autoencoder

@@ -1,6 +1,6 @@
-"""hdm-shards caption: further captions for shards of images, said by a vision-language model."""
+"""hdm-shards caption: add captions from a vision-language model to shards of images."""
 
-# ruff: noqa: PLC0415 (what loads torch is loaded when the command runs, for --help's sake)
+# ruff: noqa: PLC0415 (torch is imported only when the command runs, to keep --help fast)
 import argparse
 import re
 import sys
@@ -27,7 +27,7 @@ PROMPTS = {
     "short": "Describe this image in one short sentence.",
     "tags": "List what can be seen in this image as short tags, parted by commas. Give the tags alone.",
 }
-"""What is asked for each kind of caption unless told otherwise."""
+"""Default prompt for each kind of caption."""
 
 KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 RESERVED = ("txt", "json")
@@ -38,17 +38,17 @@ MOST_REASONS = 8
 def caption_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards of images")
-    command.add_argument("--out", required=True, type=Path, help="folder that gets the shards with their captions")
+    command.add_argument("--out", required=True, type=Path, help="output folder for the captioned shards")
     command.add_argument("--model", required=True, help="vision-language model of transformers: a folder or a hub name")
     command.add_argument(
         "--prompt",
         dest="prompts",
         action="append",
         metavar="KIND[=TEXT]",
-        help=f"a kind of caption and what to ask for it, repeatable; {', '.join(PROMPTS)} need no text (default long)",
+        help=f"kind of caption and its prompt, repeatable; {', '.join(PROMPTS)} have default prompts (default long)",
     )
-    command.add_argument("--batch-size", type=at_least(1), default=8, help="images at once (default %(default)s)")
-    command.add_argument("--max-tokens", type=at_least(1), default=256, help="of a caption (default %(default)s)")
+    command.add_argument("--batch-size", type=at_least(1), default=8, help="images per batch (default %(default)s)")
+    command.add_argument("--max-tokens", type=at_least(1), default=256, help="per caption (default %(default)s)")
     command.add_argument(
         "--max-side",
         type=at_least(16),
@@ -60,7 +60,7 @@ def caption_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def caption(arguments: argparse.Namespace) -> int:
-    """Describe the images, and tell what was said and what was not."""
+    """Caption the images, and report the captions and the failures."""
     from hdm_lightning.data.captions import CaptionRules
     from hdm_lightning.datasets.captioning import CaptionedSet
     from hdm_lightning.datasets.shard_work import require_room
@@ -69,7 +69,7 @@ def caption(arguments: argparse.Namespace) -> int:
     require_room(arguments.out, made.missing_bytes, "the shards with their captions")
     waiting = sum(shard.samples for shard in made.missing())
     if waiting < made.samples:
-        print(f"{made.samples - waiting:,} of {made.samples:,} images lie in finished shards", flush=True)
+        print(f"{made.samples - waiting:,} of {made.samples:,} images are in finished shards", flush=True)
     index, summary = _make(made)
     told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(summary.captions.items())) or "no captions"
     print(f"{arguments.out}: {index.samples:,} samples in {len(index.shards)} shards, captions: {told}")
@@ -77,27 +77,27 @@ def caption(arguments: argparse.Namespace) -> int:
         print(line)
     if summary.captions:
         kinds = ", ".join(f"{kind}: 1" for kind in (*sorted(summary.captions), "txt", *CaptionRules().fields))
-        print(f"train on them, and on the texts that were there: 'data.captions.kinds={{{kinds}}}'")
+        print(f"train on them and on the existing texts: 'data.captions.kinds={{{kinds}}}'")
     return 0
 
 
 def prompts_from(given: Sequence[str] | None) -> dict[str, str]:
-    """Prompts by kind, of words KIND or KIND=TEXT.
+    """Return the prompt of each kind, parsed from KIND or KIND=TEXT.
 
     Raises:
-        UserError: a kind has no text, a name of its own that cannot be one, or comes twice.
+        UserError: a kind has no default prompt and no text, an invalid name, or appears twice.
     """
     prompts: dict[str, str] = {}
     for word in given or ["long"]:
         kind, equals, text = word.partition("=")
         if not KIND.fullmatch(kind) or kind in RESERVED:
             what = f"{kind!r} cannot be a kind of caption"
-            raise UserError(what, where="--prompt", hint="give a word of letters and digits, such as long=TEXT")
+            raise UserError(what, where="--prompt", hint="use letters and digits, such as long=TEXT")
         if not equals and kind not in PROMPTS:
-            hint = f"{did_you_mean(kind, PROMPTS)} Or give its text: {kind}='Describe …'"
-            raise UserError(f"there is no ready prompt for {kind!r}", where="--prompt", hint=hint)
+            hint = f"{did_you_mean(kind, PROMPTS)} Or add a prompt: {kind}='Describe …'"
+            raise UserError(f"there is no default prompt for {kind!r}", where="--prompt", hint=hint)
         if kind in prompts:
-            raise UserError(f"{kind!r} comes twice", where="--prompt", hint="give each kind once")
+            raise UserError(f"{kind!r} appears twice", where="--prompt", hint="use each kind once")
         prompts[kind] = text.strip() if equals else PROMPTS[kind]
     return prompts
 
@@ -123,7 +123,7 @@ def _options(arguments: argparse.Namespace) -> "CaptionOptions":
 
 
 def start(model: str, dtype: str, max_tokens: int, device: str) -> "Describe":
-    """What describes images on a device."""
+    """Return a function that describes images on a device."""
     from hdm_lightning.encoders.captioner import load_captioner
 
     captioner = load_captioner(model, device=device, dtype=dtype, max_tokens=max_tokens, where="--model")
@@ -148,7 +148,7 @@ def _make(made: "CaptionedSet") -> "tuple[Index, Summary]":
 
 
 def _every_minute(total: int) -> Callable[[int], None]:
-    """Where no bar can be seen, a line a minute: how many are done, and how long the others will take."""
+    """Return a callback that prints the progress and the time left every minute, if there is no terminal for a bar."""
     began: list[tuple[float, int]] = []
     told = [time.monotonic()]
 
@@ -169,7 +169,7 @@ def _every_minute(total: int) -> Callable[[int], None]:
 
 
 def _faults(summary: "Summary", arguments: argparse.Namespace) -> list[str]:
-    """A line for each thing that did not go well."""
+    """Return a line for each kind of problem."""
     from hdm_lightning.datasets.journal import REJECTED
     from hdm_lightning.printable import in_one_line
 
@@ -180,5 +180,5 @@ def _faults(summary: "Summary", arguments: argparse.Namespace) -> list[str]:
     for reason, count in reasons.most_common(MOST_REASONS):
         lines.append(f"  {count:,} times: {in_one_line(reason)}")
     if summary.faults:
-        lines.append(f"  {arguments.out / REJECTED} names each with its reason")
+        lines.append(f"  {arguments.out / REJECTED} lists each image with its reason")
     return lines

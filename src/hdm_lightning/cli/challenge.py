@@ -1,6 +1,6 @@
-"""hdm-challenge: a low-budget benchmark with fixed data, prompts and budgets, which any model can enter."""
+"""hdm-challenge: a low-budget benchmark with fixed data, prompts and budgets, open to any model."""
 
-# ruff: noqa: PLC0415 (what loads numpy and torch is loaded by the command that needs it, for --help's sake)
+# ruff: noqa: PLC0415 (numpy and torch are imported only by the commands that need them, to keep --help fast)
 import argparse
 import json
 import sys
@@ -23,12 +23,12 @@ REFUSED_STATUS = 1
 
 _DESCRIPTION = """Enter the low-budget challenge, or check its leaderboard.
 
-Train on the task's data within its budget, draw its prompts into a folder, enter the folder with what it cost.
-docs/challenge.md has the rules, and why each is as it is."""
+Train on the task's data within its budget, generate images of its prompts, and enter the folder with its cost.
+docs/challenge.md explains the rules."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the commands; returns the exit status."""
+    """Run one of the commands and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> int:
@@ -47,7 +47,7 @@ _EXAMPLES = """examples:
 
 
 def parser() -> Parser:
-    """The arguments of all commands."""
+    """Return the parser of all commands."""
     result = Parser(prog="hdm-challenge", description=_DESCRIPTION, epilog=_EXAMPLES)
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, add_arguments, _) in COMMANDS.items():
@@ -66,7 +66,7 @@ def _task(arguments: argparse.Namespace) -> "Task":
 
 
 def _no_arguments(command: argparse.ArgumentParser) -> None:
-    """A command without any."""
+    """Add no arguments."""
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
@@ -93,7 +93,7 @@ def _data(arguments: argparse.Namespace) -> int:
 
 def _prompts_arguments(command: argparse.ArgumentParser) -> None:
     _task_argument(command)
-    command.add_argument("--out", type=Path, required=True, help="file, one prompt a line")
+    command.add_argument("--out", type=Path, required=True, help="output file, one prompt per line")
 
 
 def _prompts(arguments: argparse.Namespace) -> int:
@@ -106,19 +106,19 @@ def _prompts(arguments: argparse.Namespace) -> int:
 def _enter_arguments(command: argparse.ArgumentParser) -> None:
     _task_argument(command)
     command.add_argument(
-        "--images", type=Path, required=True, help="folder of images, numbered from 0000 as the prompts"
+        "--images", type=Path, required=True, help="folder of images, numbered from 0000 like the prompts"
     )
-    command.add_argument("--name", required=True, help="of the entry")
+    command.add_argument("--name", required=True, help="name of the entry")
     command.add_argument("--by", required=True, help="who enters it")
-    command.add_argument("--board", type=Path, required=True, help="leaderboard, made where there is none")
-    command.add_argument("--run", type=Path, help="run of hdm-train that drew them, whose cost is counted")
+    command.add_argument("--board", type=Path, required=True, help="leaderboard file, created if missing")
+    command.add_argument("--run", type=Path, help="hdm-train run that generated them, whose cost is counted")
     stated = command.add_argument_group("instead of --run, for any other model")
-    stated.add_argument("--operations", type=float, help="of all trainings on the task, two a multiply-add")
-    stated.add_argument("--usd", type=float, help="rent of the machine, where nobody can count operations")
-    stated.add_argument("--hours", type=float, help="of training")
-    stated.add_argument("--hardware", help="it ran on")
-    stated.add_argument("--commit", help="of the code, or its address")
-    stated.add_argument("--pretrained", action="append", default=[], help="network that was not trained; repeat")
+    stated.add_argument("--operations", type=float, help="of all training runs on the task, 2 per multiply-add")
+    stated.add_argument("--usd", type=float, help="rental cost of the machine, if operations cannot be counted")
+    stated.add_argument("--hours", type=float, help="training time")
+    stated.add_argument("--hardware", help="hardware it ran on")
+    stated.add_argument("--commit", help="commit of the code, or its URL")
+    stated.add_argument("--pretrained", action="append", default=[], help="pretrained network used; repeatable")
 
 
 def _enter(arguments: argparse.Namespace) -> int:
@@ -126,22 +126,22 @@ def _enter(arguments: argparse.Namespace) -> int:
 
     task, board = _task(arguments), _read_board(arguments.board)
     if any((one.get("task"), one.get("name")) == (task.name, arguments.name) for one in board["entries"]):
-        what = f"there is an entry {arguments.name!r} for the task {task.name}"
-        raise UserError(what, where="--name", hint="give another name")
+        what = f"entry {arguments.name!r} already exists for the task {task.name}"
+        raise UserError(what, where="--name", hint="choose another name")
     paths = entries.numbered_images(arguments.images, task)
     images = entries.read_images(paths, task)
     cost, maker = _counted(arguments, task, paths) if arguments.run else _stated(arguments)
     entry = json.loads(json.dumps(entries.make_entry(arguments.name, task, images, cost, maker)))
     if reasons := entries.refusals(entry):
         hint = "docs/challenge.md has the rules"
-        raise UserError("is refused: " + "; ".join(reasons), where=arguments.name, hint=hint)
+        raise UserError("is rejected: " + "; ".join(reasons), where=arguments.name, hint=hint)
     board["entries"].append(entry)
     write_json(require_file(arguments.board, "--board"), board)
     return _show(board)
 
 
 def _counted(arguments: argparse.Namespace, task: "Task", paths: Sequence[Path]) -> tuple[Any, Any]:
-    """Cost and maker of a run of this package, whose images have to be its own."""
+    """Return the cost and maker of an hdm-train run; raise UserError unless it generated the images."""
     from hdm_lightning.evaluation.challenge_cost import count_run
     from hdm_lightning.evaluation.challenge_entry import Maker, require_by_the_rules
     from hdm_lightning.training.run_folder import read_environment
@@ -149,7 +149,7 @@ def _counted(arguments: argparse.Namespace, task: "Task", paths: Sequence[Path])
     stated = ("operations", "usd", "hours", "hardware", "pretrained")
     given = [name for name in stated if getattr(arguments, name) not in (None, [])]
     if given:
-        raise UserError("is counted from the run", where=f"--{given[0]}", hint="leave it out, or leave out --run")
+        raise UserError("is counted from the run", where=f"--{given[0]}", hint="omit it, or omit --run")
     run = count_run(arguments.run, task)
     require_by_the_rules(paths, task, run)
     commit = arguments.commit or read_environment(arguments.run).get("commit") or ""
@@ -157,49 +157,47 @@ def _counted(arguments: argparse.Namespace, task: "Task", paths: Sequence[Path])
 
 
 def _stated(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """Cost and maker as the entrant says."""
+    """Return the cost and maker as stated by the entrant."""
     from hdm_lightning.evaluation.challenge_cost import Cost
     from hdm_lightning.evaluation.challenge_entry import Maker
 
     for name in ("hours", "hardware", "commit"):
         if getattr(arguments, name) is None:
-            raise UserError(
-                "is needed where there is no --run", where=f"--{name}", hint="see hdm-challenge enter --help"
-            )
+            raise UserError("is required without --run", where=f"--{name}", hint="see hdm-challenge enter --help")
     cost = Cost(arguments.operations, arguments.usd, arguments.hours, arguments.hardware, "entrant")
     return cost, Maker(arguments.by, arguments.commit, tuple(arguments.pretrained))
 
 
 def _board_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("board", type=Path, metavar="FILE", help="leaderboard")
-    command.add_argument("--images", type=Path, help="folder of one entry's images, to grade again")
-    command.add_argument("--name", help="of that entry")
-    command.add_argument("--task", choices=TASK_NAMES, help="of that entry, where several tasks have one of this name")
+    command.add_argument("--images", type=Path, help="folder of one entry's images, to regrade them")
+    command.add_argument("--name", help="name of that entry")
+    command.add_argument("--task", choices=TASK_NAMES, help="task of that entry, if the name is used in several tasks")
 
 
 def _board(arguments: argparse.Namespace) -> int:
-    """Show the leaderboard, every entry checked again; 1 where one is refused."""
+    """Recheck every entry and show the leaderboard; return 1 if an entry is rejected."""
     if not arguments.board.is_file():
-        raise UserError("is not there", where=str(arguments.board), hint="give a file that `enter --board` wrote")
+        raise UserError("does not exist", where=str(arguments.board), hint="use a file that `enter --board` wrote")
     board = _read_board(arguments.board)
     if (arguments.images is None) != (arguments.name is None):
-        raise UserError("go together", where="--images, --name", hint="give both or neither")
+        raise UserError("go together", where="--images, --name", hint="use both or neither")
     if arguments.task is not None and arguments.images is None:
-        raise UserError("says which images are graded", where="--task", hint="give --images and --name too")
+        raise UserError("is only for regrading images", where="--task", hint="add --images and --name")
     if arguments.images is not None:
         _grade_again(_entry_of(board, arguments.name, arguments.task), arguments.images)
     return _show(board)
 
 
 def _entry_of(board: dict[str, Any], name: str, task: str | None) -> dict[str, Any]:
-    """The one entry of a name, and of a task where several have it."""
+    """Return the entry with a name, and a task if the name is used in several."""
     mine = [one for one in board["entries"] if one.get("name") == name and task in (None, one.get("task"))]
     if not mine:
         of = f" for the task {task}" if task else ""
         raise UserError(f"there is no entry {name!r}{of}", where="--name", hint="see hdm-challenge board FILE")
     if len(mine) > 1:
         tasks = ", ".join(in_one_line(one.get("task")) for one in mine)
-        raise UserError(f"{name!r} is the name of {len(mine)} entries", where="--name", hint=f"add --task: {tasks}")
+        raise UserError(f"{len(mine)} entries are named {name!r}", where="--name", hint=f"add --task: {tasks}")
     return mine[0]
 
 
@@ -209,11 +207,11 @@ def _grade_again(entry: dict[str, Any], folder: Path) -> None:
 
     name = str(entry.get("name"))
     if reasons := entries.refusals(entry):
-        raise UserError("is refused: " + "; ".join(reasons), where=name, hint="docs/challenge.md has the rules")
+        raise UserError("is rejected: " + "; ".join(reasons), where=name, hint="docs/challenge.md has the rules")
     task = task_of(entry["task"])
     images = entries.read_images(entries.numbered_images(folder, task), task)
     if reasons := entries.differs_from_images(entry, images):
-        raise UserError("; ".join(reasons), where=name, hint="give the folder that was entered")
+        raise UserError("; ".join(reasons), where=name, hint="use the folder that was entered")
 
 
 def _read_board(path: Path) -> dict[str, Any]:
@@ -224,7 +222,7 @@ def _read_board(path: Path) -> dict[str, Any]:
     board = read_object(path)
     entries = board.get("entries")
     if board.get("format") != BOARD_FORMAT or not isinstance(entries, list) or not all(map(_is_mapping, entries)):
-        raise UserError("is no leaderboard", where=str(path), hint="give a file that `enter --board` wrote")
+        raise UserError("is not a leaderboard", where=str(path), hint="use a file that `enter --board` wrote")
     return board
 
 
@@ -233,7 +231,7 @@ def _is_mapping(value: Any) -> bool:
 
 
 def _show(board: dict[str, Any]) -> int:
-    """Print a table a task, best first, and what is refused."""
+    """Print a table per task, best first, then the rejected entries; return the exit status."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -247,16 +245,16 @@ def _show(board: dict[str, Any]) -> int:
         if not mine:
             continue
         table = Table(
-            "", "entry", "everything right, unseen", "95% interval", "operations", "rent", "hours", "on", "told by"
+            "", "entry", "all correct, unseen", "95% interval", "operations", "rent", "hours", "hardware", "stated by"
         )
-        table.title = f"{name}: intervals that overlap do not rank"
+        table.title = f"{name}: overlapping intervals do not establish a ranking"
         for place, entry in enumerate(sorted(mine, key=lambda one: -one["scores"]["headline"]["value"]), start=1):
             table.add_row(str(place), *(escape(in_one_line(cell)) for cell in _row(entry)))
         console.print(table)
     for entry, reasons in judged:
         if reasons:
             status = REFUSED_STATUS
-            print(in_one_line(f"refused: {entry.get('name')!r}: {'; '.join(reasons)}"), file=sys.stderr)
+            print(in_one_line(f"rejected: {entry.get('name')!r}: {'; '.join(reasons)}"), file=sys.stderr)
     return status
 
 
@@ -271,12 +269,12 @@ def _row(entry: dict[str, Any]) -> list[str]:
 
 COMMANDS = {
     "tasks": ("the tasks and their budgets", _no_arguments, _tasks),
-    "data": ("draw a task's training set", _data_arguments, _data),
+    "data": ("generate a task's training set", _data_arguments, _data),
     "prompts": ("write a task's prompts", _prompts_arguments, _prompts),
     "enter": ("score a folder of images and add it to a leaderboard", _enter_arguments, _enter),
-    "board": ("show a leaderboard, every entry checked again", _board_arguments, _board),
+    "board": ("recheck every entry and show a leaderboard", _board_arguments, _board),
 }
-"""Name → help, what adds its arguments, what runs it."""
+"""Name → help, function that adds the arguments, function that runs the command."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all commands share: how they end, where their results go, numbers that must not be too small."""
+"""Shared by all commands: exit status, progress bars, output paths and argparse types."""
 
 import argparse
 import gc
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 TRACEBACK_VARIABLE = "HDM_TRACEBACK"
 USER_ERROR_STATUS = 2
-LESS = "take less at once, such as smaller batches or images or fewer processes, or a machine that has more"
+LESS = "use smaller batches or images or fewer processes, or a machine with more memory"
 INTERRUPTED_STATUS = 130
 
 
 def run_command(function: Callable[[], int | None]) -> int:
-    """Run a command's body and turn how it ends into an exit status.
+    """Run a command's body and turn its outcome into an exit status.
 
     Args:
         function: the body; returns an exit status, or None for 0.
 
     Returns:
-        The body's status; 2 for a `UserError` and where the file system refuses a place, printed to stderr without a
-        stack trace unless the environment has HDM_TRACEBACK=1; 130 when interrupted from the keyboard; 0 where
-        whatever read the output has seen enough, as in `| head`. Any other exception is a defect and passes.
+        The body's status; 2 for a `UserError`, a file that cannot be accessed or a lack of memory, printed to stderr
+        without a stack trace unless HDM_TRACEBACK=1 is set; 130 for a keyboard interrupt; 0 if the reader of the
+        output closes the pipe, as in `| head`. Any other exception is a bug and propagates.
     """
     try:
         require_platform(sys.platform)
@@ -57,7 +57,7 @@ def run_command(function: Callable[[], int | None]) -> int:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Import without the garbage collector: modules are no garbage, and looking through them is a tenth of a start."""
+    """Pause the garbage collector during imports: scanning modules takes a tenth of the startup time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -68,40 +68,40 @@ def collection_paused() -> Iterator[None]:
 
 
 def reader_is_gone() -> bool:
-    """Whether nobody reads the standard output any more; what is still to be written then goes nowhere."""
+    """Return whether the reader of stdout has closed the pipe; if so, redirect further output to devnull."""
     try:
         output = sys.stdout.fileno()
         poll = select.poll()
         poll.register(output, 0)
         gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    except (OSError, ValueError):  # no real file
+    except (OSError, ValueError):  # not a real file
         return False
-    if gone:  # so that the last flush, at the interpreter's end, finds no closed pipe
+    if gone:  # so that the flush at interpreter exit does not meet a closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return gone
 
 
 @cache
 def require_platform(name: str) -> None:
-    """Refuse a system whose locks, signals and processes are other than Linux's, and warn of one that was not tried.
+    """Reject Windows, whose locks, signals and processes differ, and warn about other untested systems.
 
     Args:
         name: `sys.platform`.
 
     Raises:
-        UserError: it is Windows.
+        UserError: the system is Windows.
     """
     if name in ("win32", "cygwin"):
-        what = "Windows lacks the file locks, signals and forked processes that hdm-lightning needs"
+        what = "Windows lacks the file locks, signals and process forking that hdm-lightning needs"
         raise UserError(what, where="system", hint="install WSL2 (`wsl --install`) and run the command inside it")
     if not name.startswith("linux"):
-        print(f"note: hdm-lightning is tested on Linux only, not on {name}; it uses the CPU alone", file=sys.stderr)
+        print(f"note: hdm-lightning is tested on Linux only, not on {name}; it uses only the CPU", file=sys.stderr)
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on stderr, one for each thing that is being done; yields what takes (thing, how many are done, of all)."""
-    from rich.console import Console  # noqa: PLC0415  (for --help's sake)
+    """Show progress bars on stderr, one per task; yields a function that takes (task name, number done, total)."""
+    from rich.console import Console  # noqa: PLC0415  (keeps --help fast)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -117,13 +117,13 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     try:
         yield report
     finally:
-        if tasks:  # else it would end with an empty line, above the message of what could not begin
+        if tasks:  # else an empty line would precede the message of an early error
             bar.stop()
 
 
 def show_report(report: "RenderableType", content: dict[str, Any], out: Path | None) -> None:
-    """Print a report, wide enough for a schedule of four stages where the output is no terminal, and write its JSON."""
-    from rich.console import Console  # noqa: PLC0415  (for --help's sake)
+    """Print a report, wide enough for four stages if the output is not a terminal, and write its JSON to `out`."""
+    from rich.console import Console  # noqa: PLC0415  (keeps --help fast)
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(report)
@@ -133,50 +133,50 @@ def show_report(report: "RenderableType", content: dict[str, Any], out: Path | N
 
 
 def require_folder(folder: Path, where: str) -> Path:
-    """The folder, which is there or can be made.
+    """Return the folder after checking that it can be created or written to.
 
     Args:
-        folder: to write into.
-        where: the option or key to name in errors.
+        folder: folder to write to.
+        where: option or key to name in errors.
 
     Raises:
-        UserError: something else has its name, or it cannot be written to.
+        UserError: it is not a folder, or it is not writable.
     """
-    import tempfile  # noqa: PLC0415 (for --help's sake)
+    import tempfile  # noqa: PLC0415 (keeps --help fast)
 
     there = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
     try:
         with tempfile.TemporaryFile(dir=there):
             return folder
     except OSError as error:
-        what = f"{folder} is no folder that can be written to ({there}: {error.strerror})"
-        raise UserError(what, where=where, hint="name another place") from error
+        what = f"{folder} is not a writable folder ({there}: {error.strerror})"
+        raise UserError(what, where=where, hint="choose another path") from error
 
 
 def require_file(file: Path, where: str) -> Path:
-    """The file, which can be written or replaced.
+    """Return the file after checking that it can be written or replaced.
 
     Raises:
-        UserError: it is a folder, a device or a pipe, or its folder cannot be written to.
+        UserError: it is a folder, a device or a pipe, or its folder is not writable.
     """
     if file.is_dir():
-        raise UserError(f"{file} is a folder", where=where, hint=f"give a file, such as {file / 'result.json'}")
+        raise UserError(f"{file} is a folder", where=where, hint=f"use a file name, such as {file / 'result.json'}")
     if file.exists() and not file.is_file():
-        raise UserError(f"{file} is a device or a pipe, and would not be replaced", where=where, hint="name a file")
+        raise UserError(f"{file} is a device or a pipe and cannot be replaced", where=where, hint="use a file name")
     require_folder(file.parent, where)
     return file
 
 
 def require_picture(file: Path, where: str, *, more: Sequence[str] = ()) -> Path:
-    """The file, which can be written and whose name ends like a picture's.
+    """Return the file after checking that it can be written and has an image suffix.
 
     Args:
-        file: to write.
-        where: the option or key to name in errors.
-        more: endings that this command can write, too.
+        file: image file to write.
+        where: option or key to name in errors.
+        more: further suffixes that the command supports.
 
     Raises:
-        UserError: it ends otherwise, or cannot be written.
+        UserError: it has another suffix, or cannot be written.
     """
     endings = (".png", ".jpg", ".jpeg", ".webp", *more)
     if file.suffix.lower() not in endings:
@@ -185,7 +185,7 @@ def require_picture(file: Path, where: str, *, more: Sequence[str] = ()) -> Path
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number, refused with a message where it is smaller."""
+    """Return an argparse type for a whole number of at least `least`."""
 
     def whole_number(text: str) -> int:
         number = int(text)
@@ -197,12 +197,12 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def named_number(text: str) -> tuple[str, float]:
-    """An argparse type: NAME=NUMBER."""
+    """Parse NAME=NUMBER; an argparse type."""
     name, equals, number = text.rpartition("=")
     try:
         value = float(number)
     except ValueError:
         value = nan
     if not (equals and name) or isnan(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=NUMBER")
+        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, got {text!r}")
     return name, value

@@ -1,4 +1,4 @@
-"""What the files of `conf/` say of their keys: the comment that a file begins with, and those beside its keys."""
+"""Read the comments in `conf/`: the header comment of a file, and the comments beside its keys."""
 
 import re
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ class ConfFile:
     """One file of `conf/`.
 
     Attributes:
-        path: of the file.
-        is_global: whether its keys stand at the top, whatever its group.
-        head: the first paragraph of the comment that it begins with.
-        comments: dotted key to the comment beside it, of all its lines; empty where there is none.
-        parents: files of the same group that it begins from, the nearest last.
+        path: path of the file.
+        is_global: whether its package is `_global_`, so that its keys are top-level.
+        head: first paragraph of its header comment.
+        comments: dotted key to the complete comment beside it; empty if there is none.
+        parents: files of the same group in its defaults list, the last takes precedence.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class ConfFile:
 
 @cache
 def conf_file(path: Path) -> ConfFile:
-    """Read a file."""
+    """Parse a file."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     root = yaml.compose(text)
@@ -47,7 +47,7 @@ def conf_file(path: Path) -> ConfFile:
 
 
 def lineage(path: Path) -> Iterator[ConfFile]:
-    """A file and those that it begins from, the one that counts first."""
+    """Yield a file and the files it inherits from, in order of precedence."""
     file = conf_file(path)
     yield file
     for parent in reversed(file.parents):
@@ -55,13 +55,13 @@ def lineage(path: Path) -> Iterator[ConfFile]:
 
 
 def first_paragraph(text: str) -> str:
-    """The first paragraph of the comment that a file begins with."""
+    """Return the first paragraph of a file's header comment."""
     lines = []
     for line in text.removeprefix(_GLOBAL).splitlines():
         if not line.startswith("# ") or line.startswith("#   "):
             break
         lines.append(line.lstrip("# "))
-    return re.sub(r"\s*[^.:;]*:$", "", " ".join(lines))  # what leads over to the command below
+    return re.sub(r"\s*[^.:;]*:$", "", " ".join(lines))  # the lead-in to the command below
 
 
 def _beside(node: yaml.MappingNode, lines: list[str], above: str) -> Iterator[tuple[str, str]]:
@@ -75,7 +75,7 @@ def _beside(node: yaml.MappingNode, lines: list[str], above: str) -> Iterator[tu
 
 
 def _comment(lines: list[str], number: int, column: int) -> str:
-    """The comment behind a place, with the lines below it that go on at its column."""
+    """Return the comment after a position, with the lines below that continue it at the same column."""
     found = _COMMENT.search(lines[number], column) if number < len(lines) else None
     if found is None:
         return ""

@@ -1,4 +1,4 @@
-"""hdm-convert: a trained network from one layout of files to another, or what a file holds."""
+"""hdm-convert: convert a trained network between file layouts, or describe a file."""
 
 import copy
 import sys
@@ -22,42 +22,42 @@ Target = Literal[
     "project", "single", "published", "comfyui", "diffusers", "bare", "peft", "lora", "lora_comfyui", "lycoris"
 ]
 TARGETS = {
-    "project": "a pipeline's folder, for HDMPipeline, hdm-sample and hdm-train init=",
-    "single": "one .safetensors of any wiring, all it needs inside: for this project's ComfyUI nodes and commands",
-    "published": "one file, .safetensors or .ckpt, network and what lies beside it under the published names",
-    "comfyui": "one file, autoencoder inside, float16: published for a network so wired, else single",
-    "diffusers": "the published folder with unet/ (which no class of diffusers reads) and vae/ (which does)",
-    "bare": "one file with the network alone under the published names",
-    "peft": "of a LoRA: peft's folder, for PeftModel, load_lora_weights and --lora",
-    "lora": "of a LoRA: one file under diffusers' names (transformer.….lora_A.weight)",
-    "lora_comfyui": "of a LoRA: one file under ComfyUI's names (diffusion_model.….lora_A.weight)",
-    "lycoris": "of a LoRA, LoHa or LoKr: one file under lycoris-lora's names (lycoris_….lokr_w1)",
+    "project": "a pipeline folder, for HDMPipeline, hdm-sample and hdm-train init=",
+    "single": "one self-contained .safetensors of any wiring, for this project's ComfyUI nodes and commands",
+    "published": "one file, .safetensors or .ckpt, with all tensors under the published names",
+    "comfyui": "one float16 file with the autoencoder: published for the published wiring, else single",
+    "diffusers": "the published folder with unet/ (which no diffusers class reads) and vae/ (an AutoencoderKL)",
+    "bare": "one file with only the network under the published names",
+    "peft": "for a LoRA: a peft folder, for PeftModel, load_lora_weights and --lora",
+    "lora": "for a LoRA: one file under diffusers' names (transformer.….lora_A.weight)",
+    "lora_comfyui": "for a LoRA: one file under ComfyUI's names (diffusion_model.….lora_A.weight)",
+    "lycoris": "for a LoRA, LoHa or LoKr: one file under lycoris-lora's names (lycoris_….lokr_w1)",
 }
 SINGLE_FILES = ("single", "published", "comfyui", "bare", "lora", "lora_comfyui", "lycoris")
 ADAPTERS = ("peft", "lora", "lora_comfyui", "lycoris")
-"""Layouts of a LoRA alone; the others have it merged into its base."""
+"""Layouts for a LoRA alone; the others merge it into its base."""
 _OF_MODELS = ("vae", "text_encoder", "lora", "any_base", "copy", "average", "samples")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-"""How the name of a single file may end: by it the file is written and read."""
+"""Suffixes of single files, which determine the format to read and write."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What hdm-convert is asked for.
+    """The arguments of hdm-convert.
 
     Attributes:
-        source: a run's folder, a pipeline's folder, a diffusers folder or a file; a LoRA is merged into its base.
-        destination: file or folder to write; without one, the command says what the source holds.
-        to: layout to write (default: project; for a file's name published if the wiring is, else single).
+        source: a run folder, pipeline folder, diffusers folder or file; a LoRA is merged into its base.
+        destination: file or folder to write; if omitted, the source is described.
+        to: layout to write (default: project; for a file name, published if the wiring is, else single).
         dtype: cast all tensors (default: as stored; comfyui: float16).
-        vae: folder of the autoencoder to put in instead.
-        text_encoder: name or folder that a pipeline's folder is to record.
-        lora: merge this LoRA into the source, NAME or NAME:WEIGHT; may be repeated.
-        any_base: merge also a LoRA that was trained on other weights of this shape.
-        copy: of a file that holds the network more than once, the one under this key or name, e.g. ema.
-        average: of a run with callbacks.weight_averages.sigma_rel: its average of this relative width, e.g. 0.08.
-        samples: with --average: at so many samples seen (default: the end).
-        force: replace what is at the destination.
+        vae: folder of an autoencoder to use instead.
+        text_encoder: name or folder to record in a pipeline folder.
+        lora: merge this LoRA into the source, NAME or NAME:WEIGHT; repeatable.
+        any_base: also merge a LoRA that was trained on other weights of this shape.
+        copy: if a file contains several copies of the network, the key or name of the one to use, e.g. ema.
+        average: for a run with callbacks.weight_averages.sigma_rel: average with this relative width, e.g. 0.08.
+        samples: with --average: number of samples seen (default: the end).
+        force: overwrite the destination.
     """
 
     source: Path
@@ -81,7 +81,7 @@ _CONVERSION = Flags(
 
 
 def parser() -> IntermixedParser:
-    """The command's arguments."""
+    """Return the command's parser."""
     layouts = "\n".join(f"  {name:10} {text}" for name, text in TARGETS.items())
     result = IntermixedParser(
         prog="hdm-convert",
@@ -93,12 +93,12 @@ def parser() -> IntermixedParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert or describe; returns the exit status."""
+    """Convert or describe, and return the exit status."""
     return run_command(lambda: _convert(_CONVERSION.read(parser().parse_args(argv))))
 
 
 def _convert(asked: Conversion) -> None:
-    from hdm_lightning.interop.adapter_files import is_adapter  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.interop.adapter_files import is_adapter  # noqa: PLC0415  (imports torch; keeps --help fast)
     from hdm_lightning.interop.layouts import detect_layout  # noqa: PLC0415  (as above)
 
     source, destination = asked.source, asked.destination
@@ -107,14 +107,14 @@ def _convert(asked: Conversion) -> None:
         return
     if asked.to in ADAPTERS:
         raise UserError(
-            "is no LoRA", where=str(source), hint=f"--to {asked.to} wants one: give the run that trained it"
+            "is not a LoRA", where=str(source), hint=f"--to {asked.to} needs one: use the run that trained it"
         )
     layout, release = ("merged LoRA" if is_adapter(source) else detect_layout(source)), _read(asked)
     if destination is None:
         print(f"{in_one_line(source)}: {layout}\n{describe(release)}")
         return
     if destination.exists() and not asked.force:
-        raise UserError("is there already", where=str(destination), hint="choose another name, or add --force")
+        raise UserError("already exists", where=str(destination), hint="choose another name, or add --force")
     target = asked.to or _usual_target(release, destination)
     _check_destination(destination, target)
     _write(release, destination, target, asked)
@@ -128,13 +128,13 @@ def _usual_target(release: "Release", destination: Path) -> Target:
 
 
 def _check_destination(destination: Path, target: str) -> None:
-    """Refuse a name under which what is written could not be read back, or could not be written at all."""
+    """Raise UserError if the layout cannot be written to this path or read back from it."""
     single = target in SINGLE_FILES
     if single and destination.suffix not in SUFFIXES:
         raise UserError(
             f"the suffix {destination.suffix!r} is unknown, and --to {target} writes one file",
             where=str(destination),
-            hint=f"end the name in {' or '.join(SUFFIXES[:2])}, or choose --to project for a folder",
+            hint=f"use {' or '.join(SUFFIXES[:2])}, or --to project for a folder",
         )
     if destination.exists() and destination.is_dir() == single:
         kinds = ("folder", "file") if single else ("file", "folder")
@@ -143,7 +143,7 @@ def _check_destination(destination: Path, target: str) -> None:
 
 
 def _read(asked: Conversion) -> "Release":
-    from hdm_lightning.interop.adapter_files import is_adapter  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.interop.adapter_files import is_adapter  # noqa: PLC0415  (imports torch; keeps --help fast)
     from hdm_lightning.interop.layouts import read_release, with_vae  # noqa: PLC0415  (as above)
     from hdm_lightning.interop.network_copies import told  # noqa: PLC0415  (as above)
 
@@ -152,31 +152,31 @@ def _read(asked: Conversion) -> "Release":
         print(f"warning: {in_one_line(told(asked.source, release.copies))}", file=sys.stderr)
     if release.left_out:
         shown = ", ".join(map(in_one_line, release.left_out[:5]))
-        print(f"warning: {len(release.left_out)} tensors are no part of a model: {shown} …", file=sys.stderr)
+        print(f"warning: ignoring {len(release.left_out)} tensors outside a model: {shown} …", file=sys.stderr)
     if asked.average is not None:
         release = _averaged(release, asked, asked.average)
     elif asked.samples is not None:
-        raise UserError("is for --average only", where="--samples", hint="add --average WIDTH, e.g. --average 0.08")
+        raise UserError("only applies to --average", where="--samples", hint="add --average WIDTH, e.g. --average 0.08")
     return with_vae(release, asked.vae) if asked.vae else release
 
 
 def _convert_adapter(asked: Conversion) -> None:
-    """A LoRA in another layout, or what it holds."""
-    import torch  # noqa: PLC0415  (for --help's sake)
+    """Convert a LoRA to another layout, or describe it."""
+    import torch  # noqa: PLC0415  (keeps --help fast)
 
     from hdm_lightning.interop import adapter_files as files  # noqa: PLC0415  (as above)
 
     for name, value in vars(asked).items():
         if name in _OF_MODELS and value is not None and value is not False and value != []:
-            option, what = f"--{name.replace('_', '-')}", "is for whole models, and a LoRA by itself is asked for"
-            hint = f"leave it out, or write the merged model: --to project {option} …"
+            option, what = f"--{name.replace('_', '-')}", "is for whole models, not for a LoRA alone"
+            hint = f"omit it, or write the merged model: --to project {option} …"
             raise UserError(what, where=option, hint=hint)
     adapter, destination = files.read_adapter(asked.source), asked.destination
     if destination is None:
         print(f"{in_one_line(asked.source)}: adapter\n{files.describe_adapter(adapter)}")
         return
     if destination.exists() and not asked.force:
-        raise UserError("is there already", where=str(destination), hint="choose another name, or add --force")
+        raise UserError("already exists", where=str(destination), hint="choose another name, or add --force")
     _check_destination(destination, str(asked.to))
     cast = adapter if asked.dtype is None else adapter.cast(getattr(torch, asked.dtype))
     written_by = {"peft": files.write_adapter_folder, "lora": files.write_lora, "lycoris": files.write_lycoris}
@@ -189,8 +189,8 @@ def _convert_adapter(asked: Conversion) -> None:
 
 
 def _merged(asked: Conversion) -> "Release":
-    """The base with the LoRAs that are asked for in its weights."""
-    from hdm_lightning.generation.loading import adapter_and_base  # noqa: PLC0415  (torch, for --help's sake)
+    """Return the base with the requested LoRAs merged into its weights."""
+    from hdm_lightning.generation.loading import adapter_and_base  # noqa: PLC0415  (imports torch; keeps --help fast)
     from hdm_lightning.generation.pipeline_adapters import AdapterUse, find_adapter  # noqa: PLC0415  (as above)
     from hdm_lightning.interop import adapter_files, adapters, layouts  # noqa: PLC0415  (as above)
 
@@ -211,8 +211,8 @@ def _merged(asked: Conversion) -> "Release":
 
 
 def _averaged(release: "Release", asked: Conversion, width: float) -> "Release":
-    """The release with another average of the run's weights in place of its own."""
-    from hdm_lightning.training.averaging.power_function import FOLDER, reconstruct  # noqa: PLC0415  (torch)
+    """Return the release with its weights replaced by another average of the run."""
+    from hdm_lightning.training.averaging.power_function import FOLDER, reconstruct  # noqa: PLC0415  (imports torch)
 
     found = reconstruct(asked.source / FOLDER, width, asked.samples)
     network = copy.deepcopy(release.network).float()
@@ -220,21 +220,21 @@ def _averaged(release: "Release", asked: Conversion, width: float) -> "Release":
         network.load_state_dict({**network.state_dict(), **found.tensors})
     except RuntimeError as error:
         raise UserError(
-            f"the stored averages are of another network than the run's model: {first_line(error)}",
+            f"the stored averages do not match the run's network: {first_line(error)}",
             where=str(asked.source / FOLDER),
-            hint="give the folder of the run that stored them",
+            hint="use the folder of the run that stored them",
         ) from error
     print(
         printable(
             f"average of relative width {width:g} at {found.samples:,} samples, from {found.used} stored; "
-            f"its profile is met to {found.misfit:.2%}"
+            f"its profile is matched to within {found.misfit:.2%}"
         )
     )
     return replace(release, network=network)
 
 
 def _write(release: "Release", destination: Path, target: str, asked: Conversion) -> None:
-    import torch  # noqa: PLC0415  (for --help's sake)
+    import torch  # noqa: PLC0415  (keeps --help fast)
 
     from hdm_lightning.interop import layouts  # noqa: PLC0415
 
@@ -248,21 +248,21 @@ def _write(release: "Release", destination: Path, target: str, asked: Conversion
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be written ({error})", where=str(destination)) from error
     except ValueError as error:
-        hint = "choose --to single or project, train with the published wiring, or give what is missing"
+        hint = "use --to single or project, train with the published wiring, or add what is missing"
         raise UserError(str(error), where=f"--to {target}", hint=hint) from error
     if target == "comfyui":
         _say_who_reads(release)
 
 
 def _say_who_reads(release: "Release") -> None:
-    """Which loaders in ComfyUI read the file: HDM-ext knows XUT-base as released, and nothing else."""
-    from hdm_lightning.interop import published  # noqa: PLC0415  (torch, for --help's sake)
+    """Print which ComfyUI loaders can read the file: HDM-ext supports only XUT-base as released."""
+    from hdm_lightning.interop import published  # noqa: PLC0415  (imports torch; keeps --help fast)
 
     config = release.network.config
     if not config.is_published_wiring:
         named = ", ".join(f"{name} {getattr(config, name)}" for name in _differing(config))
         print(
-            f"single file with a wiring of its own ({named}): read by this project's nodes for ComfyUI, not by HDM-ext"
+            f"single file with a different wiring ({named}): this project's ComfyUI nodes can read it, HDM-ext cannot"
         )
         return
     unlike = [f"{key} {getattr(config, key)}" for key in _differing(config)]
@@ -270,23 +270,23 @@ def _say_who_reads(release: "Release") -> None:
     if text not in (None, published.TEXT_ENCODERS[1024]):
         unlike.append(f"text encoder {text}")
     if not published.is_usual_normalisation(release.vae_mean, release.vae_std):
-        unlike.append("mean and std of its latents")
+        unlike.append("mean and std of the latents")
     if unlike:
-        what = "the published loader (HDM-ext) has this fixed in its code, and cannot load or draws wrongly"
-        print(f"warning: {what}: {in_one_line(', '.join(unlike))}; this project's nodes read it", file=sys.stderr)
+        what = "the published loader (HDM-ext) hard-codes other values, and fails or generates wrong images"
+        print(f"warning: {what}: {in_one_line(', '.join(unlike))}; this project's nodes can read it", file=sys.stderr)
 
 
 def _differing(config: "XUTConfig") -> list[str]:
-    """Fields of a configuration that are not the released network's; how it was initialised does not count."""
-    from hdm_lightning.models.config import preset_fields  # noqa: PLC0415  (torch, for --help's sake)
+    """Return the fields that differ from the released network's configuration, initialization aside."""
+    from hdm_lightning.models.config import preset_fields  # noqa: PLC0415  (imports torch; keeps --help fast)
 
     known = {key: value for key, value in preset_fields("published").items() if key != "rope_init"}
     return [key for key, value in config.to_json().items() if key in known and value != known[key]]
 
 
 def describe(release: "Release") -> str:
-    """What a release holds, one fact a line."""
-    from hdm_lightning.interop.model_card import recorded_license  # noqa: PLC0415  (torch, for --help's sake)
+    """Describe a release, one fact per line."""
+    from hdm_lightning.interop.model_card import recorded_license  # noqa: PLC0415  (imports torch; keeps --help fast)
     from hdm_lightning.models.config import WIRING  # noqa: PLC0415  (as above)
 
     config, settings = release.network.config, release.settings
@@ -300,7 +300,7 @@ def describe(release: "Release") -> str:
         f"autoencoder   {_tensors(release.vae)}",
         f"vae_mean      {None if release.vae_mean is None else release.vae_mean.flatten().tolist()}",
         f"vae_std       {None if release.vae_std is None else release.vae_std.flatten().tolist()}",
-        f"text encoder  {_tensors(release.text_encoder)}" + (f" inside; trained with {text['name']}" if text else ""),
+        f"text encoder  {_tensors(release.text_encoder)}" + (f" included; trained with {text['name']}" if text else ""),
         f"license       {recorded_license(settings.get('training') or {}) or 'not stated'}",
     ]
     return "\n".join(map(in_one_line, lines))

@@ -1,4 +1,4 @@
-"""`hdm-demo`: the whole path from scratch to scored pictures, with small settings."""
+"""`hdm-demo`: the whole path from shards to scored images, at small scale."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def demo(config: DictConfig) -> None:
-    """Compose the two trainings and run the parts that are not done yet."""
+    """Compose the two training runs and run the parts that are not done yet."""
     from hdm_lightning.cli.demo_parts import demo_processes, run_demo  # noqa: PLC0415 (torch takes seconds)
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""The demo's parts: shapes shards, a small EQ-VAE, a small XUT, pictures, and how well they follow their prompts."""
+"""The demo's parts: shards of shapes, a small EQ-VAE, a small XUT, images, and prompt-following scores."""
 
 import json
 import os
@@ -37,7 +37,7 @@ from hdm_lightning.whole_files import write_atomically, write_json
 
 
 def part_progress() -> Progress:
-    """A bar to use as a context manager; it shows itself in a terminal only."""
+    """Return a progress bar, a context manager that only shows in a terminal."""
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
@@ -45,25 +45,25 @@ RESULT = "demo.json"
 SPLITS: dict[str, Split] = {"unseen": "heldout", "seen": "train"}
 SCORED = "pictures and score"
 FORMAT = "hdm-lightning demo 2"
-"""Of what is scored; a folder with scores of another kind is scored again."""
+"""Format of the scores; a folder with another format is scored again."""
 
 
 def demo_processes() -> int:
-    """Two processes on a CPU with two cores or more: small layers gain little from a second thread. One GPU else."""
+    """Return 1 on a GPU, else 2 with two or more CPU cores: small layers gain little from a second thread."""
     return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
 def run_demo(folder: Path, config: dict[str, Any], autoencoder: DictConfig, model: DictConfig) -> int:
-    """Run the parts that are not done yet, then show the result; returns the exit status.
+    """Run the parts that are not done yet, show the result and return the exit status.
 
     Args:
-        folder: everything goes here.
+        folder: output folder of all parts.
         config: conf/demo.yaml.
         autoencoder: composed configuration of hdm-train-vae.
         model: composed configuration of hdm-train.
 
     Raises:
-        UserError: a network that one of the parts needs is not here.
+        UserError: a network that one of the parts needs is not available.
     """
     parts: list[tuple[str, Callable[[], int]]] = [
         ("shards", lambda: _build_shards(folder / "shards", config)),
@@ -92,7 +92,7 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: DictConfig, mode
 
 
 def _require_networks(autoencoder: DictConfig, model: DictConfig) -> None:
-    """Raise UserError if a network that a later part needs is not on this machine, before the first part's minutes."""
+    """Raise UserError if a network that a later part needs is missing, before the first part spends minutes."""
     locate_model(model["text_encoder"]["name"], where="text_encoder.name", required=MODEL_FILES)
     if perceptual := autoencoder["loss"]["perceptual_network"]:
         require_perceptual(perceptual)
@@ -134,7 +134,7 @@ def _draw(folder: Path, config: dict[str, Any]) -> int:
 def _all_graded(
     trained: HDMPipeline, blank: HDMPipeline, settings: SamplingSettings, prompts: dict[str, list[Prompt]], name: str
 ) -> dict[str, Graded]:
-    """Unseen and seen prompts of the trained network; unseen ones of an untrained one, and right answers, decoded."""
+    """Score seen and unseen prompts with the trained network, unseen ones with an untrained one and decoded answers."""
     unseen = prompts["unseen"]
     answers = [prompt.image(settings.height) for prompt in unseen]
     return {
@@ -145,7 +145,7 @@ def _all_graded(
 
 
 def _untrained(trained: HDMPipeline, seed: int) -> HDMPipeline:
-    """The same pipeline around a network as it is before training."""
+    """Return the same pipeline with an untrained network."""
     torch.manual_seed(seed)
     network = XUT(trained.network.config).to(trained.device)
     return trained.with_network(network)
@@ -175,18 +175,18 @@ def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
 
 
 _LEGEND = """
-unseen: images that were right, for color and shape pairs held out of training
-gap: seen minus unseen; best: right answers that survive the autoencoder
-Intervals are over pairs, for this one training. To compare another one:
+unseen: correct images of color and shape pairs held out of training
+gap: seen minus unseen; best: correct images still correct after the autoencoder
+Intervals are over pairs, for this training run only. To compare another run:
   hdm-demo run_dir=runs/demo_1 seed=1
   hdm-evaluate trainings runs/demo runs/demo_1
 """
 
 
 def score_table(scores: dict[str, Any]) -> Table:
-    """Every criterion of unseen combinations, beside seen ones, what the autoencoder leaves, chance and no training.
+    """Return a table of unseen combinations per criterion, next to seen ones, autoencoder limit, chance and untrained.
 
-    It fits 80 columns; the gap is an interval alone, as its value is the difference of two columns.
+    It fits 80 columns; the gap only has an interval, since its value is the difference of two columns.
     """
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for heading in ("", "unseen", "95%", "seen", "gap, 95%", "best", "chance", "untrained"):
@@ -216,11 +216,11 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     console.print(table)
     console.print(_LEGEND, highlight=False)
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items())
-    console.print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in all", highlight=False)
-    console.print(f"pictures: {folder / 'samples.png'}", highlight=False, soft_wrap=True)
+    console.print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in total", highlight=False)
+    console.print(f"images:   {folder / 'samples.png'}", highlight=False, soft_wrap=True)
     console.print(f"watch:    tensorboard --logdir {folder}", highlight=False, soft_wrap=True)
     prompt = "a small green triangle on a white background"
-    console.print(f'draw:     hdm-sample {folder / "model"} "{prompt}"', highlight=False, soft_wrap=True)
+    console.print(f'sample:   hdm-sample {folder / "model"} "{prompt}"', highlight=False, soft_wrap=True)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What classes and functions say of their parameters, read from their source text; nothing is imported."""
+"""Read parameter descriptions of classes and functions from their source, without importing it."""
 
 import ast
 import importlib.util
@@ -30,7 +30,7 @@ _SECTION = r"^{}:\n((?: .*\n?|\n)+)"
 
 @dataclass(frozen=True)
 class Definition:
-    """A class, function or type alias as it stands in a file."""
+    """A class, function or type alias and its file."""
 
     file: Path
     node: ast.AST
@@ -38,13 +38,13 @@ class Definition:
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a class or function takes under one name.
+    """A parameter of a class or function.
 
     Attributes:
-        meaning: in the words of the docstring; empty where it has none.
-        default: as in the source; empty where a value is required.
-        annotation: of its type, with the file whose names it uses; None where there is none.
-        file: where it stands.
+        meaning: its text in the docstring; empty if undocumented.
+        default: its source text; empty if a value is required.
+        annotation: type annotation, with the file that resolves its names; None if unannotated.
+        file: file that defines it.
     """
 
     meaning: str
@@ -53,15 +53,15 @@ class Parameter:
     file: Path
 
     def is_within(self, package: str) -> bool:
-        """Whether it is one of a package's own."""
+        """Return whether it is defined within a package."""
         return package in self.file.parts
 
     def kind(self) -> str:
-        """What may be given, in words: ``a whole number above 0``; empty where the annotation does not tell."""
+        """Describe the accepted values: ``a whole number above 0``; empty if the annotation is not known."""
         return _kind(self.annotation.node, self.annotation.file) if self.annotation else ""
 
     def members(self) -> tuple[Definition | None, bool]:
-        """The class whose fields are keys below this one, and whether names of the user's own stand in between."""
+        """Return the class whose fields are keys below this one, and whether user-chosen names come in between."""
         if self.annotation is None:
             return None, False
         named = re.match(r"(dict|Mapping)\[str, ", ast.unparse(self.annotation.node)) is not None
@@ -73,7 +73,7 @@ class Parameter:
 
 
 def find(name: str) -> Definition | None:
-    """What a dotted name stands for, re-exports followed; None where its source is not to be had."""
+    """Resolve a dotted name, following re-exports; None if its source is not available."""
     first, *rest = name.split(".")
     spec = importlib.util.find_spec(first)
     if spec is None or not spec.submodule_search_locations:
@@ -93,7 +93,7 @@ def find(name: str) -> Definition | None:
 
 
 def parameters(taker: Definition) -> dict[str, Parameter]:
-    """Every parameter of a function, of a class's constructor, or field of a dataclass, those of its bases first."""
+    """Return the parameters of a function or constructor, or the fields of a dataclass, base classes first."""
     if not isinstance(taker.node, ast.ClassDef):
         return _signature(taker, _meanings(taker.node))
     found: dict[str, Parameter] = {}
@@ -108,7 +108,7 @@ def parameters(taker: Definition) -> dict[str, Parameter]:
 
 
 def summary(taker: Definition) -> str:
-    """The first paragraph of a docstring."""
+    """Return the first paragraph of a docstring."""
     return " ".join((_docstring(taker.node).split("\n\n")[0]).split())
 
 
@@ -118,7 +118,7 @@ def _module(file: Path) -> ast.Module:
 
 
 def _named(name: str, file: Path) -> Definition | None:
-    """What a name at the top of a file stands for."""
+    """Resolve a top-level name of a file."""
     for node in _module(file).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return Definition(file, node)
@@ -138,7 +138,7 @@ def _docstring(node: ast.AST) -> str:
 
 
 def _meanings(node: ast.AST) -> dict[str, str]:
-    """Name to what a docstring says of it under "Args:" or "Attributes:"."""
+    """Return name to description from a docstring's "Args:" or "Attributes:"."""
     texts: dict[str, str] = {}
     for section in ("Args", "Attributes"):
         found = re.search(_SECTION.format(section), _docstring(node), re.MULTILINE)
@@ -215,7 +215,7 @@ def _subscripted(node: ast.Subscript, file: Path) -> str:
 
 
 def _bounds(marks: list[ast.expr]) -> Iterator[str]:
-    """Limits in words, of `Field(gt=0)`, `Interval(ge=0, le=1)`, `Ge(0)` and the like."""
+    """Describe the limits in `Field(gt=0)`, `Interval(ge=0, le=1)`, `Ge(0)` and the like."""
     for mark in marks:
         if not isinstance(mark, ast.Call):
             continue

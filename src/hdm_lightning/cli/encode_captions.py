@@ -1,6 +1,6 @@
-"""hdm-shards encode-captions: the captions of shards to text-encoder states on disk, on all devices."""
+"""hdm-shards encode-captions: encode the captions of shards to text-encoder states on disk, on all devices."""
 
-# ruff: noqa: PLC0415 (what loads torch is loaded when the command runs, for --help's sake)
+# ruff: noqa: PLC0415 (torch is imported only when the command runs, to keep --help fast)
 import argparse
 from functools import partial
 from pathlib import Path
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 def encode_captions_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards, of images or latents")
-    command.add_argument("--out", required=True, type=Path, help="folder that gets the states")
-    command.add_argument("--text-encoder", required=True, help="as text_encoder.name: a folder, package or hub name")
-    command.add_argument("--layer", type=int, default=-1, help="as text_encoder.layer (default %(default)s)")
+    command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards of images or latents")
+    command.add_argument("--out", required=True, type=Path, help="output folder for the states")
+    command.add_argument("--text-encoder", required=True, help="like text_encoder.name: a folder, package or hub name")
+    command.add_argument("--layer", type=int, default=-1, help="like text_encoder.layer (default %(default)s)")
     command.add_argument(
-        "--context-length", nargs="+", type=at_least(1), default=[256], help="of the stages (default 256)"
+        "--context-length", nargs="+", type=at_least(1), default=[256], help="lengths of the stages (default 256)"
     )
-    command.add_argument("--fields", nargs="+", help="as data.captions.fields (default: captions caption)")
+    command.add_argument("--fields", nargs="+", help="like data.captions.fields (default: captions caption)")
     device_arguments(command, "states")
-    command.add_argument("--max-tokens", type=at_least(1), help="of captions encoded at once (default 65536)")
+    command.add_argument("--max-tokens", type=at_least(1), help="tokens per encoder call (default 65536)")
 
 
 def encode_captions(arguments: argparse.Namespace) -> int:
-    """Make the states and say how many there are."""
+    """Encode the captions and report how many there are."""
     from hdm_lightning.data.captions import CaptionRules
     from hdm_lightning.data.parallel import progress_bar
     from hdm_lightning.data.text_states import TextFormat
@@ -60,7 +60,7 @@ def encode_captions(arguments: argparse.Namespace) -> int:
 
 
 def start(name: str, layer: int, dtype: str, max_tokens: int, device: str) -> "EncodeText":
-    """What encodes tokens on a device, exactly as training does."""
+    """Return a function that encodes tokens on a device, exactly as training does."""
     from hdm_lightning.encoders.text import load_text_encoder
 
     where = "--text-encoder"

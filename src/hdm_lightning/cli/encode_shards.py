@@ -1,6 +1,6 @@
-"""hdm-shards encode: shards of images to sets of latents, one a resolution, on all devices."""
+"""hdm-shards encode: encode shards of images to one set of latents per resolution, on all devices."""
 
-# ruff: noqa: PLC0415 (what loads torch is loaded when the command runs, for --help's sake)
+# ruff: noqa: PLC0415 (torch is imported only when the command runs, to keep --help fast)
 import argparse
 from collections.abc import Sequence
 from functools import partial
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from hdm_lightning.datasets.encoding import Encode, EncodedSet, EncodeOptions
 
 MOST_THREADS = 16
-"""That decode images in each process."""
+"""Maximum number of threads that decode images in each process."""
 
 
 def device_arguments(command: argparse.ArgumentParser, of: str) -> None:
-    """Where a model computes, and in what."""
-    devices = "auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
+    """Add --devices and --dtype."""
+    devices = "auto (all GPUs, else the CPU), cpu, or a number of devices (default %(default)s)"
     command.add_argument("--devices", default="auto", help=devices)
     command.add_argument("--dtype", default="auto", help=f"of the {of} (default: bfloat16 on GPUs, else float32)")
 
 
 def chosen_dtype(wanted: str, device: str) -> str:
-    """The name of the dtype that `--dtype` stands for on a device. Raises UserError: it is none."""
+    """Return the name of the dtype selected by `--dtype` on a device. Raises UserError: it is unknown."""
     from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
 
     return dtype_name(parse_dtype(wanted, where="--dtype") or encoder_dtype(device))
@@ -35,26 +35,24 @@ def chosen_dtype(wanted: str, device: str) -> str:
 def encode_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards of images")
-    command.add_argument("--out", required=True, type=Path, help="folder that gets a set of shards for each resolution")
+    command.add_argument("--out", required=True, type=Path, help="output folder for one set of shards per resolution")
     command.add_argument("--vae", required=True, help="autoencoder: a folder, a run, or a hub name")
     command.add_argument(
         "--resolution", required=True, nargs="+", type=at_least(1), help="short sides of the resized images in pixels"
     )
     device_arguments(command, "autoencoder")
+    command.add_argument("--max-pixels", type=at_least(1), help="pixels per encoder call (default: as vae.max_pixels)")
     command.add_argument(
-        "--max-pixels", type=at_least(1), help="of images encoded at once (default: that of vae.max_pixels)"
+        "--max-aspect", type=float, default=8.0, help="skip longer images, like data.crop (default %(default)s)"
     )
     command.add_argument(
-        "--max-aspect", type=float, default=8.0, help="leave longer images out, as data.crop does (default %(default)s)"
+        "--std", action="store_true", help="store the standard deviation next to the mean; hdm-train does not use it"
     )
-    command.add_argument(
-        "--std", action="store_true", help="keep the standard deviation beside the mean; hdm-train has no use for it"
-    )
-    command.add_argument("--dry-run", action="store_true", help="tell what it will take on the disk, and stop")
+    command.add_argument("--dry-run", action="store_true", help="report the disk space needed, and stop")
 
 
 def encode(arguments: argparse.Namespace) -> int:
-    """Tell what the sets will take, make them, and print one line each."""
+    """Report the disk space needed, encode the sets and print one line each."""
     from hdm_lightning.datasets.encoding import EncodedSet
     from hdm_lightning.datasets.shard_work import require_room
 
@@ -63,10 +61,10 @@ def encode(arguments: argparse.Namespace) -> int:
     sets = [EncodedSet(arguments.shards, arguments.out, each, options) for each in formats]
     forecasts = [each.forecast() for each in sets]
     for resolution, found in zip(wanted, forecasts, strict=True):
-        size = f"{found.bytes / 1e6:,.1f} MB, {found.missing / 1e6:,.1f} MB to come"
+        size = f"{found.bytes / 1e6:,.1f} MB, {found.missing / 1e6:,.1f} MB to write"
         print(f"{resolution} px: {found.samples:,} samples, about {size}")
     free = require_room(arguments.out, sum(found.missing for found in forecasts))
-    print(f"{free / 1e6:,.1f} MB are free in {arguments.out}", flush=True)
+    print(f"{free / 1e6:,.1f} MB free in {arguments.out}", flush=True)
     if not arguments.dry_run:
         for each in sets:
             _make(each)
@@ -87,7 +85,7 @@ def _options(arguments: argparse.Namespace) -> "EncodeOptions":
     from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 
     if not arguments.max_aspect >= 1:
-        raise UserError(f"is {arguments.max_aspect}", where="--max-aspect", hint="give 1 or more")
+        raise UserError(f"is {arguments.max_aspect}", where="--max-aspect", hint="use 1 or more")
     devices = chosen_devices(arguments.devices)
     dtype, max_pixels = chosen_dtype(arguments.dtype, devices[0]), arguments.max_pixels or MAX_PIXELS
     return EncodeOptions(
@@ -101,7 +99,7 @@ def _options(arguments: argparse.Namespace) -> "EncodeOptions":
 
 
 def chosen_devices(wanted: str) -> tuple[str, ...]:
-    """The devices that `auto`, `cpu` or a number stands for: GPUs where there are some, else processes on the CPU.
+    """Return the devices for `auto`, `cpu` or a number: GPUs if available, else processes on the CPU.
 
     Raises:
         UserError: it is none of these, or there are fewer GPUs.
@@ -114,18 +112,18 @@ def chosen_devices(wanted: str) -> tuple[str, ...]:
     if wanted == "auto":
         return tuple(f"cuda:{number}" for number in range(gpus)) or ("cpu",)
     if not (wanted.isascii() and wanted.isdigit()) or not 0 < int(wanted) <= (gpus or 1024):
-        hint = f"give auto, cpu, or a number{f' up to {gpus}' if gpus else ''}"
+        hint = f"use auto, cpu, or a number{f' up to {gpus}' if gpus else ''}"
         raise UserError(f"is {wanted!r}", where="--devices", hint=hint)
     return tuple(f"cuda:{number}" if gpus else "cpu" for number in range(int(wanted)))
 
 
 def start(vae: str, dtype: str, max_pixels: int, device: str) -> "Encode":
-    """What encodes uint8 images on a device, exactly as training does."""
+    """Return a function that encodes uint8 images on a device, exactly as training does."""
     from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
     from hdm_lightning.encoders.vae_folder import channels_of, locate_autoencoder, read_config
 
     channels = channels_of(read_config(locate_autoencoder(vae, where="--vae"), where="--vae"))
-    mean, std = [0.0] * channels, [1.0] * channels  # moments come before any normalisation
+    mean, std = [0.0] * channels, [1.0] * channels  # moments are not normalized
     autoencoder = load_autoencoder(vae, dtype=dtype, max_pixels=max_pixels, mean=mean, std=std, where="--vae")
     assert isinstance(autoencoder, KLAutoencoder)
     autoencoder.to(device)
@@ -133,10 +131,10 @@ def start(vae: str, dtype: str, max_pixels: int, device: str) -> "Encode":
 
 
 def _formats(vae: str, resolutions: Sequence[int], moments: int = 1) -> list["LatentFormat"]:
-    """What the latents of each resolution will be.
+    """Return the latent format of each resolution.
 
     Raises:
-        UserError: there is no such autoencoder, or its factor does not divide a resolution.
+        UserError: the autoencoder does not exist, or its factor does not divide a resolution.
     """
     from hdm_lightning.data.latent_sets import LatentFormat
     from hdm_lightning.encoders.vae_folder import (
@@ -152,7 +150,7 @@ def _formats(vae: str, resolutions: Sequence[int], moments: int = 1) -> list["La
     factor = factor_of(written)
     for resolution in resolutions:
         if resolution % factor:
-            hint = f"give {max(1, round(resolution / factor)) * factor}"
+            hint = f"use {max(1, round(resolution / factor)) * factor}"
             what = f"{resolution} is not a multiple of the autoencoder's factor, {factor}"
             raise UserError(what, where="--resolution", hint=hint)
     channels, fingerprint = channels_of(written), folder_fingerprint(folder, where="--vae")

@@ -1,4 +1,4 @@
-"""`hdm-evaluate`: a model or an autoencoder measured, as JSON, a table, TensorBoard and a report with images."""
+"""`hdm-evaluate`: evaluate a model or an autoencoder; writes JSON, a table, TensorBoard and an image report."""
 
 import argparse
 import dataclasses
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hdm_lightning.evaluation.findings import Evaluation
 
 OTHERS = {"compare": compare, "trainings": trainings, "count": count}
-"""Commands of their own, on what evaluations wrote."""
+"""Subcommands that work on recorded evaluations."""
 
 OUTPUT_FOLDER = "evaluation"
 PART_FAILED_STATUS = 1
@@ -46,12 +46,12 @@ _DRAWING: Flags[Any] = Flags(
 )
 _DRAWN = ("steps", "solver", "shift", "guidance_scale", "negative_prompt")
 _VAE = Flags(VaeRequest, {"folder": "FOLDER", "size": "--size PX"})
-_DESCRIPTION = """Measure a model, every number with an interval.
+_DESCRIPTION = """Evaluate a model, with an interval for every number.
 
-MODEL is a run's folder, its final/ folder, a weights file in it, a published single file, or a training
-checkpoint (.ckpt) at its place in a run. Real images come from the run's own settings or from --data and
---train-data. `hdm-evaluate vae FOLDER` measures an autoencoder instead; `compare A B` tells two evaluated models apart,
-`trainings RUN…` sums up several seeds, `count SHARE OTHER` says how many prompts a difference needs."""
+MODEL is a run folder, its final/ folder, a weights file in it, a published single file, or a training
+checkpoint (.ckpt) inside its run folder. Real images come from the run's own settings or from --data and
+--train-data. `hdm-evaluate vae FOLDER` evaluates an autoencoder instead; `compare A B` compares two evaluated models,
+`trainings RUN…` summarizes several seeds, `count SHARE OTHER` computes the prompts needed to show a difference."""
 
 _EXAMPLES = """
 examples:
@@ -66,7 +66,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["hdm-evaluate", *given])
     if given[:1] and given[0] in OTHERS:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _asked(given: Sequence[str]) -> ModelRequest:
-    """What is asked of a model. Raises UserError: the first word was probably meant as another command."""
+    """Return the parsed request. Raises UserError: the first word is probably a mistyped subcommand."""
     several = len(given) > 1 and not given[1].startswith("-")
     meant = difflib.get_close_matches(given[0], ["vae", *OTHERS], n=1) if several else []
     if meant and not Path(given[0]).exists():
@@ -89,22 +89,22 @@ def _model_parser() -> Parser:
     parts = "\n".join(f"  {key:<11} {part.about}" for key, part in PARTS.items())
     parser = Parser("hdm-evaluate", description=_DESCRIPTION, epilog=f"parts:\n{parts}\n{_EXAMPLES}")
     _MODEL.add(parser, only=["model"])
-    what = parser.add_argument_group("what to measure, and against what")
+    what = parser.add_argument_group("what to measure, and reference data")
     _MODEL.add(what, only=["parts"])
-    _add_repeated(what, "--data", "folder of reference shards with captions")
+    _add_repeated(what, "--data", "folder of captioned reference shards")
     _add_repeated(what, "--train-data", "folder of training shards")
     _add_repeated(what, "--features", _FEATURES)
     _SETTINGS.add(what, only=["clip"])
     counts = parser.add_argument_group("how many")
     Flags(Counts).add(counts)
-    ratios = "aspect ratios, as in 1:2,2:3,3:2,2:1 (default)"
+    ratios = "aspect ratios, e.g. 1:2,2:3,3:2,2:1 (default)"
     counts.add_argument("--ratios", dest="ratios_text", metavar="W:H,…", help=ratios)
     Flags(Intervals).add(parser.add_argument_group("seeds and intervals"))
-    drawing = parser.add_argument_group("how to draw (defaults: the model's own)")
+    drawing = parser.add_argument_group("sampling (defaults: the model's own)")
     _MODEL.add(drawing, only=["size"])
     _DRAWING.add(drawing, only=_DRAWN)
     model = parser.add_argument_group("model")
-    _add_repeated(model, "--weights", "ema, raw or file; by default all there are")
+    _add_repeated(model, "--weights", "ema, raw or file (default: all available)")
     _MODEL.add(model, only=["text_encoder", "vae", "precision"])
     Flags(Machine).add(parser.add_argument_group("output and machine"))
     return parser
@@ -119,10 +119,10 @@ def _model_request(given: argparse.Namespace) -> ModelRequest:
 
 
 def _vae_parser() -> Parser:
-    about = "Measure an autoencoder on held-out images, every number with an interval."
+    about = "Evaluate an autoencoder on held-out images, with an interval for every number."
     parser = Parser("hdm-evaluate vae", description=about)
     _VAE.add(parser, only=["folder", "size", "on_indivisible", "samples", "perceptual"])
-    _add_repeated(parser, "--data", "folder of shards that it was not trained on", required=True)
+    _add_repeated(parser, "--data", "folder of shards it was not trained on", required=True)
     _add_repeated(parser, "--features", _FEATURES)
     Flags(Intervals).add(parser.add_argument_group("seeds and intervals"))
     _VAE.add(parser.add_argument_group("output and machine"), only=["out", "device", "batch"])
@@ -130,8 +130,8 @@ def _vae_parser() -> Parser:
 
 
 def _add_repeated(group: argparse._ActionsContainer, name: str, about: str, *, required: bool = False) -> None:
-    """A flag that takes one value and may be given several times, so that a positional argument can follow it."""
-    help_ = f"{about}; repeat for several"
+    """Add a repeatable flag that takes one value, so that a positional argument can follow it."""
+    help_ = f"{about}; repeatable"
     group.add_argument(name, action="append", metavar="NAME", default=argparse.SUPPRESS, required=required, help=help_)
 
 
@@ -162,7 +162,7 @@ def _evaluate_model(request: ModelRequest, command: str) -> int:
 
 
 def _put_on_card(evaluation: "Evaluation", model: Path) -> None:
-    """Put the headline figures of the averaged weights on the model's card, where its folder has one."""
+    """Add the headline figures of the averaged weights to the model card, if there is one."""
     from hdm_lightning.evaluation.report import headline  # noqa: PLC0415  (seconds to import)
     from hdm_lightning.interop.pipeline_folder import INDEX, record_measures  # noqa: PLC0415
 
@@ -172,8 +172,8 @@ def _put_on_card(evaluation: "Evaluation", model: Path) -> None:
         return
     try:
         record_measures(folder, figures)
-    except (OSError, UserError) as error:  # the result stands in its own files
-        print(f"warning: the model's card has no measures: {in_one_line(str(error))}", file=sys.stderr)
+    except (OSError, UserError) as error:  # the results are already in their own files
+        print(f"warning: could not add the results to the model card: {in_one_line(str(error))}", file=sys.stderr)
 
 
 def _evaluate_vae(request: VaeRequest, command: str) -> int:
@@ -187,13 +187,13 @@ def _evaluate_vae(request: VaeRequest, command: str) -> int:
 
 
 def _output_folder(given: Path | None, model: Path) -> Path:
-    """The folder for the results; where none is given, in the model's or, for a file, beside it."""
+    """Return the folder for the results; by default inside the model's folder or, for a file, next to it."""
     folder = given or (model if model.is_dir() else model.parent) / OUTPUT_FOLDER
     return require_folder(folder, "--out")
 
 
 def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: int) -> int:
-    """Write the files, print the table and what has no result, and name the files; the exit status."""
+    """Write the files, print the table, the parts left out and the paths, and return the exit status."""
     from rich.console import Console  # noqa: PLC0415
 
     from hdm_lightning.evaluation.report import result_table, write_outputs  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`hdm-evaluate compare`, `trainings` and `count`: what evaluations say together, and how many prompts they need."""
+"""`hdm-evaluate compare`, `trainings` and `count`: combine recorded evaluations, and compute sample sizes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,34 +19,34 @@ FLAGS: dict[str, Flags[Any]] = {
 _COMPARE = """Compare two evaluated models image by image: same prompts, seeds and reference images.
 
 A and B are folders or evaluation.json files that hdm-evaluate wrote with the same counts, seed and data. Measures
-marked * are the primary ones, a family of their own for Holm's correction: name them before you look. "could show" is
-the difference that a comparison of so many images finds in 80% of the cases."""
+marked * are primary, a separate family for Holm's correction: choose them before you look. "could show" is the
+difference that a comparison with this number of images detects with 80% power."""
 
-_TRAININGS = """Sum up trainings of one recipe that differ in their seed: what one further training is to give.
+_TRAININGS = """Summarize training runs of one recipe that differ only in their seed, and predict one more run.
 
-RUN is a folder, an evaluation.json or a demo.json. Intervals of a single evaluation say nothing about another training;
-these are over trainings (Student's t). Those of shares are on the logit, around the share "at mean logit", not the
-mean. With five, the last column is about three of their standard deviations wide on either side."""
+RUN is a folder, an evaluation.json or a demo.json. The intervals of a single evaluation do not cover other runs; these
+are over runs (Student's t). Intervals of shares are computed on the logit, around the share "at mean logit", not the
+mean. With five runs, the last column extends about three standard deviations to either side."""
 
-_COUNT = """How many prompts each of two models needs so that shares SHARE and OTHER are told apart.
+_COUNT = """Compute how many prompts each of two models needs to tell the shares SHARE and OTHER apart.
 
-With --prompts in the place of OTHER: how far another model's share has to be from SHARE.
-Prompts that share a combination count for less: multiply by the design effect, 1 + (prompts a combination − 1) times
-the correlation within one. More combinations help more than more prompts of each."""
+With --prompts instead of OTHER: how far another model's share must be from SHARE.
+Prompts of a combination are correlated: multiply the count by the design effect, 1 + (prompts per combination − 1)
+times the correlation within one. More combinations help more than more prompts of each."""
 
 
 ABOUT = {"compare": _COMPARE, "trainings": _TRAININGS, "count": _COUNT}
 
 
 def read(name: str, given: Sequence[str]) -> Any:
-    """What is asked of `hdm-evaluate NAME`."""
+    """Return the parsed request of `hdm-evaluate NAME`."""
     parser = Parser(f"hdm-evaluate {name}", description=ABOUT[name])
     FLAGS[name].add(parser)
     return FLAGS[name].read(parser.parse_args(given))
 
 
 def compare(given: Sequence[str]) -> int:
-    """Compare two evaluations, print and write what came of it."""
+    """Compare two evaluations; print and write the result."""
     request = read("compare", given)
     from hdm_lightning.evaluation.model_comparison import compare_models, comparison_table  # noqa: PLC0415
     from hdm_lightning.evaluation.recorded_numbers import read_recorded  # noqa: PLC0415
@@ -58,7 +58,7 @@ def compare(given: Sequence[str]) -> int:
 
 
 def trainings(given: Sequence[str]) -> int:
-    """Sum up evaluations of several trainings."""
+    """Summarize the evaluations of several training runs."""
     request = read("trainings", given)
     from dataclasses import asdict  # noqa: PLC0415
 
@@ -75,13 +75,13 @@ def trainings(given: Sequence[str]) -> int:
     few = (
         []
         if len(runs) > 4
-        else [f"{len(runs)} trainings: the last column is wide because they say little; give 5 to 8"]
+        else [f"{len(runs)} training runs: the last column is wide because they are few; use 5 to 8"]
     )
     return _say(trainings_table(found, request.confidence), few, request.out, content)
 
 
 def count(given: Sequence[str]) -> int:
-    """Say how many prompts tell two shares apart."""
+    """Print how many prompts are needed to tell two shares apart."""
     request = read("count", given)
     from hdm_lightning.metrics.comparisons import images_to_tell, smallest_difference  # noqa: PLC0415
 
@@ -89,15 +89,15 @@ def count(given: Sequence[str]) -> int:
     if request.other is None:
         least = smallest_difference(request.share, request.prompts or 1, **options)
         print(
-            f"{request.prompts} prompts of each model tell {request.share:g} from shares at least {least:.3g} away in "
-            f"{request.power:.0%} of the cases"
+            f"{request.prompts} prompts per model tell {request.share:g} from shares at least {least:.3g} away with "
+            f"{request.power:.0%} power"
         )
         return 0
     needed = images_to_tell(request.share, request.other, **options)
     test = f"two-sided, {1 - request.confidence:.2g}; design effect {request.design_effect:g}"
     print(
-        f"{needed} prompts of each model tell {request.share:g} from {request.other:g} in {request.power:.0%} of the "
-        f"cases ({test}; fewer where both models draw the same prompts and agree on most)"
+        f"{needed} prompts per model tell {request.share:g} from {request.other:g} with {request.power:.0%} power "
+        f"({test}; fewer if both models use the same prompts and agree on most)"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""`--explain KEY`: what a key of a Hydra command means, what it takes and what it is, from comments and docstrings."""
+"""`--explain KEY`: the meaning, type and value of a Hydra command's key, from comments and docstrings."""
 
 import re
 import textwrap
@@ -21,23 +21,23 @@ GROUPS = {
     "text_encoder": "the frozen text encoder",
     "vae": "the frozen autoencoder",
     "data": "shards, crops and captions",
-    "module": "loss, routing and the rule of learning rates",
+    "module": "loss, routing and the learning-rate rule",
     "optimizer": "the optimizer",
-    "lr_scheduler": "the learning rate over a stage",
-    "schedule": "stages, in their order",
-    "stage": "what a schedule's stages are made of",
-    "trainer": "handed to `lightning.Trainer` whole",
-    "hardware": "what is not Lightning's: price, peak rate, compilation",
-    "callbacks": "what a run keeps, watches and draws",
-    "logger": "where numbers and images go",
-    "adapter": "low-rank matrices that are trained beside a model's weights",
-    "experiment": "whole runs of `hdm-train`",
-    "vae_training": "whole trainings of `hdm-train-vae`",
-    "experiment_vae": "more of them",
-    "debug": "short runs that find mistakes",
+    "lr_scheduler": "the learning-rate schedule within a stage",
+    "schedule": "the stages, in order",
+    "stage": "settings of a schedule's stage",
+    "trainer": "passed unchanged to `lightning.Trainer`",
+    "hardware": "hardware settings outside Lightning: price, peak rate, compilation",
+    "callbacks": "checkpoints, monitoring, sample images and more",
+    "logger": "where metrics and images are logged",
+    "adapter": "low-rank matrices trained beside the model's frozen weights",
+    "experiment": "complete `hdm-train` runs",
+    "vae_training": "complete `hdm-train-vae` runs",
+    "experiment_vae": "more complete `hdm-train-vae` runs",
+    "debug": "short runs for debugging",
     "hparams_search": "searches over settings",
 }
-"""Group of `conf/` to what it is for."""
+"""Group of `conf/` to its purpose."""
 
 SETTINGS = {
     "guard": "hdm_lightning.training.stages.Guard",
@@ -55,33 +55,33 @@ OF_AUTOENCODERS = {
     "stage": "hdm_lightning.training.stages.AutoencoderStageSettings",
     "validation": "hdm_lightning.training.autoencoder_checks.AutoencoderValidation",
 }
-"""The dataclass of each group of keys that makes no object."""
+"""The dataclass of each group of keys without a `_target_`."""
 
 BUILDS = {"hdm_lightning.XUT.from_fields": "hdm_lightning.XUTConfig"}
-"""A function that takes any key, to the class whose fields they are."""
+"""Function that accepts arbitrary keys, to the class whose fields these are."""
 
 _OF_HYDRA = {
-    "_target_": "the class or function that is made, of the keys beside it",
-    "_partial_": "true: what is named is called later, with further arguments",
+    "_target_": "the class or function to call, with the other keys as arguments",
+    "_partial_": "true: the `_target_` is called later, with further arguments",
 }
-_USAGE = """What a key means, what it takes and what it is:
+_USAGE = """Show the meaning, type and value of a key:
 
   {command} {flag} KEY …         a key, or all keys below one
   {command} {flag} GROUP         the choices of a group
-  {command} {flag} KEY experiment=NAME     what it is with these overrides
+  {command} {flag} KEY experiment=NAME     the key with these overrides
 
 """
 
 
 def explain(words: Sequence[str], config_name: str) -> str:
-    """The answer to `--explain`.
+    """Return the output of `--explain`.
 
     Args:
-        words: what stands beside the flag on the command line: keys, and overrides to compose with.
-        config_name: of the command's configuration.
+        words: the command line without the flag: keys, and overrides to compose with.
+        config_name: name of the command's configuration.
 
     Raises:
-        UserError: there is no such key.
+        UserError: a key does not exist.
     """
     overrides = [word for word in words if "=" in word or word.startswith("~")]
     keys = [word.lstrip("+") for word in words if word not in overrides and not word.startswith("-")]
@@ -92,7 +92,7 @@ def explain(words: Sequence[str], config_name: str) -> str:
 
 
 def referenced(config_name: str, overrides: Sequence[str]) -> "Reference":
-    """A command's configuration with overrides."""
+    """Compose a command's configuration with overrides."""
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         config = compose(config_name, overrides=list(overrides), return_hydra_config=True)
@@ -104,12 +104,12 @@ def referenced(config_name: str, overrides: Sequence[str]) -> "Reference":
 
 @dataclass(frozen=True)
 class Reference:
-    """A configuration as composed, and where its keys are described.
+    """A composed configuration and the descriptions of its keys.
 
     Attributes:
-        name: of the command's configuration.
-        config: composed, nothing resolved.
-        choices: group, or group@package, to what was chosen; the one that counts first comes first.
+        name: name of the command's configuration.
+        config: composed configuration with unresolved interpolations.
+        choices: group, or group@package, to the chosen option, in order of precedence.
     """
 
     name: str
@@ -117,15 +117,15 @@ class Reference:
     choices: dict[str, Any]
 
     def overview(self) -> str:
-        """How the flag is used, and what stands at the top of the configuration."""
+        """Return the flag's usage and the top-level keys."""
         command = f"hdm-{self.name.replace('_', ' ' if self.name.startswith('plan') else '-')}"
         return _USAGE.format(command=command, flag=EXPLAIN) + "\n".join(self._below(""))
 
     def of(self, key: str) -> str:
-        """What is to be said of a key, and a line for each key below it; of a group also its choices.
+        """Describe a key, with a line for each key below it; for a group, also list its choices.
 
         Raises:
-            UserError: there is none of this name.
+            UserError: the key does not exist.
         """
         choices = list(self._choices(key))
         if not choices and not self.has(key) and self._taken(key)[0] is None:
@@ -137,13 +137,13 @@ class Reference:
         return "\n".join([*lines, *self._below(f"{key}.")])
 
     def has(self, key: str) -> bool:
-        """Whether there is such a key, with a value or without."""
+        """Return whether a key exists, even without a value."""
         above, _, last = key.rpartition(".")
         node = OmegaConf.select(self.config, above, throw_on_resolution_failure=False) if above else self.config
-        return isinstance(node, DictConfig) and last in node.keys()  # noqa: SIM118 (without a value it is not "in")
+        return isinstance(node, DictConfig) and last in node.keys()  # noqa: SIM118 ("in" ignores keys without a value)
 
     def meaning(self, key: str) -> str:
-        """What a key means, by the docstring of what takes it or the comment beside it; empty where neither says."""
+        """Return a key's meaning from the docstring of its parameter or the comment beside it; empty if neither."""
         parameter, taker = self._taken(key)
         documented = parameter.meaning if parameter else ""
         if parameter and taker and not parameter.members()[1]:
@@ -155,7 +155,7 @@ class Reference:
         return as_typed(said)
 
     def places(self, key: str) -> Iterator[tuple[ConfFile, str]]:
-        """The files of `conf/` that have a key, and as what; the one that counts comes first."""
+        """Yield the files of `conf/` with a key, and its name in each, in order of precedence."""
         for choice, option in self.choices.items():
             group, _, package = choice.partition("@")
             path = ROOT / group / f"{option}.yaml"
@@ -167,13 +167,13 @@ class Reference:
         yield from ((file, key) for file in own if key in file.comments)
 
     def _hint(self, key: str) -> str:
-        """What to ask instead of a key that is not there: the same with another choice of its group, or one like it."""
+        """Suggest an alternative to a missing key: another choice of its group that has it, or a similar key."""
         group, _, inside = key.partition(".")
         for path in sorted((ROOT / group).glob("*.yaml")) if group in self.choices and inside else ():
             if any(not file.is_global and inside in file.comments for file in lineage(path)):
-                return f"it is one of {group}={path.stem}: {EXPLAIN} {key} {group}={path.stem}"
+                return f"it belongs to {group}={path.stem}: {EXPLAIN} {key} {group}={path.stem}"
         near = nearest_key(key, self.config)
-        return f"did you mean {near}?" if near else f"`{EXPLAIN}` alone shows the keys to begin with"
+        return f"did you mean {near}?" if near else f"`{EXPLAIN}` alone lists the top-level keys"
 
     def _head(self, key: str) -> str:
         value = self._raw(key)
@@ -199,16 +199,16 @@ class Reference:
         places = list(self.places(key))
         if places:
             (file, inside), *_ = places
-            yield f"  stands in: conf/{file.path.relative_to(ROOT)}"
+            yield f"  set in: conf/{file.path.relative_to(ROOT)}"
             comment = file.comments[inside]
             if comment and comment not in self.meaning(key):
-                yield from textwrap.wrap(f"there: {comment}", 100, initial_indent="  ", subsequent_indent="  ")
+                yield from textwrap.wrap(f"comment: {comment}", 100, initial_indent="  ", subsequent_indent="  ")
 
     def _stage_keys(self) -> str:
         return "stage." if "autoencoder" in self.config else "schedule.stages.NAME."
 
     def _below(self, above: str) -> Iterator[str]:
-        """A line for each key below one."""
+        """Yield a line for each key below one."""
         node = self._raw(above.removesuffix(".")) if above else OmegaConf.to_container(self.config, resolve=False)
         names = [str(name) for name in node] if isinstance(node, dict) else []
         heads = [self._head(f"{above}{name}") for name in names]
@@ -223,7 +223,7 @@ class Reference:
         return plain.get(last, plain.get(int(last)) if last.isdigit() else None)
 
     def _taken(self, key: str) -> tuple[Parameter | None, Definition | None]:
-        """What takes a key's value: as a parameter of what is above it, and as what is made of the keys below it."""
+        """Return the parameter that takes a key's value, and the class or function built from the keys below it."""
         taker: Definition | None = None
         found: Parameter | None = None
         parts, of_user = key.split("."), False
@@ -237,7 +237,7 @@ class Reference:
         return found, taker
 
     def _made_at(self, key: str) -> Definition | None:
-        """The class of the keys below a key."""
+        """Return the class or function built from the keys below a key."""
         value = self._raw(key)
         name = str(value["_target_"]) if isinstance(value, dict) and "_target_" in value else ""
         own = OF_AUTOENCODERS if "autoencoder" in self.config else {}
@@ -245,19 +245,19 @@ class Reference:
         return find(BUILDS.get(name, name)) if name and not (key == "stage" and not own) else None
 
     def _choices(self, key: str) -> Iterator[str]:
-        """A line for each file of a group."""
+        """Yield a line for each file of a group."""
         folder = ROOT / key
         for path in sorted(folder.glob("*.yaml")) if key in self.choices else ():
             yield f"{key}={path.stem:18} {textwrap.shorten(conf_file(path).head, 90, placeholder=' …')}".rstrip()
 
 
 def _shown(value: Any) -> str:
-    """A value as it would be typed."""
+    """Format a value as it would be typed."""
     if isinstance(value, list):
         return f"[{','.join(map(_shown, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def as_typed(text: str) -> str:
-    """A docstring with the constants as a configuration spells them."""
+    """Return a docstring with None, True and False spelled as in YAML."""
     return re.sub(r"\b(None|True|False)\b", lambda word: {"None": "null"}.get(word[0], word[0].lower()), text)

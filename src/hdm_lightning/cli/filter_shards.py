@@ -1,6 +1,6 @@
-"""hdm-shards filter: the samples of shards that keep bounds and values, without near copies."""
+"""hdm-shards filter: keep the samples of shards that satisfy bounds and values, without near duplicates."""
 
-# ruff: noqa: PLC0415 (what loads torch is loaded when the command runs, for --help's sake)
+# ruff: noqa: PLC0415 (torch is imported only when the command runs, to keep --help fast)
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hdm_lightning.datasets.filtering import Judgement
 
 NEAR_BITS = 4
-"""Of 64: copies that were resized, encoded again or given a small mark differ in fewer."""
+"""Default, out of 64 bits: copies that were resized, re-encoded or slightly watermarked differ in fewer."""
 
 MEASURED = "width, height, short_side, long_side, aspect, caption_words, caption_letters"
 
@@ -24,20 +24,22 @@ def filter_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards")
     to = command.add_mutually_exclusive_group(required=True)
-    to.add_argument("--out", type=Path, help="folder that gets new shards of the samples that stay")
-    to.add_argument("--mark", action="store_true", help="leave the others out of the index (changes the order)")
-    to.add_argument("--dry-run", action="store_true", help="say how many would stay, and stop")
+    to.add_argument("--out", type=Path, help="output folder for new shards with the samples that are kept")
+    to.add_argument("--mark", action="store_true", help="remove the others from the index (changes the order)")
+    to.add_argument("--dry-run", action="store_true", help="report how many would be kept, and stop")
     bound: dict[str, Any] = {"type": named_number, "nargs": "+", "action": "extend", "default": []}
-    command.add_argument("--min", metavar="KEY=NUMBER", help=f"{MEASURED}, or a key of the records", **bound)
-    command.add_argument("--max", metavar="KEY=NUMBER", help="the same", **bound)
+    command.add_argument(
+        "--min", metavar="KEY=NUMBER", help=f"lower bound: {MEASURED}, or a key of the records", **bound
+    )
+    command.add_argument("--max", metavar="KEY=NUMBER", help="upper bound, likewise", **bound)
     value: dict[str, Any] = {**bound, "type": _named_values, "metavar": "KEY=VALUE[,VALUE]"}
-    command.add_argument("--is", dest="among", help="values that a key of the records must have", **value)
-    command.add_argument("--is-not", dest="not_among", help="values that it must not have", **value)
+    command.add_argument("--is", dest="among", help="allowed values of a key of the records", **value)
+    command.add_argument("--is-not", dest="not_among", help="values to reject", **value)
     command.add_argument(
         "--lacking",
         choices=("leave-out", "keep"),
         default="leave-out",
-        help="samples without a key, or whose value is no number (default %(default)s)",
+        help="samples whose key is missing or not a number (default %(default)s)",
     )
     command.add_argument(
         "--near-duplicates",
@@ -45,22 +47,22 @@ def filter_arguments(command: argparse.ArgumentParser) -> None:
         nargs="?",
         const=NEAR_BITS,
         metavar="BITS",
-        help=f"leave out near copies, whose perceptual hashes differ in so many of 64 bits (no number: {NEAR_BITS})",
+        help=f"leave out near duplicates, whose perceptual hashes differ in up to BITS of 64 bits (BITS: {NEAR_BITS})",
     )
-    command.add_argument("--against", nargs="+", metavar="SHARDS", help="other sets, of which no copies are to stay")
-    command.add_argument("--jobs", type=at_least(1), help="processes that read side by side (default: one a core)")
+    command.add_argument("--against", nargs="+", metavar="SHARDS", help="other sets; leave out copies of their samples")
+    command.add_argument("--jobs", type=at_least(1), help="parallel reader processes (default: one per core)")
 
 
 def _named_values(text: str) -> tuple[str, tuple[str, ...]]:
-    """An argparse type: KEY=VALUE,VALUE."""
+    """Parse KEY=VALUE,VALUE; an argparse type."""
     key, equals, values = text.partition("=")
     if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
     return key, tuple(value.strip().lower() for value in values.split(","))
 
 
 def filter_shards(arguments: argparse.Namespace) -> int:
-    """Filter, and tell how many samples each rule has left out."""
+    """Filter, and report how many samples each rule left out."""
     from hdm_lightning.data.parallel import available_cores
     from hdm_lightning.datasets.filtering import FilteredSet
     from hdm_lightning.datasets.journal import REJECTED
@@ -76,12 +78,12 @@ def filter_shards(arguments: argparse.Namespace) -> int:
         print(line)
     if not judgement.chosen():
         raise UserError(
-            "no sample stays", where=arguments.shards, hint="give other bounds; --dry-run tells their effect"
+            "no sample is kept", where=arguments.shards, hint="relax the bounds; --dry-run shows their effect"
         )
     if arguments.out is not None:
-        print(f"  {arguments.out / REJECTED} names each sample that is left out: {arguments.out}")
+        print(f"  {arguments.out / REJECTED} lists each sample that was left out: {arguments.out}")
     if arguments.mark:
-        print(f"  they are out of the index; hdm-shards index {arguments.shards} takes them in again")
+        print(f"  removed from the index; hdm-shards index {arguments.shards} restores them")
     return 0
 
 
@@ -91,14 +93,14 @@ def _wanted(arguments: argparse.Namespace) -> "Filter":
 
     rules, distance = tuple(_rules(arguments)), arguments.near_duplicates
     if not rules and distance is None:
-        raise UserError("there is no rule", where="--min", hint="give one, such as --min short_side=256")
+        raise UserError("no rule is set", where="--min", hint="add one, such as --min short_side=256")
     if arguments.against and distance is None:
-        hint = f"add --near-duplicates, perhaps with a number of bits (default {NEAR_BITS})"
-        raise UserError("other sets are compared by near copies alone", where="--against", hint=hint)
+        hint = f"add --near-duplicates, optionally with a number of bits (default {NEAR_BITS})"
+        raise UserError("other sets are only searched for near duplicates", where="--against", hint=hint)
     if distance is not None:
         import_optional("imagehash", "filter", where="--near-duplicates")
         if distance > MOST_BITS:
-            raise UserError(f"is {distance}", where="--near-duplicates", hint=f"give {MOST_BITS} at most")
+            raise UserError(f"is {distance}", where="--near-duplicates", hint=f"use {MOST_BITS} or less")
     return Filter(rules, arguments.lacking == "keep", distance)
 
 
@@ -116,13 +118,13 @@ def _rules(arguments: argparse.Namespace) -> "Iterator[Rule]":
 
 
 def told(judgement: "Judgement") -> Iterator[str]:
-    """A line of all, one a reason, and one for each thing that samples lack which stay."""
+    """Yield a summary line, one per reason, and one per missing key or value of kept samples."""
     from hdm_lightning.printable import in_one_line
 
     left_out = judgement.left_out
     gone = sum(left_out.values())
-    yield f"{judgement.samples:,} samples: {judgement.samples - gone:,} stay, {gone:,} are left out"
+    yield f"{judgement.samples:,} samples: {judgement.samples - gone:,} kept, {gone:,} left out"
     for reason, count in left_out.items():
         yield f"  {count:,} left out: {in_one_line(reason)}"
     for what, count in judgement.lacking.items():
-        yield f"  {count:,} stay though they lack it: {in_one_line(what)}"
+        yield f"  {count:,} kept despite: {in_one_line(what)}"

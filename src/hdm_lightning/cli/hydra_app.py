@@ -1,4 +1,4 @@
-"""Hydra commands: composition errors and user errors on one screen with exit status 2."""
+"""Run Hydra commands; composition and user errors are reported briefly, with exit status 2."""
 
 import hashlib
 import logging
@@ -32,7 +32,7 @@ from hdm_lightning.training.former_keys import present_keys
 from hdm_lightning.version import __version__
 
 LONGEST_FOLDER_NAME = 120
-"""Bytes: file systems count in them."""
+"""In bytes, as file systems count."""
 _UNTOLD = re.compile("object_type=|^To append to your config use")
 STOPPED = 143
 """Exit status of a job that saved and ended because of a signal."""
@@ -41,20 +41,20 @@ STOPPED = 143
 def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
     """Compose `config_name` with the command line, call `task(config)`, and return the exit status.
 
-    A task returns None or, for sweepers, a number, raises `UserError`, or exits. Errors are reported after Hydra's
-    end: it would print the overrides above them.
+    A task returns None or, for sweepers, a number, raises `UserError`, or exits. Errors are reported after Hydra
+    ends, since it would print the overrides above them.
     """
     if "--version" in sys.argv[1:]:
         print(f"hdm-lightning {__version__}")
         return 0
     error: BaseException | None = None
     errors = JobErrors()
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Hydra would show what it says of its fonts
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Hydra would show its messages about fonts
     try:
         require_platform(sys.platform)
         OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
         if EXPLAIN in sys.argv[1:]:
-            from hdm_lightning.cli.explained import explain  # noqa: PLC0415 (only where it is asked for)
+            from hdm_lightning.cli.explained import explain  # noqa: PLC0415 (only if requested)
 
             words = [word for word in sys.argv[1:] if word != EXPLAIN]
             print(explain(present_keys(words, config_name), config_name))
@@ -70,20 +70,20 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
 
 
 def _place_of_hydra(error: BaseException) -> BaseException:
-    """What to tell where Hydra, before any job, cannot make the folder of one; other errors as they are."""
+    """Return a UserError if Hydra could not create a job's folder; other errors unchanged."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError) or not isinstance(error.filename, str):
         return error
-    what, hint = f"cannot be made ({error.strerror})", "name another place: run_dir=…, or hydra.sweep.dir=… in a sweep"
+    what, hint = f"cannot be created ({error.strerror})", "set another path: run_dir=…, in a sweep hydra.sweep.dir=…"
     return UserError(what, where=error.filename, hint=hint)
 
 
 def _end(error: BaseException | None, config_name: str) -> int:
-    """The exit status of an application that has ended with an error or without."""
+    """Return the exit status of an application, or raise its error."""
     if error is None or isinstance(error, JobFailed):
         return finish_sweep()
-    if isinstance(error, RuntimeError) and "slurm cluster" in str(error):  # submitit's complaint
-        hint = "start the sweep on a machine that has srun and sbatch, or leave the launcher out"
-        raise UserError("there is no SLURM on this machine", where="hydra/launcher", hint=hint) from error
+    if isinstance(error, RuntimeError) and "slurm cluster" in str(error):  # raised by submitit
+        hint = "start the sweep on a machine that has srun and sbatch, or omit the launcher"
+        raise UserError("SLURM is not available on this machine", where="hydra/launcher", hint=hint) from error
     if isinstance(error, OverrideParseException):
         raise unparsable(error.override) from error
     composing = isinstance(error, HydraException | OmegaConfBaseException)
@@ -94,11 +94,11 @@ def _end(error: BaseException | None, config_name: str) -> int:
 
 
 class JobErrors(ContextDecorator):
-    """What becomes of a job's errors: in a sweep its folder says how it failed, else the user's are kept for later.
+    """Handle a job's errors: in a sweep, record them in the job's folder; otherwise keep a `UserError` for later.
 
     Attributes:
-        begun: whether there was a job.
-        mistake: the user's error, if there was one.
+        begun: whether a job has started.
+        mistake: the `UserError`, if there was one.
 
     Raises:
         JobFailed: a job of a sweep failed.
@@ -125,7 +125,7 @@ class JobErrors(ContextDecorator):
 
 @contextmanager
 def _full_errors() -> Iterator[None]:
-    """Let Hydra pass errors on instead of printing and exiting."""
+    """Make Hydra raise errors instead of printing them and exiting."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -135,9 +135,9 @@ def _full_errors() -> Iterator[None]:
 
 
 def end_job(status: int) -> None:
-    """Leave with the exit status of a job's processes, if it is not 0.
+    """Exit with the status of a job's processes, if it is not 0.
 
-    In a sweep a failed job raises, so that the next one has its turn; a signal ends the sweep.
+    In a sweep a failed job raises, so that the next one can run; a signal ends the sweep.
     """
     if status and in_sweep() and status not in (STOPPED, INTERRUPTED_STATUS):
         raise RuntimeError(f"the job's processes ended with exit status {status}; see the messages above")
@@ -146,17 +146,17 @@ def end_job(status: int) -> None:
 
 
 def in_sweep() -> bool:
-    """Whether the present job is one of a multirun."""
+    """Return whether the current job is part of a multirun."""
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def output_dir() -> str:
-    """The folder of the present job."""
+    """Return the output folder of the current job."""
     return str(HydraConfig.get().runtime.output_dir)
 
 
 def short_name(text: str) -> str:
-    """A folder name made of a job's overrides: as it is where short, its beginning and a hash where long."""
+    """Return a folder name for a job's overrides: unchanged if short, else its beginning and a hash."""
     safe = text.replace("/", "-")
     content = os.fsencode(safe)
     if len(content) <= LONGEST_FOLDER_NAME:
@@ -166,8 +166,8 @@ def short_name(text: str) -> str:
 
 
 def _first_lines(error: BaseException, config_name: str) -> str:
-    """Hydra's message without what says nothing to a user, and what was probably meant."""
-    from hdm_lightning.cli.mistyped import hint_for  # noqa: PLC0415 (only after a mistake)
+    """Return Hydra's message without its internals, and a hint."""
+    from hdm_lightning.cli.mistyped import hint_for  # noqa: PLC0415 (only after an error)
 
     message, _, _ = str(error).partition("Config search path:")
     lines = [line for line in message.splitlines() if line.strip() and not _UNTOLD.search(line)]

@@ -1,4 +1,4 @@
-"""What a mistyped key, group or choice of a Hydra command was probably meant to be."""
+"""Suggest corrections for mistyped keys, groups and choices of Hydra commands."""
 
 import difflib
 import re
@@ -15,11 +15,11 @@ USUAL = "`--help` shows the groups, their choices and every key, `--explain KEY`
 
 
 def hint_for(message: str, config_name: str) -> str:
-    """A hint for one of Hydra's errors.
+    """Return a hint for one of Hydra's errors.
 
     Args:
-        message: of the error.
-        config_name: of the command's configuration.
+        message: message of the error.
+        config_name: name of the command's configuration.
     """
     chosen, typed = CHOICE.search(message), KEY.search(message)
     if chosen:
@@ -30,18 +30,18 @@ def hint_for(message: str, config_name: str) -> str:
         if (above := _null_above(wanted, config)) is not None:
             below = wanted[len(above) + 1 :].split(".")
             value = "".join(f"{{{part}: " for part in below) + "VALUE" + "}" * len(below)
-            return f"{above} is null; give its keys at once: '{above}={value}'"
+            return f"{above} is null; set it as a whole: '{above}={value}'"
         key = nearest_key(wanted, config)
         return f"did you mean {key}? {USUAL}" if key else USUAL
     return USUAL
 
 
 def nearest_key(key: str, config: DictConfig) -> str | None:
-    """The key of a configuration that is spelled most alike, looked for part by part from the left; None for none.
+    """Return the most similar key of a configuration, matched part by part from the left; None if there is none.
 
     Args:
-        key: dotted, as it was typed.
-        config: with all keys that there are.
+        key: dotted key as typed.
+        config: configuration with all valid keys.
     """
     found: list[str] = []
     node = OmegaConf.to_container(config, resolve=False)
@@ -49,7 +49,7 @@ def nearest_key(key: str, config: DictConfig) -> str | None:
         if not isinstance(node, Mapping):
             return None
         names = [str(name) for name in node]
-        swapped = [name for name in names if sorted(name) == sorted(part)]  # two letters in the other order
+        swapped = [name for name in names if sorted(name) == sorted(part)]  # transposed letters
         close = [part] if part in names else swapped or difflib.get_close_matches(part, names, n=1)
         if not close:
             return None
@@ -59,7 +59,7 @@ def nearest_key(key: str, config: DictConfig) -> str | None:
 
 
 def _null_above(key: str, config: DictConfig) -> str | None:
-    """The key above a key where nothing is, so that it has no keys below it; None for none."""
+    """Return the prefix of a key that is null in the configuration; None if there is none."""
     node: object = OmegaConf.to_container(config, resolve=False)
     parts = key.split(".")
     for count, part in enumerate(parts):

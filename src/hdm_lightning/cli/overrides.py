@@ -1,4 +1,4 @@
-"""Arguments of the Hydra commands before Hydra sees them: flags in any place, a sweep's names, what to quote."""
+"""Preprocess the arguments of Hydra commands: flags in any position, sweep folder names, quoting."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from hdm_lightning.errors import UserError
 
 WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
-"""Flags of Hydra that are followed by a value."""
+"""Hydra flags that are followed by a value."""
 MULTIRUN = ("-m", "--multirun")
 MODES = {
     **dict.fromkeys(MULTIRUN, "-m"),
@@ -21,31 +21,31 @@ MODES = {
     **dict.fromkeys(("-i", "--info"), "--info"),
     **dict.fromkeys(("-r", "--run"), "--run"),
 }
-"""What Hydra does one of, by its flags; it ends in a stack trace where it is given two."""
+"""Hydra's mutually exclusive modes by flag; it crashes with a stack trace if two are used."""
 SUBDIR, EXCLUDED = "hydra.sweep.subdir", "hydra.job.config.override_dirname.exclude_keys"
 
 MOST_DIGITS = re.compile(r"\d{4300}")
-"""What Python reads as no number any more."""
+"""More digits than Python converts to an integer."""
 
 EXPLAIN = "--explain"
-"""The flag that asks what keys mean; words beside it are keys and overrides."""
+"""The flag that explains keys; its arguments are keys and overrides."""
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra wants them: flags first; in a sweep jobs are named by what differs between them.
+    """Return the arguments in Hydra's order: flags first; in a sweep, jobs are named by the overrides that vary.
 
-    What all jobs share goes into their folders' names as a hash, so that the same command finds its folders again and
-    another one does not.
+    The overrides that all jobs share go into the folder names as a hash, so the same command finds its folders again
+    and another one does not.
 
     Raises:
-        UserError: an argument cannot be parsed, where the hint is the argument quoted; flags contradict each other.
+        UserError: an argument cannot be parsed (the hint quotes it), or flags contradict each other.
     """
     flags, rest = _apart(arguments)
     for argument in filter(MOST_DIGITS.search, arguments):
-        raise UserError("has thousands of digits", where=argument[:60], hint="give a number of fewer digits")
+        raise UserError("has thousands of digits", where=argument[:60], hint="use a number with fewer digits")
     modes = list(dict.fromkeys(MODES[name] for flag in flags if (name := flag.partition("=")[0]) in MODES))
     if len(modes) > 1:
-        raise UserError(f"does not go with {modes[1]}", where=modes[0], hint=f"leave {modes[0]} or {modes[1]} out")
+        raise UserError(f"cannot be combined with {modes[1]}", where=modes[0], hint=f"omit {modes[0]} or {modes[1]}")
     overrides = [argument for argument in rest if "=" in argument or argument.startswith("~")]
     for override in overrides:
         _require_choice(override)
@@ -59,14 +59,14 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
 
 def _require_choice(override: str) -> None:
-    """Raise UserError for a group that is given something else than names of its files: Hydra ends in a stack trace."""
+    """Raise UserError if a group is set to anything but names of its files, for which Hydra crashes."""
     key, _, text = override.lstrip("+").partition("=")
     choices = _choices(key)
     if not choices or override.startswith("~"):
         return
     try:
         parsed = OverridesParser.create().parse_override(override)
-        if isinstance(parsed.value(), Glob):  # of the group's own files
+        if isinstance(parsed.value(), Glob):  # expands to the group's own files
             return
         values = list(parsed.sweep_iterator()) if parsed.is_choice_sweep() else [parsed.value()]
     except HydraException as error:
@@ -74,12 +74,12 @@ def _require_choice(override: str) -> None:
     for value in values:
         names = value if isinstance(value, list) else [value]
         if not all(isinstance(name, str | dict | QuotedString) for name in names):
-            choice = f"{key}=none" if "none" in choices else f"leave it out, or choose one: {', '.join(choices)}"
-            raise UserError(f"{text} is no file of this group", where=key, hint=choice)
+            choice = f"{key}=none" if "none" in choices else f"omit it, or choose one: {', '.join(choices)}"
+            raise UserError(f"{text} is not an option of this group", where=key, hint=choice)
 
 
 def _choices(group: str) -> list[str]:
-    """The files of a group of this package or of Hydra, none where it is no group."""
+    """Return the options of a group of this package or of Hydra; empty if it is not a group."""
     if not re.fullmatch(r"\w+(/\w+)?", group):
         return []
     places = [resources.files("hdm_lightning.conf") / group, resources.files("hydra.conf") / group]
@@ -88,7 +88,7 @@ def _choices(group: str) -> list[str]:
 
 
 def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and the rest, each in their order."""
+    """Return the flags with their values, and the remaining arguments, both in order."""
     flags: list[str] = []
     rest: list[str] = []
     waiting = iter(arguments)
@@ -101,7 +101,7 @@ def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _varies(override: str) -> bool:
-    """Whether an override has several values."""
+    """Return whether an override is a sweep."""
     try:
         return bool(OverridesParser.create().parse_override(override).is_sweep_override())
     except HydraException as error:
@@ -109,12 +109,12 @@ def _varies(override: str) -> bool:
 
 
 def _key(override: str) -> str:
-    """The key or group of an override that can be parsed."""
+    """Return the key or group of a valid override."""
     return str(OverridesParser.create().parse_override(override).key_or_group)
 
 
 def unparsable(override: str) -> UserError:
-    """The error for an override that Hydra cannot parse, with one that it can."""
+    """Return the error for an override that Hydra cannot parse, with a quoted one that it can as the hint."""
     key, equals, value = override.partition("=")
     quoted = f"{key.strip()}={_quoted_list(value.strip()) or _quoted(value.strip())}"
     try:
@@ -122,14 +122,14 @@ def unparsable(override: str) -> UserError:
     except HydraException:
         equals = ""
     if not equals:
-        hint = "give KEY=VALUE, GROUP=CHOICE or ~KEY; `--cfg job` shows every key, `--help` the groups"
+        hint = "use KEY=VALUE, GROUP=CHOICE or ~KEY; `--cfg job` shows every key, `--help` the groups"
         return UserError("cannot be parsed", where=override, hint=hint)
-    what = "has letters that mean something to Hydra, which quotation marks prevent, those for the shell around them"
+    what = "contains characters that are special to Hydra; quote the value, and quote it again for the shell"
     return UserError(what, where=override, hint=shlex.quote(quoted))
 
 
 def _quoted_list(value: str) -> str | None:
-    """A list whose entries are quoted where Hydra cannot parse them; None for what is no plain list."""
+    """Return a list with quotes around entries that Hydra cannot parse; None if it is not a plain list."""
     inside = value[1:-1]
     if value[:1] + value[-1:] != "[]" or any(mark in inside for mark in "[]{}()'\""):
         return None
@@ -145,7 +145,7 @@ def _quoted_if_need_be(entry: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A text as a string of Hydra's grammar, where backslashes before a quotation mark, and only there, are doubled."""
+    """Quote a string for Hydra's grammar, which doubles backslashes only before a quotation mark."""
     mark = "'" if '"' in value and "'" not in value else '"'
     parts = value.split(mark)
     doubled = [part + "\\" * (len(part) - len(part.rstrip("\\"))) for part in parts]

@@ -1,6 +1,6 @@
-"""`hdm-plan`: time, memory, disk and cost of a schedule on given GPUs, or a schedule for a budget.
+"""`hdm-plan`: forecast time, memory, disk and cost of a schedule on given GPUs, or fit a schedule to a budget.
 
-`hdm-plan autoencoder` forecasts the memory of an autoencoder's training instead.
+`hdm-plan autoencoder` forecasts the memory of autoencoder training instead.
 """
 
 import sys
@@ -19,14 +19,14 @@ def main() -> None:
     if sys.argv[1:2] == [AUTOENCODER]:
         del sys.argv[1]
         sys.exit(run_hydra(autoencoder, "plan_autoencoder"))
-    with collection_paused():  # composing and importing are most of a forecast
+    with collection_paused():  # composing and importing take most of the time
         status = run_hydra(schedule, "plan")
     sys.exit(status)
 
 
 def schedule(config: DictConfig) -> None:
-    """Forecast a schedule, print, and write what was asked for."""
-    from hdm_lightning.cli.plan_schedule import run_plan  # noqa: PLC0415 (imports torch: --help stays quick)
+    """Forecast a schedule, print it, and write it if asked to."""
+    from hdm_lightning.cli.plan_schedule import run_plan  # noqa: PLC0415 (imports torch; keeps --help fast)
     from hdm_lightning.training.recorded import recorded_values  # noqa: PLC0415
 
     result = run_plan(recorded_values(config), log=print)
@@ -34,7 +34,7 @@ def schedule(config: DictConfig) -> None:
 
 
 def autoencoder(config: DictConfig) -> None:
-    """The same of an autoencoder's training."""
+    """Do the same for autoencoder training."""
     from hdm_lightning.cli.plan_autoencoder import plan_autoencoder  # noqa: PLC0415
     from hdm_lightning.profiling.plan_report import autoencoder_report  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""`hdm-plan autoencoder`: the memory of an autoencoder's training on a device, and what fits."""
+"""`hdm-plan autoencoder`: device memory of autoencoder training, and the largest micro-batch that fits."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import diffusers  # noqa: F401 (a rehearsal may not be the first to import it)
+import diffusers  # noqa: F401 (must be imported before a rehearsal)
 import torch
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
@@ -33,16 +33,16 @@ from hdm_lightning.training.modules.autoencoder_module import adamw_groups
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
 from hdm_lightning.training.run_recipe import group, with_stage
 
-# Where presets look for LPIPS, whose packages a planning machine need not have.
+# Replaces the presets' LPIPS, whose packages may be missing on the planning machine.
 _STAND_IN = "efficientnet_lite0"
 
 
 @dataclass
 class AutoencoderPlanSettings:
-    """The keys beside those of `hdm-train-vae`."""
+    """The keys added to those of `hdm-train-vae`."""
 
     gpus: str = "4x5090"  # a count and a name, ``4x5090``
-    gpu_memory_gib: float | None = None  # memory of one device in place of the table's
+    gpu_memory_gib: float | None = None  # memory of one device; replaces the table's
     reserve_gib: Annotated[float, Ge(0)] = 1.5  # memory that is not tensors
     out: str | None = None  # file for the forecast as JSON; None writes none
 
@@ -50,7 +50,7 @@ class AutoencoderPlanSettings:
 def plan_autoencoder(
     config: DictConfig | Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None
 ) -> AutoencoderPlan:
-    """Forecast a composed configuration; `log` gets a line about what takes a while."""
+    """Forecast a composed configuration; `log` receives progress messages."""
     config = OmegaConf.create(config if isinstance(config, DictConfig) else dict(config))
     own = set(AutoencoderPlanSettings.__dataclass_fields__)
     wanted = parse(AutoencoderPlanSettings, {key: plain(config, key) for key in own if key in config}, "")
@@ -64,7 +64,7 @@ def plan_autoencoder(
     if groups["loss"].perceptual_network is not None:
         groups["loss"] = replace(groups["loss"], perceptual_network=_STAND_IN)
     (stage,) = recipe.plans(config, count)
-    config.trainer.accelerator = "cpu"  # whatever is here, the plan is for another machine
+    config.trainer.accelerator = "cpu"  # the plan is for another machine
     precision = str(plain(config, "trainer.precision"))
     config.trainer.precision = "auto" if precision == "16-mixed" else precision
     filled = with_stage(config, stage, **recipe.stage_values(config, stage))
@@ -81,7 +81,7 @@ def plan_autoencoder(
         return step_memory(step, micro_batches=micro_batches)
 
     memory, one_more = rehearsed(asked), rehearsed(asked + 1)
-    # The line through the two: the parts of a peak grow with samples.
+    # Extrapolate linearly from the two: peak memory grows with samples.
     free = (room - wanted.reserve_gib) * GIB - memory.peak
     largest = max(0, asked + int(free // max(1, one_more.peak - memory.peak)))
     return AutoencoderPlan(
@@ -92,13 +92,13 @@ def plan_autoencoder(
 def _room_gib(wanted: AutoencoderPlanSettings, of_the_table: float) -> float:
     room = of_the_table if wanted.gpu_memory_gib is None else wanted.gpu_memory_gib
     if room <= wanted.reserve_gib:
-        what = f"{room:g} GiB leave nothing beside the {wanted.reserve_gib:g} that are not tensors"
-        raise UserError(what, where="gpu_memory_gib", hint="give more, or a smaller reserve_gib")
+        what = f"{room:g} GiB leave no memory beyond the reserve of {wanted.reserve_gib:g} GiB"
+        raise UserError(what, where="gpu_memory_gib", hint="use a larger value, or a smaller reserve_gib")
     return room
 
 
 def _config_of(source: AutoencoderSource) -> dict[str, Any]:
-    """Fields of the autoencoder, as this package knows them or its folder says."""
+    """Return the autoencoder's fields from this package's table or from its folder."""
     if source.source is not None and source.source in AUTOENCODERS and source.config is None:
         return dict(AUTOENCODERS[source.source])
     try:
@@ -111,13 +111,13 @@ def _config_of(source: AutoencoderSource) -> dict[str, Any]:
 class AutoencoderStep:
     """Plain steps on whole images, with discriminator and perceptual network as configured.
 
-    LPIPS networks are taken for EfficientNet-Lite0, since their packages may be missing.
+    EfficientNet-Lite0 stands in for LPIPS networks, whose packages may be missing.
 
     Args:
-        groups: the plain groups of `hdm-train-vae` by name, see `training.autoencoder_checks`.
-        stage: sizes and recomputation.
+        groups: the settings groups of `hdm-train-vae` by name, see `training.autoencoder_checks`.
+        stage: resolution, micro-batch and activation checkpointing.
         config: fields of the AutoencoderKL.
-        averages: weight averages kept.
+        averages: number of weight averages.
         mixed: bfloat16 autocast, as on a GPU; else float32.
     """
 
@@ -130,7 +130,7 @@ class AutoencoderStep:
         if stage.activation_checkpointing:
             network.vae.enable_gradient_checkpointing()
         for parameter in network.parameters():
-            if parameter.dim() == 4:  # as in training; an empty tensor's module cannot be converted as a whole
+            if parameter.dim() == 4:  # as in training; a module of fake tensors cannot be converted as a whole
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.network = network.train()
         self.discriminator = build_discriminator(groups["adversarial"])
@@ -147,7 +147,7 @@ class AutoencoderStep:
         self.averages = [each.detach().clone() for _ in range(averages) for each in averaged]
 
     def __call__(self, micro_batches: int) -> None:
-        """One optimizer step."""
+        """Take one optimizer step."""
         for _ in range(micro_batches):
             self._micro_batch()
         for optimizer in self.optimizers:

@@ -1,6 +1,6 @@
-"""What `hdm-plan` does with its composed configuration: a recipe and a machine from it, then forecasts or a proposal.
+"""`hdm-plan` on a composed configuration: derive a recipe and a machine, then forecast or propose a schedule.
 
-Imports neither lightning nor transformers, of which either takes longer than the forecast; a probe needs them.
+Imports neither lightning nor transformers, which both take longer than a forecast; only a probe needs them.
 """
 
 import gc
@@ -36,32 +36,32 @@ from hdm_lightning.training.recorded import TrainSettings, model_config_from, tr
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
 CAPTIONS_READ = 2000
-"""Captions of a data set whose lengths are counted."""
+"""Number of captions of a data set to measure."""
 QUANTILES = 33
 OWN_NAME = "plan"
-"""What `conf/plan.yaml` calls the run where nothing else names it."""
+"""Default run name in `conf/plan.yaml`."""
 _MISSING = "???"
 
 
 @dataclass
 class PlanSettings:
-    """Everything that `hdm-plan` asks beyond the training run's own keys."""
+    """The keys that `hdm-plan` adds to those of a training run."""
 
-    gpus: Any = "4x5090"  # a count and a name, ``4x5090``; a list of them; or ``here``, the machine at hand
-    # figures that replace the table's; None keeps one. See `gpus.Gpu`
+    gpus: Any = "4x5090"  # a count and a name, ``4x5090``; a list of these; or ``here``, this machine
+    # figures that override the table's; None keeps a figure. See `gpus.Gpu`
     gpu: dict[str, Any] = field(default_factory=dict)
     host: Host = field(default_factory=Host)
     dataset: Dataset = field(default_factory=Dataset)
     assumptions: Assumptions = field(default_factory=Assumptions)
-    budget_usd: float | None = None  # propose a schedule for this money; None forecasts the schedule as it is
-    probe: bool = False  # measure steps on the machine at hand and recalibrate
+    budget_usd: float | None = None  # propose a schedule for this budget; None forecasts the schedule as it is
+    probe: bool = False  # measure steps on this machine and recalibrate
     probe_settings: ProbeSettings = field(default_factory=ProbeSettings)
     out: str | None = None  # file for the forecast as JSON; None writes none
 
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What the command prints and writes."""
+    """Output of the command."""
 
     report: RenderableType  # for the terminal
     content: dict[str, Any]  # for the JSON file
@@ -69,18 +69,18 @@ class PlanResult:
 
 
 def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None) -> PlanResult:
-    """Forecast the keys of a training run and of `PlanSettings`; `log` gets a line about what takes a while."""
+    """Forecast from the keys of a training run and of `PlanSettings`; `log` receives progress messages."""
     wanted, settings = _split(config)
     if wanted.out is not None:
         require_file(Path(wanted.out), "out")
     encoders = EncoderConfigs.of(settings.text_encoder.name, settings.vae.name)
     spellings = wanted.gpus if isinstance(wanted.gpus, list) else [wanted.gpus]
     if not spellings:
-        raise UserError("names no machine", where="gpus", hint="give a count and a name, e.g. gpus=4x5090")
+        raise UserError("is empty", where="gpus", hint="use a count and a name, e.g. gpus=4x5090")
     plans = [_forecast(settings, wanted, encoders, str(spelling), log) for spelling in spellings]
     if len(plans) > 1:
         if wanted.budget_usd is not None:
-            raise UserError("a budget needs one machine", where="gpus", hint=f"e.g. gpus={spellings[0]}")
+            raise UserError("a budget needs a single machine", where="gpus", hint=f"e.g. gpus={spellings[0]}")
         return PlanResult(comparison_report(plans), {"plans": [each.to_json() for each in plans]}, wanted.out)
     (plan,) = plans
     if wanted.budget_usd is None:
@@ -98,7 +98,7 @@ def _split(config: Mapping[str, Any]) -> tuple[PlanSettings, TrainSettings]:
     own = {entry.name for entry in fields(PlanSettings)}
     wanted = parse(PlanSettings, {key: value for key, value in filled.items() if key in own}, "")
     rest = {key: value for key, value in filled.items() if key not in own}
-    rest["data"] = {key: value for key, value in rest["data"].items() if value != _MISSING}  # no data are needed
+    rest["data"] = {key: value for key, value in rest["data"].items() if value != _MISSING}  # no data is needed
     return wanted, train_settings_from(rest)
 
 
@@ -113,8 +113,8 @@ def _forecast(
     if wanted.probe:
         from hdm_lightning.cli.probe import Probe  # noqa: PLC0415 (seconds to import)
 
-        gc.enable()  # a probe trains, a forecast leaves nothing behind
-        filled = replace(recipe, dataset=replace(recipe.dataset, caption_tokens=None))  # as the probe's captions are
+        gc.enable()  # a probe trains, while a forecast needs no collection
+        filled = replace(recipe, dataset=replace(recipe.dataset, caption_tokens=None))  # like the probe's captions
         probe = Probe(settings, encoders, filled, machine, wanted.probe_settings, assumptions)
         utilisation = probe.utilisation(log)
         assumptions = replace(assumptions, utilisation=sum(utilisation.values()) / len(utilisation))
@@ -122,7 +122,7 @@ def _forecast(
 
 
 def _with_captions(settings: TrainSettings, dataset: Dataset, log: Callable[[str], None]) -> Dataset:
-    """The set with quantiles of how long the captions in `data.train` are, where nothing is said and that is here."""
+    """Return the data set with quantiles of its caption lengths, if they are unset and `data.train` is local."""
     train = settings.data.get("train")
     if dataset.caption_tokens is not None or not isinstance(train, str) or not Path(train).expanduser().is_dir():
         return dataset
@@ -133,24 +133,24 @@ def _with_captions(settings: TrainSettings, dataset: Dataset, log: Callable[[str
     try:
         lengths = caption_lengths(settings, plans[0], longest, CAPTIONS_READ)
     except UserError as error:
-        log(f"captions count as long as the context: those of {train} cannot be counted ({error.what})")
+        log(f"assuming captions that fill the context: cannot measure those of {train} ({error.what})")
         return dataset
     if not lengths:
         return dataset
     last = len(lengths) - 1
     quantiles = [lengths[round(last * number / (QUANTILES - 1))] for number in range(QUANTILES)]
-    log(f"captions of {train}: {sum(lengths) / len(lengths):.0f} tokens on average of {len(lengths):,}")
+    log(f"captions of {train}: {sum(lengths) / len(lengths):.0f} tokens on average over {len(lengths):,}")
     return replace(dataset, caption_tokens=quantiles)
 
 
 def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConfigs, machine: Machine) -> Recipe:
-    """The recipe of a run on a machine. Raises UserError: naming the key that does not fit the others."""
+    """Return the recipe of a run on a machine. Raises UserError: names a key that conflicts with the others."""
     _check_limits(settings)
     network = model_config_from(settings.model)
     text, autoencoder = encoders.architectures()
     if text.width != network.context_width:
         raise UserError(
-            f"the text encoder {settings.text_encoder.name} is {text.width} wide, the model's context "
+            f"the text encoder {settings.text_encoder.name} has width {text.width}, the model's context "
             f"{network.context_width}",
             where="model.context_width",
             hint=f"set model.context_width={text.width}, or choose another text_encoder",
@@ -175,7 +175,7 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
         autoencoder_max_pixels=settings.vae.max_pixels,
         averages=len(averages.get("halflife_samples") or ()) + len(averages.get("sigma_rel") or ()),
         muon=str(settings.optimizer.get("_target_")).endswith("MuonAdamW"),
-        # A byte, and a scale of four for 256 of them.
+        # One byte each, and a four-byte scale per 256 of them.
         moment_bytes=1 + 4 / 256 if str(settings.optimizer.get("_target_")).endswith("8bit") else 4.0,
         compiled=settings.hardware.compile,
         half_gradients=settings.hardware.compress_gradients,
@@ -188,10 +188,10 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
 
 
 def adapter_cost(adapter_keys: Mapping[str, Any] | None, network: XUTConfig) -> AdapterCost | None:
-    """What the `adapter` group of a run trains beside its network; None where there is none.
+    """Return the cost of a run's `adapter` group; None if there is none.
 
     Raises:
-        UserError: naming the key: it has an unknown one, fits no layer, or is a class that nobody knows the size of.
+        UserError: it has an unknown key, matches no layer, or is a class of unknown size; names the key.
     """
     if adapter_keys is None:
         return None
@@ -199,8 +199,8 @@ def adapter_cost(adapter_keys: Mapping[str, Any] | None, network: XUTConfig) -> 
     check_call(config, "adapter")
     adapter = build(config, "adapter")
     if not isinstance(adapter, LayerAdapter):
-        hint = "plan with hdm_lightning.LoRA or LyCORIS, or with adapter=null as if all weights were trained"
-        raise UserError(f"nobody knows how large a {type(adapter).__name__} is", where="adapter", hint=hint)
+        hint = "plan with hdm_lightning.LoRA or LyCORIS, or with adapter=null to train all weights"
+        raise UserError(f"the size of a {type(adapter).__name__} is unknown", where="adapter", hint=hint)
     with torch.device("meta"):
         whole = XUT(network)
     parameters: Counter[str] = Counter()
@@ -218,7 +218,7 @@ def adapter_cost(adapter_keys: Mapping[str, Any] | None, network: XUTConfig) -> 
 
 
 def _is_cached(settings: TrainSettings, plan: StagePlan, dataset: Dataset) -> bool:
-    """Whether a stage reads latents, as it is said or as a local folder of shards shows."""
+    """Return whether a stage reads latents, according to its settings or a local folder of shards."""
     if plan.settings.latents is not None:
         return plan.settings.latents
     train = {**settings.data, **plan.settings.data}.get("train")
@@ -228,35 +228,35 @@ def _is_cached(settings: TrainSettings, plan: StagePlan, dataset: Dataset) -> bo
 
 
 def _check_limits(settings: TrainSettings) -> None:
-    """What hdm-train would refuse on any machine."""
+    """Raise UserError for settings that hdm-train would reject on any machine."""
     known, precision = ("auto", *PRECISIONS), settings.trainer.get("precision", "auto")
     if precision not in known:
-        what, hint = f"'{precision}' is none of {', '.join(known)}", "trainer.precision=auto"
+        what, hint = f"expected one of {', '.join(known)}, got '{precision}'", "trainer.precision=auto"
         raise UserError(what, where="trainer.precision", hint=hint)
     strategy = str(settings.trainer.get("strategy", "auto"))
     if strategy not in ("auto", SHARDED) and not strategy.startswith("ddp"):
-        what = f"no forecast knows how '{strategy}' spreads a network over devices"
-        raise UserError(what, where="trainer.strategy", hint=f"trainer.strategy=auto, or {SHARDED} which splits it")
+        what = f"forecasts do not support '{strategy}'"
+        raise UserError(what, where="trainer.strategy", hint=f"trainer.strategy=auto, or {SHARDED} to shard it")
     limits = {"text_encoder.max_tokens": settings.text_encoder.max_tokens, "vae.max_pixels": settings.vae.max_pixels}
     for where, limit in limits.items():
         if limit < 1:
-            raise UserError(f"{limit} is below 1", where=where, hint="give 1 or more; 1 takes one sample at a time")
+            raise UserError(f"{limit} is below 1", where=where, hint="use 1 or more; 1 encodes one sample at a time")
 
 
 def _text_lengths(settings: TrainSettings, machine: Machine) -> Any:
-    """`auto` is few lengths on a GPU and one on a CPU, as in training."""
+    """Resolve `auto` as in training: a few lengths on a GPU, one on a CPU."""
     wanted = settings.data.get("text_lengths", "auto")
-    padded_lengths(wanted, 1, accelerated=True)  # raises what is wrong with it
+    padded_lengths(wanted, 1, accelerated=True)  # raises if it is invalid
     return wanted if wanted != "auto" else "padded" if machine.gpu.name == CPU else "bucketed"
 
 
 def _is_mixed(precision: str, machine: Machine) -> bool:
-    """`auto` is bfloat16 autocast on a GPU and float32 on a CPU, as in training."""
+    """Resolve `auto` as in training: bfloat16 autocast on a GPU, float32 on a CPU."""
     return machine.gpu.name != CPU if precision == "auto" else not precision.startswith("32")
 
 
 def _stage(plan: StagePlan, unit: int) -> StageRecipe:
-    """A stage as planning has it; its resolution is a multiple of the autoencoder's factor times the patch."""
+    """Return a stage for planning; raise UserError unless autoencoder factor × patch divides its resolution."""
     stage = plan.settings
     if stage.resolution % unit:
         raise UserError(

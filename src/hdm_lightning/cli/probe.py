@@ -1,4 +1,4 @@
-"""A few real training steps on the machine at hand, to put a measured utilisation in place of the assumed one."""
+"""Run a few training steps on this machine, to replace the assumed utilization with a measured one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,28 +23,28 @@ _CPU_MICRO_BATCH = 4
 
 @dataclass(frozen=True)
 class Probe:
-    """Steps of a schedule's stages on one device of the machine at hand, with random weights."""
+    """Steps of a schedule's stages on one device of this machine, with random weights."""
 
     run: TrainSettings
     encoders: EncoderConfigs
     recipe: Recipe
     machine: Machine
     settings: ProbeSettings
-    assumptions: Assumptions  # of the forecast that says what fits
+    assumptions: Assumptions  # of the forecast that determines the micro-batch
 
     def utilisation(self, log: Callable[[str], None]) -> dict[str, float]:
-        """Stage name to utilisation: time at the data sheet's rates over measured time; `log` gets each stage's result.
+        """Return stage name to utilization: time at data-sheet rates over measured time; `log` gets each result.
 
         Stages that are not measured get the mean of those that are.
 
         Raises:
-            UserError: another machine is planned for, an unknown stage is asked for, or no sample fits.
+            UserError: the plan is for another machine, a stage is unknown, or no sample fits.
         """
         self._require_at_hand()
         names = [stage.name for stage in self.recipe.stages]
         unknown = sorted(set(self.settings.stages) - set(names))
         if unknown:
-            what, hint = f"the schedule has no stage {unknown[0]!r}", "choose of " + ", ".join(names)
+            what, hint = f"the schedule has no stage {unknown[0]!r}", "choose from " + ", ".join(names)
             raise UserError(what, where="probe_settings.stages", hint=hint)
         one = replace(self.machine, count=1)
         found: dict[str, float] = {}
@@ -57,7 +57,7 @@ class Probe:
             if not micro:
                 raise UserError("not one sample fits", where=f"schedule.stages.{name}", hint=" ".join(expected.notes))
             seconds = self._seconds(expected.stage, micro)
-            # The steps encode pixels and captions, also those of a stage that will read latents and states.
+            # The steps encode pixels and captions even if the stage will read latents and states.
             single = replace(expected.stage, cached=False, text_stored=False, batch_size=micro, micro_batch_size=micro)
             found[name] = step_time(self.recipe, single, one, micro, 1.0).ideal / seconds
             log(f"{name}: {micro / seconds:.2f} images/s on one device, utilization {found[name]:.3f}")
@@ -69,8 +69,8 @@ class Probe:
         here = planned if planned == CPU else machine_at_hand().gpu.name
         if here != planned:
             found = "no GPU" if here == CPU else f"a {here}"
-            what = f"a probe measures the machine at hand, which has {found}, while the plan is for {self.machine.name}"
-            hint = "set gpus=here, or run the probe on such a machine and set assumptions.utilisation to what it finds"
+            what = f"a probe measures this machine, which has {found}, but the plan is for {self.machine.name}"
+            hint = "set gpus=here, or probe on such a machine and set assumptions.utilisation to its result"
             raise UserError(what, where="probe", hint=hint)
 
     def _seconds(self, stage: StageRecipe, micro: int) -> float:

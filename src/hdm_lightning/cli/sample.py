@@ -1,4 +1,4 @@
-"""hdm-sample: images from prompts, from a run, a trained model or a published file."""
+"""hdm-sample: generate images from prompts with a run, a trained model or a published file."""
 
 import sys
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from hdm_lightning.encoders.pretrained import require_there
 from hdm_lightning.generation.sampling_settings import DrawingMachine, DrawingRequest, SamplingChanges
 from hdm_lightning.printable import in_one_line
 
-_DESCRIPTION = """Draw images from prompts.
+_DESCRIPTION = """Generate images from prompts.
 
-MODEL is a run's folder (its final/ is used; a LoRA's brings its base), a pipeline's folder, a weights file inside one,
+MODEL is a run folder (its final/ is used; a LoRA run loads its base), a pipeline folder, a weights file inside one,
 a hub name, or a published network: a single file (.safetensors, .ckpt) or a diffusers folder. Prompts come from the
-command line, from --prompts FILE, or, if there are neither, one a line from standard input. Every PNG carries its
-settings; --repeat draws it again."""
+command line, from --prompts FILE, or otherwise from standard input, one per line. Every PNG stores its settings;
+--repeat generates it again."""
 
 _EXAMPLES = """examples:
   hdm-sample runs/shapes "a large red circle" --count 4
@@ -52,18 +52,18 @@ _MACHINE = Flags(DrawingMachine, {"lora": "--lora NAME[:WEIGHT]"})
 
 
 def parser() -> IntermixedParser:
-    """The command's arguments."""
+    """Return the command's parser."""
     command = IntermixedParser(prog="hdm-sample", description=_DESCRIPTION, epilog=_EXAMPLES)
     _REQUEST.add(command, only=["model", "prompts"])
     drawn = [each.name for each in fields(DrawingRequest) if each.name not in ("model", "prompts")]
-    _REQUEST.add(command.add_argument_group("what to draw"), only=drawn)
-    _OVERRIDES.add(command.add_argument_group("how to draw it (defaults: the model's own)"))
+    _REQUEST.add(command.add_argument_group("what to generate"), only=drawn)
+    _OVERRIDES.add(command.add_argument_group("sampling (defaults: the model's own)"))
     _MACHINE.add(command.add_argument_group("model and machine"))
     return command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw images; returns the exit status."""
+    """Generate images and return the exit status."""
     return run_command(lambda: _sample(argv))
 
 
@@ -72,10 +72,10 @@ def _sample(argv: Sequence[str] | None) -> None:
     given = command.parse_args(argv)
     request, machine = _REQUEST.read(given), _MACHINE.read(given)
     overrides = {key: value for key, value in vars(_OVERRIDES.read(given)).items() if value is not None}
-    if request.model is not None:  # before the seconds that it takes to import what would read it
-        require_there(str(request.model), "give a run's folder, a diffusers folder or a file")
+    if request.model is not None:  # before the imports, which take seconds
+        require_there(str(request.model), "use a run folder, a diffusers folder or a file")
     with collection_paused():
-        from hdm_lightning.generation.drawing import draw_request  # noqa: PLC0415  (torch, for --help's sake)
+        from hdm_lightning.generation.drawing import draw_request  # noqa: PLC0415  (imports torch; keeps --help fast)
         from hdm_lightning.profiling.system import chosen_device  # noqa: PLC0415
 
     device = chosen_device(machine.device or "auto")

@@ -1,6 +1,6 @@
-"""hdm-shards: build, encode, index, verify, look at and count WebDataset shards."""
+"""hdm-shards: build, caption, encode, filter, index, verify, count and show WebDataset shards."""
 
-# ruff: noqa: PLC0415 (what loads torch is loaded by the command that needs it, for --help's sake)
+# ruff: noqa: PLC0415 (torch is imported only by the commands that need it, to keep --help fast)
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 BUILDERS = {
     "folder": "images with captions beside them",
-    "kohya": "a folder laid out for kohya's trainers: 10_name/, tags in captions",
+    "kohya": "a folder in the layout of kohya's trainers: 10_name/, tags in captions",
     "img2dataset": "img2dataset's output as it is (CC12M, COYO-700M, …)",
-    "parquet": "parquet files with images in a column",
-    "hub": "a data set of the hub, or a folder laid out like one",
+    "parquet": "parquet files with an image column",
+    "hub": "a data set on the hub, or a folder in its layout",
     "openclipart": "the Open Clip Art collection",
-    "shapes": "synthetic scenes with known answers",
+    "shapes": "synthetic scenes of known shapes",
 }
 
 _EXAMPLES = """examples:
@@ -45,16 +45,16 @@ _EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the commands; returns the exit status."""
+    """Run one of the commands and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     return run_command(lambda: int(read(words)()))
 
 
 def read(words: Sequence[str]) -> Callable[[], int]:
-    """What the words of a command line ask for.
+    """Parse a command line and return the function to call.
 
     Raises:
-        UserError: they are not understood.
+        UserError: the arguments are invalid.
     """
     if words[:1] == ["build"] and words[1:2] and words[1] in BUILDERS:
         return _build(words[1], words[2:])
@@ -63,8 +63,8 @@ def read(words: Sequence[str]) -> Callable[[], int]:
 
 
 def parser() -> Parser:
-    """The arguments of all commands but the options of a builder."""
-    result = Parser(prog="hdm-shards", description="Make and check WebDataset shards.", epilog=_EXAMPLES)
+    """Return the parser of all commands, without the builders' own options."""
+    result = Parser(prog="hdm-shards", description="Build, prepare and check WebDataset shards.", epilog=_EXAMPLES)
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, add_arguments, _) in COMMANDS.items():
         add_arguments(commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
@@ -74,11 +74,11 @@ def parser() -> Parser:
 def _build_arguments(command: argparse.ArgumentParser) -> None:
     lines = "\n".join(f"  {name:12} {text}" for name, text in BUILDERS.items())
     command.epilog = f"sources:\n{lines}\n\n`hdm-shards build SOURCE --help` lists the options of a source."
-    command.add_argument("source", choices=BUILDERS, metavar="SOURCE", help="one of those below")
+    command.add_argument("source", choices=BUILDERS, metavar="SOURCE", help="one of the sources below")
 
 
 def _build(source: str, words: Sequence[str]) -> Callable[[], int]:
-    # Only the builder that is asked for is loaded: some need packages that others do not.
+    # Import only the requested builder: some need packages that others do not.
     builder = import_module(f"hdm_lightning.datasets.{source}")
     options = Parser(prog=f"hdm-shards build {source}", description=f"Build shards: {BUILDERS[source]}.")
     builder.add_arguments(options)
@@ -90,31 +90,31 @@ def _places(command: argparse.ArgumentParser, text: str = "indexed shards, local
 
 
 def _jobs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--jobs", type=at_least(1), default=1, help="processes that read side by side (default 1)")
+    command.add_argument("--jobs", type=at_least(1), default=1, help="parallel reader processes (default 1)")
 
 
 def _index_arguments(command: argparse.ArgumentParser) -> None:
     _places(command, "local folders, or remote shards")
-    command.add_argument("--out", help="where the index of remote shards goes (for local ones it lies beside them)")
-    command.add_argument("--new-only", action="store_true", help="keep what the index says of unchanged local shards")
-    command.add_argument("--follow-links", action="store_true", help="look into folders that are links, too")
+    command.add_argument("--out", help="index file for remote shards (for local shards it is next to them)")
+    command.add_argument("--new-only", action="store_true", help="reuse the index entries of unchanged local shards")
+    command.add_argument("--follow-links", action="store_true", help="also follow symbolic links to folders")
     _jobs(command)
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    """Index and print one line a folder."""
+    """Index and print one line per folder."""
     from hdm_lightning.data.scanning import index_remote, index_shards
     from hdm_lightning.data.shard_bytes import is_local
 
     remote = [place for place in arguments.places if not is_local(place)]
     if remote and (not arguments.out or len(remote) < len(arguments.places)):
-        raise UserError("remote shards are indexed by themselves, into a local file", where="--out", hint="give --out")
+        raise UserError("remote shards need their own index file", where="--out", hint="list them alone, with --out")
     if arguments.out and not remote:
-        raise UserError("the index of local shards lies beside them", where="--out", hint="leave it out")
+        raise UserError("the index of local shards is next to them", where="--out", hint="omit it")
     for name in ("new_only", "follow_links") if remote else ():
         if getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"
-            raise UserError("is for local folders; remote shards are named one by one", where=flag, hint="leave it out")
+            raise UserError("is for local folders; remote shards are listed one by one", where=flag, hint="omit it")
     if remote:
         require_file(Path(arguments.out), "--out")
         with _shard_bar() as show:
@@ -136,7 +136,7 @@ def _index(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _shard_bar() -> Iterator[Callable[[object], None]]:
-    """How many shards are done, on a terminal."""
+    """Show the number of finished shards, on a terminal."""
     from hdm_lightning.data.parallel import progress_bar
 
     done = count(1)
@@ -145,10 +145,10 @@ def _shard_bar() -> Iterator[Callable[[object], None]]:
 
 
 def _print_index(index: "Index", place: str) -> None:
-    """What was found, and what is of no use.
+    """Print the samples found and what is unusable.
 
     Raises:
-        UserError: nothing is left.
+        UserError: there are no usable samples.
     """
     from hdm_lightning.data.index_report import require_samples, told
     from hdm_lightning.data.shard_files import find_shards
@@ -161,16 +161,16 @@ def _print_index(index: "Index", place: str) -> None:
 
 def _verify_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", help="local folder with shards and index.json")
-    command.add_argument("--decode", action="store_true", help="decode every sample and read its caption, too")
-    command.add_argument("--allow-missing", action="store_true", help="samples without a caption are good")
+    command.add_argument("--decode", action="store_true", help="also decode every sample and read its caption")
+    command.add_argument("--allow-missing", action="store_true", help="accept samples without a caption")
     command.add_argument(
-        "--mark", action="store_true", help="leave bad samples and missing shards out of the index (changes the order)"
+        "--mark", action="store_true", help="remove bad samples and missing shards from the index (changes the order)"
     )
     _jobs(command)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    """Verify, print one line a problem; status 1 where there is one, 2 where the index has left out all samples."""
+    """Verify and print one line per problem; return 1 if there is one. Raises UserError: the index has no samples."""
     from hdm_lightning.data.captions import CaptionRules
     from hdm_lightning.data.index import load_index
     from hdm_lightning.data.index_report import left_out, require_samples
@@ -196,7 +196,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     if unused:
         (reason, _), *others = unused.most_common()
         more = f" and {len(others)} other reasons" if others else ""
-        print(f"{unused.total()} samples are left out by the index: {in_one_line(reason)}{more}")
+        print(f"{unused.total()} samples are left out of the index: {in_one_line(reason)}{more}")
     print(f"{len(problems)} problems")
     require_samples(before, arguments.folder)
     return 1 if problems else 0
@@ -208,14 +208,14 @@ def _stats_arguments(command: argparse.ArgumentParser) -> None:
         "--tokenizer", help="count captions in tokens of this text encoder (name or folder), not words"
     )
     command.add_argument(
-        "--captions", type=at_least(0), default=2000, help="captions to read, at random (default %(default)s)"
+        "--captions", type=at_least(0), default=2000, help="random captions to read (default %(default)s)"
     )
-    command.add_argument("--fields", nargs="+", metavar="KEY", help="further keys of the records that hold captions")
-    command.add_argument("--picture", metavar="FILE", help="draw the histograms into this image")
+    command.add_argument("--fields", nargs="+", metavar="KEY", help="additional caption keys of the records")
+    command.add_argument("--picture", metavar="FILE", help="plot the histograms to this image")
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    """Print the table, draw the histograms."""
+    """Print the table and plot the histograms."""
     from hdm_lightning.data.captions import CaptionRules
     from hdm_lightning.data.inspection import as_table, collect, draw
     from hdm_lightning.data.shards_on_disk import unindexed
@@ -246,24 +246,24 @@ def _show_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--count", type=at_least(1), default=20)
     command.add_argument("--columns", type=at_least(1), default=5)
-    command.add_argument("--start", type=at_least(0), default=0, help="position in the order to begin at")
+    command.add_argument("--start", type=at_least(0), default=0, help="position in the order to start at")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--stage", default="", help="stage whose order is shown")
-    command.add_argument("--flip", action="store_true", help="mirror half of the samples")
+    command.add_argument("--flip", action="store_true", help="flip half of the samples horizontally")
     command.add_argument("--tags", action="store_true", help="shuffle and drop tags (kept ||| tag $$ tag %%%% tag)")
     command.add_argument(
-        "--positions", choices=("area", "long_side"), default="area", help="as the model's (default %(default)s)"
+        "--positions", choices=("area", "long_side"), default="area", help="like the model's (default %(default)s)"
     )
     command.add_argument("--drop", type=float, default=0.1, help="share of empty captions (default %(default)s)")
     command.add_argument(
-        "--kinds", type=named_number, nargs="+", metavar="KIND=WEIGHT", help="chances of kinds of captions"
+        "--kinds", type=named_number, nargs="+", metavar="KIND=WEIGHT", help="weights of the kinds of captions"
     )
-    command.add_argument("--tokenizer", help="text encoder (name or folder) whose tokens are counted, not words")
+    command.add_argument("--tokenizer", help="count captions in tokens of this text encoder (name or folder)")
     command.add_argument("--context-length", type=at_least(1), default=256)
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    """Draw the sheet."""
+    """Render the contact sheet."""
     from hdm_lightning.data.captions import CaptionRules, TagGrammar
     from hdm_lightning.data.crops import CropRules
     from hdm_lightning.data.inspection import preview
@@ -298,7 +298,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _tokenize(encoder: str | None, length: int) -> "Tokenize":
-    """The tokenizer of a text encoder, or one that counts words."""
+    """Return the tokenizer of a text encoder, or one that counts words."""
     if not encoder:
         return lambda caption: ([0] * len(caption.split()), len(caption.split()))
     from hdm_lightning.encoders.tokenizer import Tokenizer
@@ -307,21 +307,21 @@ def _tokenize(encoder: str | None, length: int) -> "Tokenize":
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
-    "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])()),
-    "caption": ("captions by a vision-language model, beside those that are there", caption_arguments, caption),
-    "encode": ("latents of images, to train without an autoencoder", encode_arguments, encode),
+    "build": ("build shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])()),
+    "caption": ("add captions from a vision-language model", caption_arguments, caption),
+    "encode": ("encode images to latents, to train without an autoencoder", encode_arguments, encode),
     "encode-captions": (
-        "text-encoder states of captions, to train without encoding them",
+        "encode captions to text-encoder states, to train without a text encoder",
         encode_captions_arguments,
         encode_captions,
     ),
-    "filter": ("samples within bounds, without near copies", filter_arguments, filter_shards),
-    "index": ("write index.json: samples, bytes, sha256 of each shard", _index_arguments, _index),
-    "verify": ("compare shards with their index; decode every sample", _verify_arguments, _verify),
+    "filter": ("keep samples within bounds, without near duplicates", filter_arguments, filter_shards),
+    "index": ("write index.json: samples, bytes and sha256 of each shard", _index_arguments, _index),
+    "verify": ("check shards against their index; decode every sample", _verify_arguments, _verify),
     "stats": ("count samples, sizes, shapes and caption lengths", _stats_arguments, _stats),
-    "show": ("a contact sheet of samples as training sees them", _show_arguments, _show),
+    "show": ("render a contact sheet of samples as training sees them", _show_arguments, _show),
 }
-"""What each command does, its arguments, and what runs it."""
+"""Name → help, function that adds the arguments, function that runs the command."""
 
 
 if __name__ == "__main__":

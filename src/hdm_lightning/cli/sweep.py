@@ -1,4 +1,4 @@
-"""Sweeps: a job that fails is noted and does not hold up the others, and a summary stands at the end."""
+"""Sweeps: a failed job is recorded without stopping the others, and a summary is written at the end."""
 
 import sys
 import traceback
@@ -14,25 +14,25 @@ from hdm_lightning.printable import in_one_line, printable
 from hdm_lightning.whole_files import write_json
 
 FAILED = "failed.json"
-"""In a job's folder while its last attempt has failed; `training.sweep_results` reads it."""
+"""File in a job's folder if its last attempt failed; `training.sweep_results` reads it."""
 
 OF_SWEEPERS = ("multirun.yaml", "optimization_results.yaml")
-"""What Hydra and its Optuna sweeper write beside the jobs' folders."""
+"""Files that Hydra and its Optuna sweeper write next to the jobs' folders."""
 
 
 class JobFailed(Exception):
-    """A job of a sweep failed; its folder says how. Without the trace, which would keep the job's memory alive."""
+    """A job of a sweep failed; its folder has the details. No traceback is kept, as it would hold the job's memory."""
 
 
 @dataclass
 class _Sweep:
-    """The sweep that this process leads."""
+    """The sweep that this process runs."""
 
     folder: Path
     config: DictConfig
 
     def base_value(self, key: str) -> Any:
-        """What a key or group is without the sweep."""
+        """Return the value of a key or group without the sweep."""
         choices = self.config.hydra.runtime.choices
         return choices[key] if key in choices else OmegaConf.select(self.config, key)
 
@@ -41,17 +41,17 @@ _present: list[_Sweep] = []
 
 
 class NoteSweep(Callback):
-    """Hydra callback that remembers which sweep this process leads, for `finish_sweep`, before Hydra writes its files.
+    """Hydra callback that records the sweep of this process for `finish_sweep` before Hydra writes its files.
 
-    Hydra would write these through links, and a folder may come from somebody else: links are removed first.
+    Hydra writes through symbolic links, and a folder may come from someone else, so links are removed first.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Look at the run's folder."""
+        """Remove links from the run's folder."""
         _remove_links(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember folder and configuration, as composed without what is swept."""
+        """Record the folder and the configuration composed without the swept overrides."""
         folder = Path(str(config.hydra.sweep.dir))
         for job in folder.glob("*/"):
             _remove_links(job)
@@ -73,7 +73,7 @@ def _remove_link(place: Path) -> None:
 
 
 def note_failure(folder: Path, error: Exception) -> JobFailed:
-    """Print why a job failed and write it into its folder; gives up the memory that the error's frames hold."""
+    """Print a job's error, write it to the job's folder, and release the memory that its frames hold."""
     trace = "".join(traceback.format_exception(error))
     fixable = isinstance(error, UserError)
     told = str(error) if fixable else f"{type(error).__name__}: {error}"
@@ -85,7 +85,7 @@ def note_failure(folder: Path, error: Exception) -> JobFailed:
 
 
 def _forget(error: BaseException | None) -> None:
-    """Give up the frames of an error and of those that it came of."""
+    """Drop the frames of an error and of its causes."""
     if error is not None:
         error.__traceback__ = None
         _forget(error.__cause__)
@@ -93,7 +93,7 @@ def _forget(error: BaseException | None) -> None:
 
 
 def finish_sweep() -> int:
-    """Write and tell the summary of the sweep that has just ended; returns the exit status, 1 if a job failed."""
+    """Write and print the summary of the finished sweep; return the exit status, 1 if a job failed."""
     if not _present:
         return 0
     from hdm_lightning.training.sweep_results import overridden_keys, summarise  # noqa: PLC0415 (torch takes seconds)

@@ -1,4 +1,4 @@
-"""`hdm-train` and `hdm-train-vae`: compose a training, check it, start one process per device, train, export."""
+"""`hdm-train` and `hdm-train-vae`: compose and check a run, start one process per device, train, export."""
 
 import sys
 from pathlib import Path
@@ -22,9 +22,9 @@ def train(config: DictConfig) -> float | None:
     """Check and run one job.
 
     Returns:
-        For sweepers the final validation loss of the averaged weights, of an autoencoder its L1 error.
+        The final validation loss of the averaged weights, for sweepers; for an autoencoder, its L1 error.
     """
-    print("checking the settings, the models and the data …", flush=True)  # torch and transformers take seconds
+    print("checking settings, models and data …", flush=True)  # torch and transformers take seconds
     from hdm_lightning.training.job import check_job  # noqa: PLC0415 (torch and transformers take seconds)
     from hdm_lightning.training.launch import launch  # noqa: PLC0415 (as above)
     from hdm_lightning.training.run_folder import is_finished  # noqa: PLC0415 (as above)
@@ -33,7 +33,7 @@ def train(config: DictConfig) -> float | None:
 
     run_dir = Path(output_dir() if in_sweep() else str(config.run_dir)).absolute()
     if in_sweep() and is_finished(run_dir):
-        print(f"{run_dir} is finished already: skipped")
+        print(f"{run_dir} is already finished: skipped")
     else:
         OmegaConf.update(config, "run_dir", str(run_dir))
         job = check_job(config)

@@ -1,4 +1,4 @@
-"""`hdm-train-vae`: as `hdm-train`, for an autoencoder."""
+"""`hdm-train-vae`: like `hdm-train`, for an autoencoder."""
 
 from hdm_lightning.cli.train import main_vae as main
 

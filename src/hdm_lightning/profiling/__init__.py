@@ -1,1 +1,1 @@
-"""Operations, memory and time of training: forecast for given GPUs (`hdm-plan`), measured here (`hdm-bench`)."""
+"""Operations, memory and time of training: forecast for given GPUs (`hdm-plan`) or measured (`hdm-bench`)."""

@@ -1,4 +1,4 @@
-"""What can be asked of a measurement, as dataclasses of which `hdm-bench` makes its flags; nothing slow to import."""
+"""Settings of measurements, as dataclasses that define the flags of `hdm-bench`; imports nothing slow."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +9,12 @@ from annotated_types import Ge, Gt, Lt
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How often to measure, and where the result goes.
+    """Number of calls, and the output file.
 
     Attributes:
-        warmup: calls before the clock runs.
+        warmup: untimed calls before the measurement.
         repeats: timed calls.
-        threads: of the CPU (default: torch's choice).
+        threads: CPU threads (default: torch's choice).
         out: write the result as JSON.
     """
 
@@ -30,20 +30,20 @@ class CaseSettings:
 
     Attributes:
         size: tiny, xut_small, xut_base or xut_large.
-        resolution: side of the images in pixels (default: 256; of tiny 64).
-        batch: samples at once.
-        dtype: of autocast and of the encoders; auto is float32 on a CPU, on CUDA bfloat16 if it has it, else float16.
+        resolution: side of the images in pixels (default: 256; tiny: 64).
+        batch: samples per micro-batch.
+        dtype: of autocast and of the encoders; auto: float32 on a CPU, on CUDA bfloat16 if supported, else float16.
         compile: compile the network.
         checkpointing: recompute activations.
         routing_rate: share of image tokens that skip the U.
         context_length: caption tokens.
-        caption_tokens: mean tokens of a caption, padded as on a GPU; 0 fills the context.
-        accumulation: micro-batches of a call, made by the length of their captions.
-        latents: take the images' latents from disk, as `hdm-shards encode` writes them, so that none is encoded.
-        overlap: encode a micro-batch while the network works on the one before (CUDA; more than one a call).
-        mode: of vae encode (default) or decode; of xut train (forward and backward pass, default) or forward.
+        caption_tokens: mean caption length in tokens, padded as on a GPU; 0 fills the context.
+        accumulation: micro-batches per call, grouped by caption length.
+        latents: use latents as read from disk (`hdm-shards encode`), so no image is encoded.
+        overlap: encode a micro-batch while the network processes the previous one (CUDA; more than one per call).
+        mode: for vae, encode (default) or decode; for xut, train (forward and backward pass, default) or forward.
         steps: solver steps.
-        guidance_scale: 1 is none.
+        guidance_scale: 1 disables guidance.
         device: auto, cpu or cuda.
     """
 
@@ -67,20 +67,20 @@ class CaseSettings:
 
 @dataclass(frozen=True)
 class SystemSettings:
-    """The machine's own rates.
+    """Benchmark of the machine's rates.
 
     Attributes:
         repeats: timed calls.
-        threads: of the CPU (default: torch's choice).
+        threads: CPU threads (default: torch's choice).
         out: write the result as JSON.
         device: auto, cpu or cuda.
-        matmul: side of the matrices (default: by device).
-        disk: folder on the disk to measure (default: this one).
-        mib: size of copies and of the file, 2^20 bytes (default: by device).
-        processes: of the all-reduce (default: GPUs).
-        schedule: name what binds in this schedule on this machine.
-        model: for a schedule.
-        text_encoder: for a schedule (default: what the model is made for).
+        matmul: side of the matrices (default: depends on the device).
+        disk: folder on the disk to measure (default: the current one).
+        mib: size of copies and of the file, 2^20 bytes (default: depends on the device).
+        processes: processes in the all-reduce (default: number of GPUs).
+        schedule: report the bottleneck of this schedule on this machine.
+        model: model for the schedule.
+        text_encoder: text encoder for the schedule (default: the model's).
     """
 
     repeats: Annotated[int, Ge(1)] = 10
@@ -98,14 +98,14 @@ class SystemSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The loading of training samples.
+    """Benchmark of loading training samples.
 
     Attributes:
-        shards: folder of shards whose loading is timed as well.
+        shards: folder of shards; also times loading from it.
         resolution: sides of the crops, in pixels.
-        batch: samples at once.
-        batches: of a repeat.
-        workers: processes that load.
+        batch: samples per batch.
+        batches: batches per repeat.
+        workers: loader processes.
         repeats: timed passes.
         out: write the result as JSON.
     """
@@ -121,9 +121,9 @@ class DataSettings:
 
 @dataclass
 class ProbeSettings:
-    """A measurement of training steps on the machine at hand, for `hdm-plan`."""
+    """A measurement of training steps on this machine, for `hdm-plan`."""
 
-    steps: Annotated[int, Gt(0)] = 5  # optimizer steps timed for each stage, after `warmup`
-    warmup: Annotated[int, Ge(0)] = 2  # steps before
-    micro_batch: Annotated[int, Ge(0)] = 0  # samples at once; 0 takes what the forecast says fits
+    steps: Annotated[int, Gt(0)] = 5  # optimizer steps to time per stage, after `warmup`
+    warmup: Annotated[int, Ge(0)] = 2  # untimed steps before them
+    micro_batch: Annotated[int, Ge(0)] = 0  # samples per micro-batch; 0 uses the largest that fits by the forecast
     stages: list[str] = field(default_factory=list)  # names of the stages to measure; empty measures all

@@ -1,4 +1,4 @@
-"""Parts of a training step at their true sizes, with random weights, as calls to be timed; nothing is downloaded.
+"""Parts of a training step at full size with random weights, as calls to time; nothing is downloaded.
 
 Shapes: B samples, C latent channels, h×w latent grid, N image tokens, L text tokens.
 """
@@ -44,12 +44,12 @@ _TINY = XUTConfig(
 
 
 class Size(NamedTuple):
-    """A network with the encoders it is trained with."""
+    """A network and the encoders that it is trained with."""
 
     network: XUTConfig
     text: Mapping[str, Any]  # a transformers configuration
     autoencoder: Mapping[str, Any]  # a diffusers AutoencoderKL configuration
-    resolution: int = 256  # of the images, where none is asked for
+    resolution: int = 256  # default side of the images
 
 
 SIZES: Mapping[str, Size] = {
@@ -62,14 +62,14 @@ SIZES: Mapping[str, Size] = {
 
 
 def size_of(name: str) -> Size:
-    """The size of that name. Raises UserError: there is none."""
+    """Return a size by name. Raises UserError: it does not exist."""
     if name not in SIZES:
-        raise UserError(f"no size is called {name!r}", where="--size", hint=did_you_mean(name, SIZES))
+        raise UserError(f"there is no size {name!r}", where="--size", hint=did_you_mean(name, SIZES))
     return SIZES[name]
 
 
 def random_network(config: XUTConfig, *, seed: int = 0) -> XUT:
-    """A network in which every part does its work: the zero-initialised outputs are filled as well."""
+    """Return a network without zero-initialized layers, so that every part has an effect."""
     with _seeded(seed):
         network = XUT(config)
         for parameter in network.parameters():
@@ -81,7 +81,7 @@ def random_network(config: XUTConfig, *, seed: int = 0) -> XUT:
 def random_text_encoder(
     config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_tokens: int = MAX_TOKENS
 ) -> TransformersTextEncoder:
-    """A frozen language model of this configuration."""
+    """Return a frozen language model with this configuration."""
     from transformers import AutoConfig, AutoModel  # noqa: PLC0415 (seconds to import)
 
     with _seeded(0):
@@ -92,7 +92,7 @@ def random_text_encoder(
 def random_autoencoder(
     config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_pixels: int = MAX_PIXELS
 ) -> KLAutoencoder:
-    """A frozen autoencoder of this configuration, its latents not normalised."""
+    """Return a frozen autoencoder with this configuration, without latent normalization."""
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
     with _seeded(0):
@@ -105,7 +105,7 @@ def random_autoencoder(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers of a seed inside, those of before again outside."""
+    """Seed the random numbers within a block, and restore their state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -114,13 +114,13 @@ def _seeded(seed: int) -> Iterator[None]:
 class Captions(NamedTuple):
     """The captions of a micro-batch."""
 
-    lengths: tuple[int, ...]  # true tokens of each
-    padded: int  # tokens that each is padded to
+    lengths: tuple[int, ...]  # tokens of each, without padding
+    padded: int  # tokens of each, with padding
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Settings of one case, and what they come to."""
+    """Settings of one case, and values derived from them."""
 
     settings: CaseSettings
     parts: Size
@@ -131,7 +131,7 @@ class Setup:
 
     @classmethod
     def of(cls, settings: CaseSettings) -> "Setup":
-        """The settings, if they can be run. Raises UserError: naming the argument and the hint."""
+        """Resolve and check the settings. Raises UserError: names the argument."""
         parts, device = size_of(settings.size), chosen_device(settings.device)
         factor = AutoencoderArchitecture.from_config(parts.autoencoder).factor
         unit, side = factor * parts.network.patch_size, settings.resolution or parts.resolution
@@ -142,17 +142,17 @@ class Setup:
         return cls(settings, parts, device, dtype, side, side // factor)
 
     def work(self, text: int) -> Workload:
-        """Tokens of one sample whose caption has so many."""
+        """Return the tokens of one sample with `text` caption tokens."""
         side, rate = self.latent_side, self.settings.routing_rate
         return Workload.of(self.parts.network, side, side, text, rate=rate)
 
     def operations(self, text: int) -> Operations:
-        """Of the network with one training sample whose caption has so many tokens."""
+        """Return the network's operations for one training sample with `text` caption tokens."""
         return network_operations(self.parts.network, self.work(text), recompute=self.settings.checkpointing)
 
     @cached_property
     def micro_batches(self) -> tuple[Captions, ...]:
-        """The captions of each micro-batch of a call, as a training on a GPU would make them."""
+        """The captions of each micro-batch of a call, grouped as in training on a GPU."""
         settings, count = self.settings, self.settings.accumulation
         if not settings.caption_tokens:
             return (Captions((settings.context_length,) * settings.batch, settings.context_length),) * count
@@ -162,30 +162,30 @@ class Setup:
         return tuple(Captions(group, next(each for each in rising if each >= group[0])) for group in groups)
 
     def model_flops(self, text: int) -> int:
-        """What MFU counts of one training sample whose caption has so many tokens."""
+        """Return the operations that MFU counts for one training sample with `text` caption tokens."""
         return self.operations(text).model
 
     @property
     def samples(self) -> int:
-        """Of a call."""
+        """Samples per call."""
         return self.settings.batch * self.settings.accumulation
 
     def fed(self, flops: Callable[[int], int]) -> int:
-        """Operations of a call, of those of a sample by its tokens as they are padded."""
+        """Return the operations of a call, given those of a sample by its padded tokens."""
         return sum(len(each.lengths) * flops(each.padded) for each in self.micro_batches)
 
     def useful(self, flops: Callable[[int], int]) -> int:
-        """The same without padding."""
+        """Return the operations of a call without padding."""
         return sum(flops(length) for each in self.micro_batches for length in each.lengths)
 
     @property
     def text_cost(self) -> TextArchitecture:
-        """What the text encoder costs."""
+        """Cost model of the text encoder."""
         return TextArchitecture.from_config(self.parts.text)
 
     @property
     def autoencoder_cost(self) -> AutoencoderArchitecture:
-        """What the autoencoder costs."""
+        """Cost model of the autoencoder."""
         return AutoencoderArchitecture.from_config(self.parts.autoencoder)
 
     @property
@@ -194,43 +194,43 @@ class Setup:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def text_encoder(self) -> TransformersTextEncoder:
-        """The text encoder, which takes all captions of the batch at once."""
+        """Return the text encoder, which encodes all captions of a batch at once."""
         most = self.settings.batch * self.settings.context_length
         return random_text_encoder(self.parts.text, dtype=self.dtype, max_tokens=most).to(self.device)
 
     def autoencoder(self) -> KLAutoencoder:
-        """The autoencoder, which takes all images of the batch at once."""
+        """Return the autoencoder, which encodes all images of a batch at once."""
         most = self.settings.batch * self.side_px**2
         return random_autoencoder(self.parts.autoencoder, dtype=self.dtype, max_pixels=most).to(self.device)
 
     def mode(self, *known: str) -> str:
-        """The mode, which is one of these; the first where none is given. Raises UserError: it is none of them."""
+        """Return the mode, by default the first of these. Raises UserError: it is not one of them."""
         mode = self.settings.mode or known[0]
         if mode not in known:
             raise UserError(f"there is no mode {mode!r}", where="--mode", hint=did_you_mean(mode, known))
         return mode
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with what `auto` came to."""
+        """Return plain values, with `auto` resolved."""
         came_to = {"resolution": self.side_px, "dtype": dtype_name(self.dtype), "device": self.device.type}
         return {**asdict(self.settings), **came_to}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something to time."""
+    """A call to time."""
 
-    name: str  # what it is
-    call: Call  # does it once
-    samples: int  # images or captions of one call
-    flops: float  # operations of one call
-    model_flops: float  # those of them that MFU counts, padding left out
-    held: Callable[[], Iterable[Tensor]]  # tensors that stay between calls
+    name: str  # name in reports
+    call: Call  # runs it once
+    samples: int  # images or captions per call
+    flops: float  # operations per call
+    model_flops: float  # those that MFU counts, without padding
+    held: Callable[[], Iterable[Tensor]]  # tensors kept between calls
     values: Callable[[], Mapping[str, Any]] = field(default=dict)  # further figures, read after timing
 
 
 def autoencoder_case(setup: Setup) -> Case:
-    """Encoding or decoding a batch of images, without gradients. Raises UserError: the mode is neither."""
+    """Return the case of encoding or decoding images, without gradients. Raises UserError: unknown mode."""
     mode, batch, side, cells = setup.mode("encode", "decode"), setup.settings.batch, setup.side_px, setup.latent_side
     autoencoder, cost = setup.autoencoder(), setup.autoencoder_cost
     pixels, latent = (batch, 3, side, side), (batch, cost.latent_channels, cells, cells)
@@ -243,7 +243,7 @@ def autoencoder_case(setup: Setup) -> Case:
 
 
 def text_case(setup: Setup) -> Case:
-    """Encoding captions."""
+    """Return the case of encoding captions."""
     encoder, vocabulary = setup.text_encoder(), int(setup.parts.text["vocab_size"])
     given = [
         (torch.randint(0, vocabulary, (len(lengths), padded), device=setup.device), torch.tensor(lengths))
@@ -259,7 +259,7 @@ def text_case(setup: Setup) -> Case:
 
 
 def network_case(setup: Setup, prepare: Callable[[XUT, bool, bool], None]) -> Case:
-    """The network on random latents, made ready by `prepare` (network, checkpointing, compilation) as in training."""
+    """Return the case of the network on random latents; `prepare` (network, checkpointing, compiled) as in training."""
     mode, settings = setup.mode("train", "forward"), setup.settings
     network = random_network(setup.parts.network).to(setup.device)
     prepare(network, settings.checkpointing and mode == "train", settings.compile)
@@ -288,7 +288,7 @@ def network_case(setup: Setup, prepare: Callable[[XUT, bool, bool], None]) -> Ca
 
 
 def _network_inputs(setup: Setup, captions: Captions) -> dict[str, Tensor | None]:
-    """A random micro-batch of the network."""
+    """Return a random micro-batch for the network."""
     config, device, side, rate = setup.parts.network, setup.device, setup.latent_side, setup.settings.routing_rate
     work, batch = setup.work(captions.padded), len(captions.lengths)
     return {
@@ -302,7 +302,7 @@ def _network_inputs(setup: Setup, captions: Captions) -> dict[str, Tensor | None
 
 
 def sampling_flops(setup: Setup) -> int:
-    """Operations of one image: text, solver steps (twice the network under guidance), decoding."""
+    """Return the operations per image: text encoder, solver steps (twice the network with guidance), decoding."""
     settings, branches = setup.settings, 1 if setup.settings.guidance_scale == 1.0 else 2
     work = Workload.of(setup.parts.network, setup.latent_side, setup.latent_side, settings.context_length)
     network = sum(forward_flops(setup.parts.network, work).values()) * settings.steps
@@ -311,17 +311,17 @@ def sampling_flops(setup: Setup) -> int:
 
 
 class RandomTokens:
-    """Stands for a tokenizer: every prompt fills the context."""
+    """Stand-in for a tokenizer: every prompt fills the context."""
 
     def __init__(self, vocabulary: int, length: int) -> None:
         self.vocabulary, self.context_length = vocabulary, length
 
     def bind(self, context_length: int) -> "RandomTokens":
-        """The same: the length is fixed."""
+        """Return self: the length is fixed."""
         return self
 
     def __call__(self, caption: str) -> tuple[list[int], int]:
-        """Random ids, the same for captions of one length."""
+        """Return random ids, the same for captions of equal length."""
         generator = torch.Generator().manual_seed(len(caption))
         ids = torch.randint(0, self.vocabulary, (self.context_length,), generator=generator)
         return ids.tolist(), self.context_length
@@ -330,7 +330,7 @@ class RandomTokens:
 def measured(
     case: Case, timing: Timing, setup: Setup, *, label: str = "", beside: Iterable[Case] = ()
 ) -> dict[str, Any]:
-    """What was timed of a case, with its peak memory, the tensors of cases `beside` it left out, and its rate."""
+    """Return a case's timing, rate and peak memory, without the tensors held by the cases `beside` it."""
     return measurement(
         f"{case.name}, {label}" if label else case.name,
         timing,
@@ -344,7 +344,7 @@ def measured(
 
 
 def peak_bytes(case: Case, device: torch.device, *, compiled: bool = False, beside: Iterable[Case] = ()) -> int:
-    """Most bytes alive on the device during one call; 0 where that cannot be seen (compiled code on a CPU)."""
+    """Return the peak bytes on the device during one call; 0 if not measurable (compiled code on a CPU)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         case.call()
@@ -366,12 +366,12 @@ def _held_bytes(case: Case) -> int:
 
 
 def tensors(*modules: nn.Module) -> list[Tensor]:
-    """Parameters and buffers."""
+    """Return all parameters and buffers."""
     return [each for module in modules for each in (*module.parameters(), *module.buffers())]
 
 
 def _peak_flops(setup: Setup) -> float:
-    """The data sheet's rate of a GPU that the table has; of a CPU what a large matrix product reaches."""
+    """Return the data-sheet rate of a GPU (0 if not in the table), or the rate of a large matrix product on a CPU."""
     if setup.device.type == "cuda":
         gpu = find_gpu(torch.cuda.get_device_name(setup.device))
         return 0.0 if gpu is None else gpu.peak_tflops * 1e12

@@ -1,4 +1,4 @@
-"""How long an optimizer step takes: what the data sheet would allow, divided by one utilisation figure."""
+"""Duration of an optimizer step: the time at data-sheet rates, divided by a single utilization."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
 CALIBRATED_UTILISATION = 0.62
-"""The one figure with which the forecast gives the paper's four stage times: of all, it makes the largest of the four
-relative errors smallest (a test derives it from `PAPER_HOURS`)."""
+"""Utilization fitted to the paper's four stage times: it minimizes the largest of their relative errors (derived by a
+test from `PAPER_HOURS`)."""
 
 PAPER_HOURS: Mapping[int, float] = {256: 174.0, 512: 120.0, 768: 42.0, 1024: 49.0}
 """Wall-clock hours of the paper's stages by resolution, on four RTX 5090 (arXiv 2509.06068, appendix)."""
 
 UTILISATION_SPREAD = (0.79, 1.22)
-"""What the paper's stages have of that figure each alone, the least and the greatest (a test derives them): how far off
-a forecast by one figure may be."""
+"""Lowest and highest utilization of the paper's stages fitted one by one, relative to that value (a test derives them):
+the error range of a forecast with a single utilization."""
 
 PAPER_MACHINE = Machine(GPUS["5090"], 4)
 
-# Times that each kept activation passes through memory: written, read by the next operation, read again in the
-# backward pass, its gradient written and read. Eager mode runs about twice as many kernels between the products.
+# Memory passes per saved activation: written, read by the next operation, read again in the backward pass, its
+# gradient written and read. Eager mode runs about twice as many kernels between matrix products.
 _PASSES = {True: 5, False: 10}
 _RECOMPUTE_PASSES = 2
-# Bytes a parameter per micro-batch: its half copy made (4 + 2), read twice (2 + 2), its gradient added (2 + 4 + 4).
+# Bytes per parameter and micro-batch: make its half copy (4 + 2), read it twice (2 + 2), add its gradient (2 + 4 + 4).
 _WEIGHT_BYTES = 20
-# Of them those of a frozen parameter, which has no gradient.
+# The same for a frozen parameter, which has no gradient.
 _FROZEN_BYTES = 10
-# Bytes a parameter per optimizer step: AdamW reads weight, gradient and moments and writes three (28), clipping
+# Bytes per parameter and optimizer step: AdamW reads weight, gradient and moments and writes three (28), clipping
 # reads the gradient and scales it (12); an average reads two and writes one (12).
 _OPTIMIZER_BYTES = 28 + 12
 _AVERAGE_BYTES = 12
@@ -39,23 +39,23 @@ _AVERAGE_BYTES = 12
 
 @dataclass
 class Assumptions:
-    """Figures behind a forecast, beyond data sheets and counting; a probe replaces the first."""
+    """Assumptions of a forecast beyond data sheets and operation counts; a probe replaces the first."""
 
-    # time that the device would need at its data sheet's rates (peak operations, and full bandwidth for what lies
-    # between matrix products) over the time it takes
+    # time at data-sheet rates (peak operations, and full bandwidth for the operations between matrix products)
+    # over actual time
     utilisation: Annotated[float, Interval(gt=0, le=1)] = CALIBRATED_UTILISATION
-    # memory that is not tensors: the driver's context, libraries' workspaces, what the allocator cannot use
+    # memory not used by tensors: driver context, library workspaces, allocator fragmentation
     reserve_gib: Annotated[float, Ge(0)] = 1.5
     power_share: Annotated[float, Interval(gt=0, le=1)] = 0.9  # share of the GPUs' power limit drawn while training
-    usd_per_kwh: Annotated[float, Ge(0)] = 0.30  # price of electricity, for a machine of one's own
+    usd_per_kwh: Annotated[float, Ge(0)] = 0.30  # price of electricity, for your own machine
 
 
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of one optimizer step on each device.
 
-    The first four are at the data sheet's rates; `exchange` is what of the gradient exchange is not hidden behind
-    the last backward pass (sharded: of every micro-batch's, behind its passes), `data` how long the host needs to
+    The first five are at data-sheet rates; `exchange` is the part of the gradient exchange that the last backward pass
+    does not hide (sharded: for every micro-batch, what its passes do not hide); `data` is the time the host needs to
     prepare the step's samples.
     """
 
@@ -70,12 +70,12 @@ class StepTime:
 
     @property
     def ideal(self) -> float:
-        """Device time at the data sheet's rates."""
+        """Device time at data-sheet rates."""
         return self.network + self.autoencoder + self.text + self.between + self.optimizer
 
     @property
     def device(self) -> float:
-        """Device time at the utilisation, with the exchange that shows."""
+        """Device time at the given utilization, plus the exchange that is not hidden."""
         return self.ideal / self.utilisation + self.exchange
 
     @property
@@ -84,7 +84,7 @@ class StepTime:
         return max(self.device, self.data)
 
     def binds(self) -> str:
-        """What the largest share of the step goes to."""
+        """Return the bottleneck: what takes the largest share of the step."""
         if self.data > self.device:
             return "data"
         parts = {
@@ -98,7 +98,7 @@ class StepTime:
 
 
 def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch: int, utilisation: float) -> StepTime:
-    """Forecast one optimizer step that takes `micro_batch` samples of a device at once."""
+    """Forecast one optimizer step with micro-batches of `micro_batch` samples per device."""
     gpu, samples = machine.gpu, stage.batch_size / machine.count
     count, peak = recipe.operations(stage), machine.gpu.peak_tflops * 1e12
     between = samples * sample_traffic_bytes(recipe, stage)
@@ -123,7 +123,7 @@ def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch:
 
 
 def sample_traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
-    """Bytes that operations between matrix products move for one sample on average, network and encoders."""
+    """Return the mean bytes per sample moved by operations between matrix products, in network and encoders."""
     return round(sum(share * _traffic_bytes(recipe, each) for share, each in recipe.padded(stage)))
 
 
@@ -139,14 +139,14 @@ def _traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
 
 
 def exchanges_of_step(recipe: Recipe, stage: StageRecipe, devices: int, micro_batch: int) -> float:
-    """How often a device does what `exchange_seconds` times in one optimizer step."""
+    """Return how many exchanges of `exchange_seconds` a device runs per optimizer step."""
     return stage.batch_size / devices / micro_batch if recipe.sharded else 1
 
 
 def exchange_seconds(recipe: Recipe, gpu: Gpu, devices: int) -> float:
-    """Seconds of one all-reduce of all gradients: 2·(n − 1)/n of their bytes at the bus bandwidth.
+    """Return the seconds of one all-reduce of all gradients: 2·(n − 1)/n of their bytes at the bus bandwidth.
 
-    Sharded, of one micro-batch: (n − 1)/n of the weights gathered twice and the float32 gradients scattered.
+    Sharded, per micro-batch: (n − 1)/n of the weights gathered twice and of the float32 gradients scattered.
     """
     if recipe.sharded:
         size = (2 * recipe.element_bytes + 4) * recipe.parameters
@@ -156,6 +156,6 @@ def exchange_seconds(recipe: Recipe, gpu: Gpu, devices: int) -> float:
 
 
 def images_per_s_of_host(recipe: Recipe, machine: Machine, stage: StageRecipe) -> float:
-    """Images a second of a stage that the host's cores decode and its disk reads."""
+    """Return the images per second that the host's cores can decode and its disk can read for a stage."""
     host, read = machine.host, machine.host.disk_mb_s * 1e3 / recipe.sample_kb(stage)
     return read if stage.cached else min(host.cores * host.decode_mpx_per_core_s / recipe.dataset.image_mpx, read)

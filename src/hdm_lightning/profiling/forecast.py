@@ -1,4 +1,4 @@
-"""The forecast of a schedule on a machine: time, memory, disk, energy, money; and a schedule for a budget."""
+"""Forecast a schedule on a machine (time, memory, disk, energy, money), or fit a schedule to a budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -27,52 +27,52 @@ from hdm_lightning.profiling.memory import (
 from hdm_lightning.profiling.operations import Operations
 from hdm_lightning.profiling.planned_run import WHOLE_IMAGE, Recipe, StageRecipe
 
-# A stage that spends more than a quarter of its samples on warming up, or has fewer steps than this, teaches little.
+# A stage that warms up for more than a quarter of its samples, or has fewer steps than this, is not worthwhile.
 _WARMUPS = 4
 _FEWEST_STEPS = 1000
 
 DOES_NOT_FIT = "memory (does not fit)"
-# Tokens that keep a GPU's matrix products at their speed; with fewer, recomputing may be the better choice.
+# Tokens that keep a GPU's matrix products efficient; with fewer, recomputation may be the better choice.
 _ENOUGH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class StageForecast:
-    """One stage."""
+    """Forecast of one stage."""
 
-    stage: StageRecipe  # as asked for
+    stage: StageRecipe  # as requested
     image_tokens: int  # of one sample
-    text_tokens: int  # of one sample, padded, on average
+    text_tokens: int  # of one sample, with padding, on average
     kept_tokens: int  # image tokens of one sample inside the U
     tokens: int  # image and text tokens of all samples
     operations: Operations  # of one sample
     total_flops: float  # of all samples, all devices together
-    micro_batch: int  # samples a device takes at once in this forecast: the stage's, or the largest divisor that fits
-    largest_micro_batch: int  # the largest that fits as the stage is
-    largest_checkpointed: int  # the same with activation checkpointing
-    largest_plain: int  # and without
+    micro_batch: int  # samples per device at once in this forecast: the stage's, or the largest divisor that fits
+    largest_micro_batch: int  # the largest that fits with the stage's settings
+    largest_checkpointed: int  # with activation checkpointing
+    largest_plain: int  # without it
     memory: DeviceMemory  # of one device, with the stage's own micro-batch
-    activations_plain: int  # bytes of activations of the stage's own micro-batch without checkpointing
-    activations_checkpointed: int  # and with it
-    fits: bool  # whether the stage's own micro-batch does
+    activations_plain: int  # bytes of activations for the stage's own micro-batch without checkpointing
+    activations_checkpointed: int  # the same with checkpointing
+    fits: bool  # whether the stage's own micro-batch fits
     text_batch: int  # captions of `micro_batch` to encode at once so that it fits
     autoencoder_batch: int  # images of `micro_batch` to encode at once so that it fits
     step: StepTime  # seconds of one optimizer step
-    utilisation: float  # in force
-    useful_flops: float  # model operations of one sample in the network, those of padding left out
-    padding_share: float  # of the text tokens that are computed
-    mfu: float  # useful model operations over the peak
+    utilisation: float  # assumed or measured
+    useful_flops: float  # model FLOPs of one sample in the network, without padding
+    padding_share: float  # share of padding in the text tokens
+    mfu: float  # useful model FLOPs over peak FLOPs
     images_per_s: float  # all devices together
     hours: float  # wall clock
-    device_hours: float  # hours times devices
-    read_mb_s: float  # what the loaders read
-    exchange_gb: float  # bytes of gradients (sharded, also of weights) each device sends, whole stage, 10^9
+    device_hours: float  # hours × devices
+    read_mb_s: float  # read by the loaders
+    exchange_gb: float  # gradients (sharded: and weights) that each device sends in the stage, 10^9 bytes
     kwh: float  # electricity
-    rent_usd: float  # device hours at the GPU's price
-    electricity_usd: float  # the energy at its price, for a machine of one's own
-    binds: str  # what the largest share of a step goes to
-    notes: tuple[str, ...]  # what to set so that it fits; empty where it does
-    savings: tuple[str, ...]  # what may be set so that it takes fewer operations
+    rent_usd: float  # device hours × the GPU's price
+    electricity_usd: float  # kwh × the price of electricity, for your own machine
+    binds: str  # bottleneck: what takes the largest share of a step
+    notes: tuple[str, ...]  # settings to change so that it fits; empty if it does
+    savings: tuple[str, ...]  # optional settings that save operations
 
 
 @dataclass(frozen=True)
@@ -81,43 +81,43 @@ class Storage:
 
     dataset_gb: float  # the shards
     checkpoint_gb: float  # one training checkpoint
-    checkpoints_gb: float  # all that stay, with the exported weights
-    latents_gb: float  # the sets of latents that the stages read
-    text_states_gb: float  # the text states that they read
-    cache_gb: float  # what latents (half precision, every resolution) and padded text states of all images would take
-    download_hours: float  # the shards over the network
+    checkpoints_gb: float  # all that are kept, with the exported weights
+    latents_gb: float  # the sets of latents read by the stages
+    text_states_gb: float  # the text states read by the stages
+    cache_gb: float  # latents (half precision, every resolution) and padded text states of all images, if stored
+    download_hours: float  # download time of the shards
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A whole schedule."""
+    """Forecast of a whole schedule."""
 
     machine: Machine
     recipe: Recipe
     assumptions: Assumptions
-    measured: Mapping[str, float]  # utilisation by stage, where it is not the assumed one
-    encodings: tuple[EncodingForecast, ...]  # of the latents and text states that stages read, before the first one
+    measured: Mapping[str, float]  # measured utilization by stage name
+    encodings: tuple[EncodingForecast, ...]  # encoding of latents and text states before the first stage
     stages: tuple[StageForecast, ...]
     storage: Storage
 
     def total(self, field: str) -> float:
-        """A field summed over the stages, and over the encoding of what they read where that has it."""
+        """Return the sum of a field over the stages, and over the encodings if they have it."""
         parts = (*self.encodings, *self.stages)
         return float(sum(getattr(part, field) for part in parts if hasattr(part, field)))
 
     def total_range(self, field: str) -> tuple[float, float]:
-        """The total at the ends of `UTILISATION_SPREAD`, the least first; stages that were measured stay."""
+        """Return the lowest and highest total over `UTILISATION_SPREAD`; measured stages do not vary."""
         ends = sorted(self._at(factor).total(field) for factor in UTILISATION_SPREAD)
         return ends[0], ends[-1]
 
     def _at(self, factor: float) -> "Forecast":
-        """The same with so many times the assumed utilisation."""
+        """Return the forecast with the assumed utilization multiplied by `factor`."""
         utilisation = min(1.0, factor * self.assumptions.utilisation)
         assumptions = replace(self.assumptions, utilisation=utilisation)
         return forecast(self.recipe, self.machine, assumptions, utilisation=self.measured)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, sums and derived numbers included."""
+        """Return plain values, including sums and derived numbers."""
         sums = ("hours", "device_hours", "kwh", "electricity_usd", "total_flops", "tokens", "exchange_gb")
         low, high = self.total_range("rent_usd")
         rent = {"low": low, "expected": self.total("rent_usd"), "high": high}
@@ -139,9 +139,9 @@ def forecast(
     *,
     utilisation: Mapping[str, float] | None = None,
 ) -> Forecast:
-    """Forecast a schedule on a machine; `utilisation` has measured figures by stage name, in place of the assumed one.
+    """Forecast a schedule on a machine; `utilisation` holds measured values by stage name that replace the assumed one.
 
-    Raises ValueError: a stage's resolution does not fit the autoencoder and patch.
+    Raises ValueError: a stage's resolution is not a multiple of autoencoder factor × patch.
     """
     assumed, measured = assumptions or Assumptions(), utilisation or {}
     stages = tuple(
@@ -222,15 +222,15 @@ def _notes(
     largest: Mapping[Any, int],
     encoder_batches: tuple[int, int],
 ) -> tuple[str, ...]:
-    """What to set so that the stage runs on the machine as it is asked for."""
+    """Return the settings to change so that the stage fits on the machine."""
     key, memory = f"schedule.stages.{stage.name}", f"{machine.gpu.memory_gib:g} GiB"
     notes = []
     if not micro and not largest[True]:
-        notes.append(f"not even one sample fits into {memory}: a smaller model, or a GPU with more memory")
+        notes.append(f"not even one sample fits into {memory}: use a smaller model, or a GPU with more memory")
     elif not micro:
         notes.append(f"does not fit into {memory}: set {key}.activation_checkpointing=true")
     elif micro < stage.micro_batch_size:
-        change = f"{stage.micro_batch_size} samples at once do not fit into {memory}"
+        change = f"{stage.micro_batch_size} samples per micro-batch do not fit into {memory}"
         other = usable_micro_batch(stage, machine.count, min(largest[True], stage.micro_batch_size))
         also = "" if stage.checkpointing or other <= micro else f" ({other} with activation_checkpointing=true)"
         notes.append(f"{change}: set {key}.micro_batch_size={micro}{also}")
@@ -244,17 +244,17 @@ def _notes(
 
 
 def _savings(recipe: Recipe, stage: StageRecipe, machine: Machine, largest_plain: int) -> tuple[str, ...]:
-    """What to set so that a stage that runs anyway takes fewer operations, where that leaves the GPU enough to do."""
+    """Return settings that save operations in a stage that fits, if they keep the GPU busy enough."""
     key, count, found = f"schedule.stages.{stage.name}", recipe.operations(stage), []
     micro = usable_micro_batch(stage, machine.count, largest_plain)
     if stage.checkpointing and micro * recipe.work(stage).full >= _ENOUGH_TOKENS:
         change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={micro}"
-        found.append(f"{change} fits as well and saves {100 * count.recompute / count.total:.0f}% of the operations")
+        found.append(f"{change} also fits and saves {100 * count.recompute / count.total:.0f}% of the operations")
     seen = sum(each.samples for each in recipe.stages if each.cached and each.resolution == stage.resolution)
     if stage.cached and seen < WHOLE_IMAGE * recipe.dataset.images:
         found.append(
-            f"images in the place of latents: {seen / 1e6:.1f} million samples are encoded with less work as they come "
-            f"than {recipe.dataset.images / 1e6:.1f} million whole images once"
+            f"use images instead of latents: encoding {seen / 1e6:.1f} million samples during training is less work "
+            f"than encoding {recipe.dataset.images / 1e6:.1f} million whole images once"
         )
     return tuple(found)
 
@@ -278,7 +278,7 @@ def _storage(recipe: Recipe, machine: Machine) -> Storage:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass with its properties as plain values, for JSON."""
+    """Return a dataclass and its properties as plain values, for JSON."""
     if is_dataclass(value) and not isinstance(value, type):
         derived = [key for key, each in vars(type(value)).items() if isinstance(each, property)]
         names = [entry.name for entry in fields(value)] + [key for key in derived if not key.startswith("_")]
@@ -290,14 +290,14 @@ def plain(value: Any) -> Any:
 class Proposal:
     """A schedule for a budget."""
 
-    budget_usd: float  # what may be spent
+    budget_usd: float  # the budget
     forecast: Forecast  # of the proposed schedule
-    share: float  # proposed samples over those of the schedule it was made from
-    dropped: tuple[str, ...]  # stages left out, the highest resolutions first to go
-    overrides: tuple[str, ...]  # what makes hdm-train run it
+    share: float  # proposed samples over those of the original schedule
+    dropped: tuple[str, ...]  # stages left out, starting from the last
+    overrides: tuple[str, ...]  # hdm-train overrides that run it
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, those of the forecast beside the others."""
+        """Return plain values, including those of the forecast."""
         own = {name: plain(getattr(self, name)) for name in ("budget_usd", "share", "dropped", "overrides")}
         return {**own, **self.forecast.to_json()}
 
@@ -312,19 +312,19 @@ def propose(
 ) -> Proposal:
     """Scale a schedule so that its rent on a machine stays within a budget.
 
-    All stages shrink or grow by the same factor, so that each keeps its share of the money. Where the last one
-    would become shorter than `least_samples`, it is dropped and the rest gets its share.
+    All stages are scaled by the same factor, so that each keeps its share of the cost. If a stage would become
+    shorter than `least_samples`, the last one is dropped and the others get its share.
 
     Raises UserError: the machine has no price, or the budget is below the smallest schedule.
     """
     if machine.usd_per_hour <= 0:
         raise UserError(
-            f"{machine.name} has no price, so a budget says nothing", where="gpu.usd_per_hour", hint="give one"
+            f"{machine.name} has no price, so a budget has no effect", where="gpu.usd_per_hour", hint="set one"
         )
     for count in range(len(recipe.stages), 0, -1):
         part = replace(recipe, stages=recipe.stages[:count])
         whole = forecast(part, machine, assumptions, utilisation=utilisation)
-        encoding = sum(each.rent_usd for each in whole.encodings)  # whatever the number of samples
+        encoding = sum(each.rent_usd for each in whole.encodings)  # independent of the number of samples
         share = max(0.0, budget_usd - encoding) / (whole.total("rent_usd") - encoding)
         samples = [_whole_steps(stage, share) for stage in part.stages]
         if all(have >= least_samples(stage) for have, stage in zip(samples, part.stages, strict=True)):
@@ -338,18 +338,18 @@ def propose(
 
 
 def least_samples(stage: StageRecipe) -> int:
-    """Samples below which a stage is not worth its warm-up."""
+    """Return the fewest samples for which a stage is worthwhile."""
     return max(_WARMUPS * stage.warmup_samples, _FEWEST_STEPS * stage.batch_size)
 
 
 def smallest(recipe: Recipe) -> Recipe:
-    """The smallest schedule that `propose` makes: the first stage alone, as short as it may be."""
+    """Return the smallest schedule that `propose` considers: the first stage alone, at its minimum length."""
     first = recipe.stages[0]
     return replace(recipe, stages=(replace(first, samples=least_samples(first)),))
 
 
 def _whole_steps(stage: StageRecipe, share: float) -> int:
-    """Samples scaled down to whole optimizer steps, so that the cost stays within the budget."""
+    """Return the scaled samples, rounded down to whole optimizer steps to stay within the budget."""
     return int(stage.samples * share / stage.batch_size) * stage.batch_size
 
 
@@ -369,5 +369,5 @@ def _below_the_smallest(recipe: Recipe, machine: Machine, budget_usd: float, ass
         f"${budget_usd:g} is below the smallest schedule, {alone.stages[0].samples:,} samples of "
         f"{alone.stages[0].name}, which costs ${least:.2f} on {machine.name}",
         where="budget_usd",
-        hint=f"give budget_usd={int(least) + 1}, or {other}start from a smaller schedule or model",
+        hint=f"set budget_usd={int(least) + 1}, or {other}start from a smaller schedule or model",
     )

@@ -1,12 +1,12 @@
-"""GPUs by name, what a vendor's data sheet says of each and what renting one costs; machines made of them.
+"""GPUs by name with data-sheet figures and rental price, and machines made of them.
 
-Peak rates are dense bfloat16 tensor operations with float32 accumulation, the kind a training step runs. GeForce
-cards do these at half the rate of their float16-accumulating ones, which is what advertisements show (and doubles
-again for sparsity). Sources: NVIDIA's architecture white papers GA100, GA102 v2 (appendix A), AD102, GB202, the
-H100, H200, B200, L40S, RTX 6000 Ada and A10 data sheets. `link_gb_s` is the bus bandwidth of an all-reduce over four
-of them: NVLink where the board has it; without it the way through the host's memory (four RTX 5090 on a server
-board were measured at 35 GB/s, NVIDIA/nccl issue 1639; a home board gives less). Prices are those of
-marketplaces in 2025, the RTX 5090's the middle of the range that arXiv 2509.06068 states; they change monthly.
+Peak rates are dense bfloat16 tensor operations with float32 accumulation, as in a training step. GeForce cards run
+these at half their rate with float16 accumulation, which is the advertised one (doubled again for sparsity). Sources:
+NVIDIA's architecture white papers GA100, GA102 v2 (appendix A), AD102, GB202, the H100, H200, B200, L40S, RTX 6000
+Ada and A10 data sheets. `link_gb_s` is the bus bandwidth of an all-reduce over four of them: NVLink if the board has
+it, else through the host's memory (four RTX 5090 on a server board were measured at 35 GB/s, NVIDIA/nccl issue 1639;
+a home board is slower). Prices are from marketplaces in 2025, for the RTX 5090 the middle of the range stated in
+arXiv 2509.06068; they change monthly.
 """
 
 import difflib
@@ -20,39 +20,39 @@ from annotated_types import Ge, Gt
 from hdm_lightning.errors import UserError, did_you_mean
 
 CPU = "cpu"
-"""Name of the device that stands for the processor of a machine without GPUs."""
+"""Name of the device of a machine without GPUs."""
 HERE = "here"
-"""Spelling of the machine at hand."""
+"""Value of `gpus` for this machine."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of device."""
+    """A GPU model."""
 
     name: str  # key in `GPUS`
-    peak_tflops: float  # dense bfloat16 tensor rate with float32 accumulation, in 10^12 operations a second
+    peak_tflops: float  # dense bfloat16 tensor rate with float32 accumulation, in 10^12 operations per second
     memory_gib: float  # memory, in 2^30 bytes
-    bandwidth_gb_s: float  # memory bandwidth, in 10^9 bytes a second
-    link_gb_s: float  # bus bandwidth of an all-reduce among several of them in one machine
+    bandwidth_gb_s: float  # memory bandwidth, in 10^9 bytes per second
+    link_gb_s: float  # bus bandwidth of an all-reduce over several in one machine
     power_w: float  # board power limit
-    usd_per_hour: float  # rent of one
+    usd_per_hour: float  # rent per GPU
 
 
 @dataclass
 class Host:
-    """What feeds the GPUs."""
+    """The machine around the GPUs."""
 
     cores: Annotated[int, Gt(0)] = 32  # CPU cores that prepare samples
-    # megapixels that one core decodes, resizes and crops in a second
+    # megapixels per second that one core decodes, resizes and crops
     decode_mpx_per_core_s: Annotated[float, Gt(0)] = 40.0
-    disk_mb_s: Annotated[float, Gt(0)] = 2000.0  # reading speed of the disk with the shards, 10^6 bytes a second
-    network_mb_s: Annotated[float, Gt(0)] = 100.0  # download speed, 10^6 bytes a second
-    power_w: Annotated[float, Ge(0)] = 250.0  # what the machine draws beside its GPUs
+    disk_mb_s: Annotated[float, Gt(0)] = 2000.0  # read speed of the disk with the shards, 10^6 bytes per second
+    network_mb_s: Annotated[float, Gt(0)] = 100.0  # download speed, 10^6 bytes per second
+    power_w: Annotated[float, Ge(0)] = 250.0  # power draw of the machine without its GPUs
 
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs of one kind in one machine."""
+    """A machine with GPUs of one model."""
 
     gpu: Gpu
     count: int = 1
@@ -60,12 +60,12 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """As on the command line, ``4x5090``."""
+        """Name as on the command line, ``4x5090``."""
         return f"{self.count}x{self.gpu.name}"
 
     @property
     def usd_per_hour(self) -> float:
-        """Rent of all GPUs."""
+        """Rent of all GPUs together."""
         return self.count * self.gpu.usd_per_hour
 
 
@@ -91,7 +91,7 @@ GPUS: Mapping[str, Gpu] = {
         Gpu("b200", 2250.0, 180, 8000, 700, 1000, 4.50),
     )
 }
-"""The table; `override` replaces single figures."""
+"""The GPU table; `override` replaces individual figures."""
 
 _SIMILAR_NUMBER = 0.05
 _VENDOR_WORDS = re.compile(
@@ -100,13 +100,13 @@ _VENDOR_WORDS = re.compile(
 
 
 def parse_gpus(text: str) -> tuple[Gpu, int]:
-    """Read ``4x5090``, ``h100`` or ``2xRTX 4090``: a count and an ``x``, which may be left out, and a name.
+    """Parse ``4x5090``, ``h100`` or ``2xRTX 4090``: an optional count with an ``x``, and a name.
 
-    Raises UserError: an unknown name, with the nearest known one, or a count below 1.
+    Raises UserError: the name is unknown (suggests the nearest one), or the count is below 1.
     """
     match = re.fullmatch(r"\s*(?:(\d+)\s*[x×*]\s*)?(\S.*?)\s*", str(text))
     if match is None:
-        raise UserError("is empty", where="gpus", hint="give a count and a name, e.g. gpus=4x5090")
+        raise UserError("is empty", where="gpus", hint="use a count and a name, e.g. gpus=4x5090")
     count = int(match[1] or 1)
     if count < 1:
         raise UserError(f"{text!r} asks for {count} devices", where="gpus", hint=f"e.g. gpus=1x{match[2]}")
@@ -114,19 +114,19 @@ def parse_gpus(text: str) -> tuple[Gpu, int]:
     if gpu is None:
         near = nearest_gpu(match[2])
         raise UserError(
-            f"no GPU is called {match[2]!r} in the table (known: {', '.join(GPUS)})",
+            f"there is no GPU {match[2]!r} in the table (known: {', '.join(GPUS)})",
             where="gpus",
-            hint=f"did you mean gpus={count}x{near}? For another device take the nearest and override its figures: "
+            hint=f"did you mean gpus={count}x{near}? For another device, use the nearest and override its figures: "
             f"gpus={count}x{near} gpu.peak_tflops=… gpu.memory_gib=… gpu.bandwidth_gb_s=…",
         )
     return gpu, count
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """The GPU of a name of the table, or of what a driver calls the device; None where there is none."""
+    """Return the GPU for a table name or a driver's device name; None if it is unknown."""
     words = re.findall(r"[a-z0-9]+", _VENDOR_WORDS.sub("", name).lower())
-    # A driver's spelling has the memory or the form in it: "A100-SXM4-80GB", "A100-PCIE-40GB", "H100 80GB HBM3".
-    # Whole words count, so that an A100 is no A10; and of a GeForce all of them, as a 4090 Laptop is no 4090.
+    # Drivers add the memory or form factor to the name: "A100-SXM4-80GB", "A100-PCIE-40GB", "H100 80GB HBM3".
+    # Match whole words, since an A100 is not an A10; and all of them for a GeForce, since a 4090 Laptop is not a 4090.
     for key in sorted(GPUS, key=len, reverse=True):
         for spelling in (words, [word for word in words if word != "pcie"]):
             beginnings = ["".join(spelling[:count]) for count in range(1, len(spelling) + 1)]
@@ -136,7 +136,7 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def nearest_gpu(name: str) -> str:
-    """The name of the table with nearly the same number, else the one spelt most alike, else the paper's."""
+    """Return the table name with nearly the same number, else the one spelled most alike, else the paper's GPU."""
     wanted = re.search(r"\d{2,}", name)
     numbers = {key: int(found[0]) for key in GPUS if (found := re.search(r"\d{2,}", key))}
     if wanted:
@@ -150,10 +150,10 @@ def nearest_gpu(name: str) -> str:
 
 
 def override(gpu: Gpu, changes: Mapping[str, Any]) -> Gpu:
-    """The GPU with those figures replaced that are not None.
+    """Return the GPU with the figures replaced that are not None.
 
     Raises:
-        UserError: for an unknown figure or one that is not positive (a price may be 0).
+        UserError: a figure is unknown or not positive (a price may be 0).
     """
     known = [entry.name for entry in fields(Gpu) if entry.name != "name"]
     given = {key: value for key, value in changes.items() if value is not None}
@@ -162,11 +162,11 @@ def override(gpu: Gpu, changes: Mapping[str, Any]) -> Gpu:
             raise UserError(f"unknown key '{key}'", where=f"gpu.{key}", hint=did_you_mean(key, known))
         least = 0.0 if key == "usd_per_hour" else 1e-9
         if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-            raise UserError(f"{value!r} is not a positive number", where=f"gpu.{key}", hint="give one")
+            raise UserError(f"{value!r} is not a positive number", where=f"gpu.{key}", hint="use one")
     figures: dict[str, Any] = {key: float(value) for key, value in given.items()}
     return replace(gpu, **figures)
 
 
 def _plain(name: str) -> str:
-    """Lower case, without the vendor's words, spaces and dashes."""
+    """Return the name in lower case, without vendor words, spaces and dashes."""
     return re.sub(r"[\s_-]+", "", _VENDOR_WORDS.sub("", name)).lower()

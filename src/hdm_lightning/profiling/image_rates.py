@@ -1,4 +1,4 @@
-"""What the machine at hand gives of images: decoding on one core, loading from shards."""
+"""Image rates of this machine: decoding on one core, loading from shards."""
 
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +19,7 @@ _DECODED_PX = 512
 
 
 def measure_data(settings: DataSettings) -> tuple[dict[str, Any], RenderableType]:
-    """Time decoding on one core at each resolution, with shards also their loading; content for JSON, and a report."""
+    """Time decoding on one core at each resolution and, with shards, loading; return JSON content and a report."""
     decoding = [measure_decoding(side, repeats=settings.repeats) for side in settings.resolution]
     loading = [_loading(settings, side) for side in settings.resolution] if settings.shards is not None else []
     content = {
@@ -42,7 +42,7 @@ def measure_data(settings: DataSettings) -> tuple[dict[str, Any], RenderableType
 
 
 def decoding_rate() -> dict[str, Any]:
-    """What one core decodes, resizes and crops at a resolution in the middle of the schedules'."""
+    """Measure how fast one core decodes, resizes and crops, at a typical resolution."""
     speed = measure_decoding(_DECODED_PX, images=benchmark_images(len(SIZES)), repeats=3)
     megapixels = sum(height * width for height, width in SIZES) / len(SIZES) / 1e6
     rate = speed.ours * megapixels
@@ -50,7 +50,7 @@ def decoding_rate() -> dict[str, Any]:
 
 
 def _loading(settings: DataSettings, resolution: int) -> tuple[int, LoadingSpeed, Timing]:
-    """The repeat of median speed, and the speeds of all."""
+    """Return the resolution, the repeat with median speed, and the speeds of all repeats."""
     config = StreamConfig((Source((str(settings.shards),)),), resolution, _CONTEXT, workers=settings.workers)
     speeds = [
         measure_loading(config, _count_letters, batch_size=settings.batch, batches=settings.batches)
@@ -61,7 +61,7 @@ def _loading(settings: DataSettings, resolution: int) -> tuple[int, LoadingSpeed
 
 
 def _count_letters(caption: str) -> tuple[list[int], int]:
-    """Stands for a tokenizer: a token per letter."""
+    """Stand-in for a tokenizer: one token per letter."""
     ids = [ord(letter) % 256 for letter in caption[:_CONTEXT]]
     return ids + [0] * (_CONTEXT - len(ids)), max(1, len(ids))
 

@@ -1,4 +1,4 @@
-"""Bytes of tensors alive at once: of work that is done, or rehearsed on tensors with shapes and without contents."""
+"""Peak bytes of live tensors, in real work or in a rehearsal on fake tensors."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -10,20 +10,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# The first step allocates the optimizer's moments at its end, so the second one is the fullest.
+# The first step allocates the optimizer's moments at its end, so the second step has the peak.
 _STEPS = 2
 
 
 class LiveMemory(TorchDispatchMode):
-    """Follows every storage that operations make, until it dies.
+    """Track every storage that operations allocate until it is freed.
 
-    Used as a context manager around the work; tensors that exist before it are counted if given to `hold`. The
-    library's own workspaces and what an allocator keeps back are not seen. On CUDA the allocator's counters are the
-    better source.
+    Use it as a context manager around the work; tensors that already exist are counted if passed to `hold`. Library
+    workspaces and memory cached by the allocator are not seen. On CUDA, prefer the allocator's counters.
 
     Attributes:
-        bytes: alive now.
-        peak_bytes: the most that was alive.
+        bytes: live bytes now.
+        peak_bytes: most live bytes so far.
     """
 
     def __init__(self) -> None:
@@ -33,18 +32,18 @@ class LiveMemory(TorchDispatchMode):
         self._seen: dict[int, int] = {}
 
     def hold(self, *tensors: Tensor) -> None:
-        """Count tensors that were there before."""
+        """Count tensors that already exist."""
         for tensor in tensors:
             self._add(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count what it made."""
+        """Run the operation and count its new storages."""
         result = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and _key(leaf) not in self._seen]
         if made:
             given = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
             for tensor in made:
-                if _key(tensor) not in given:  # a view of a tensor that is not counted is not counted either
+                if _key(tensor) not in given:  # a view of an uncounted tensor is not counted either
                     self._add(tensor)
         return result
 
@@ -56,7 +55,7 @@ class LiveMemory(TorchDispatchMode):
         self._seen[key] = size
         self.bytes += size
         self.peak_bytes = max(self.peak_bytes, self.bytes)
-        # The Python object of a storage lives as long as the storage itself, wherever it is held.
+        # The Python object of a storage lives as long as the storage itself.
         weakref.finalize(storage, self._drop, key).atexit = False
 
     def _drop(self, key: int) -> None:
@@ -68,10 +67,10 @@ def _key(tensor: Tensor) -> int:
 
 
 class TrainingStep(Protocol):
-    """A step to rehearse, with all that it works on.
+    """A step to rehearse, and its state.
 
     Attributes:
-        networks: all networks, the model first, frozen ones included.
+        networks: all networks, the model first, including frozen ones.
         trained: parameters that get gradients and moments.
         averages: copies of weights.
     """
@@ -81,40 +80,40 @@ class TrainingStep(Protocol):
     averages: list[Tensor]
 
     def __call__(self, micro_batches: int) -> None:
-        """One optimizer step."""
+        """Take one optimizer step."""
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of tensors on one device; libraries' workspaces and the allocator's slack come on top."""
+    """Bytes of tensors on one device, without library workspaces and allocator overhead."""
 
-    parameters: int  # of the model (not bytes)
+    parameters: int  # number of parameters of the model
     weights: int  # of all networks
-    gradients: int  # of what is trained
-    moments: int  # two for each trained weight
+    gradients: int  # of trained parameters
+    moments: int  # two per trained parameter
     averages: int  # of the model's weights
-    peak: int  # the most that is alive at once, all of the above included where they are alive then
+    peak: int  # most bytes alive at once, including the above
 
     @property
     def kept(self) -> int:
-        """What stays from step to step."""
+        """Bytes kept between steps."""
         return self.weights + self.moments + self.averages
 
     @property
     def passing(self) -> int:
-        """What comes and goes within a step: activations, gradients, temporaries."""
+        """Bytes allocated only within a step: activations, gradients, temporaries."""
         return self.peak - self.kept
 
 
 def step_memory(build: Callable[[], TrainingStep], *, micro_batches: int = 1) -> StepMemory:
     """Rehearse training steps in eager mode on fake tensors.
 
-    Kernels are those of a CPU, whose attention keeps no square matrix, as a GPU's does not.
+    Kernels are those of a CPU, whose attention, like a GPU's, does not store the square score matrix.
 
     Args:
-        build: makes the step; all libraries that it needs are imported already, since modules that are imported
-            within a rehearsal would make empty constants.
-        micro_batches: of an optimizer step; with several, gradients wait beside activations.
+        build: builds the step; all libraries that it needs must already be imported, since constants of modules
+            imported within a rehearsal would be fake tensors.
+        micro_batches: micro-batches per optimizer step; with several, gradients are alive alongside activations.
     """
     with FakeTensorMode(), LiveMemory() as memory:
         step = build()

@@ -1,4 +1,4 @@
-"""Device memory of training, part by part, and the largest micro-batch that fits.
+"""Device memory of training by part, and the largest micro-batch that fits.
 
 Shapes: S tokens of a block, D width, M hidden width of the SwiGLU, H heads, L text tokens.
 """
@@ -16,26 +16,26 @@ from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 GIB = 2**30
 
 COMPILED_SHARE = 0.75
-"""Share of the eager activations that compiled blocks need. Of what eager mode saves of an XUT under autocast, the
-min-cut partitioner of AOTAutograd saves 0.67 (measured by the test suite). A step's peak, which holds more than that,
-was 25.4 GiB against 33.0 with xut_base on an H100, 3.4 of them weights and gradients: 0.74."""
+"""Activations of compiled blocks relative to eager mode. For an XUT under autocast, AOTAutograd's min-cut partitioner
+keeps 0.67 of what eager mode keeps for the backward pass (measured by the test suite). The peak of a step, which holds
+more than that, was 25.4 GiB against 33.0 with xut_base on an H100, 3.4 of them weights and gradients: 0.74."""
 
-# Saved sequences of S·D elements. A norm keeps its input, the normed input and the modulated one; an attention
-# q, k, v, the rotated q and k, what it mixes and what it hands to the gate; a SwiGLU what it hands to the gate.
+# Saved sequences of S·D elements. A norm saves its input, the normed input and the modulated one; attention saves
+# q, k, v, the rotated q and k, the mixed values and the gate's input; a SwiGLU saves the gate's input.
 _NORM, _ATTENTION, _FEED_FORWARD = 3, 3 + 2 + 1 + 1, 1
-# Beside them the SwiGLU keeps S·M elements: both halves of its packed product, silu of the first, their product.
+# The SwiGLU also saves S·M elements each: both halves of its packed product, silu of the first, their product.
 _FEED_FORWARD_HIDDEN = 4
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on one device at the fullest moment of a step.
+    """Bytes on one device at the peak of a step.
 
-    What stays from one micro-batch to the next: `weights`, `optimizer` (its moments), `averages`, `half_copies`
-    (half-precision weights of autocast; sharded, what is gathered of the network at once), `encoders`, `reserve`,
-    and `gradients` where `gradients_stay`. Beside it `inputs` of a micro-batch and the largest of three that do not
-    meet: its `activations`, what the encoders need while they run (`encoding`), and gradients that do not stay. Where
-    the encoders are `overlapped` with the network they do meet, with the inputs of the next micro-batch.
+    Kept between micro-batches: `weights`, `optimizer` (its moments), `averages`, `half_copies` (half-precision weights
+    of autocast; sharded: the part of the network gathered at once), `encoders`, `reserve`, and `gradients` if
+    `gradients_stay`. In addition, the `inputs` of a micro-batch and the largest of three that do not coexist: its
+    `activations`, the memory of the running encoders (`encoding`), and gradients that do not stay. If the encoders are
+    `overlapped` with the network, they do coexist, together with the inputs of the next micro-batch.
     """
 
     weights: int
@@ -53,13 +53,13 @@ class DeviceMemory:
 
     @property
     def fixed(self) -> int:
-        """What does not depend on the micro-batch."""
+        """Bytes that do not depend on the micro-batch."""
         kept = self.weights + self.optimizer + self.averages + self.half_copies + self.encoders + self.reserve
         return kept + (self.gradients if self.gradients_stay else 0)
 
     @property
     def total(self) -> int:
-        """The peak."""
+        """Peak bytes."""
         network, encoders = self.inputs + self.activations, self.inputs + self.encoding
         if self.overlapped:
             return self.fixed + encoders + (network if self.gradients_stay else max(network, self.gradients))
@@ -68,10 +68,10 @@ class DeviceMemory:
 
 
 def device_memory(recipe: Recipe, stage: StageRecipe, *, devices: int = 1, reserve_gib: float = 0.0) -> DeviceMemory:
-    """Memory of one device in a stage.
+    """Return the memory of one device in a stage.
 
-    Several devices keep their gradients in exchange buffers, as accumulation does, and have a part each of weights,
-    gradients, moments and averages where the recipe is sharded. `reserve_gib` is memory that is not tensors.
+    With several devices, as with accumulation, gradients stay (in exchange buffers); if the recipe is sharded, each
+    device holds a part of weights, gradients, moments and averages. `reserve_gib` is memory not used by tensors.
     """
     samples, parameters, moments = stage.micro_batch_size, recipe.parameters, recipe.moments
     trained = recipe.trained
@@ -96,10 +96,10 @@ def device_memory(recipe: Recipe, stage: StageRecipe, *, devices: int = 1, reser
 
 
 def gathered_bytes(recipe: Recipe) -> int:
-    """The most that a device holds of a sharded network beyond its part.
+    """Return the most bytes of a sharded network that a device gathers beyond its own part.
 
-    Two blocks (the next is gathered while one runs) and the conditioning in the precision of the activations,
-    embeddings and output in float32, as FSDP2 shards the network in training.
+    These are two blocks (the next is gathered while one runs) and the conditioning in the activations' precision, and
+    the embeddings and output in float32, as FSDP2 shards the network in training.
     """
     parts = network_parts(recipe.network)
     ends = ("patch_embedding", "text_projection", "output_projection")
@@ -117,26 +117,26 @@ def activation_bytes(
     checkpointing: bool | Literal["selective"] = False,
     shared_positions: bool = False,
 ) -> int:
-    """Bytes that one sample's forward pass keeps for the backward pass in eager mode; compiled graphs keep less.
+    """Return the bytes that one sample's forward pass saves for the backward pass in eager mode; compiled saves less.
 
-    Weights, their half-precision copies, gradients and the optimizer's state are not in it. In closed form and not
-    rehearsed on a CPU's kernels, whose RMSNorm keeps a float32 copy of its input that a GPU's fused one does not.
+    Excludes weights, their half-precision copies, gradients and optimizer state. It is a closed form rather than a
+    rehearsal on CPU kernels, whose RMSNorm keeps a float32 copy of its input that a GPU's fused kernel does not.
 
     Args:
-        config: the network.
-        work: its tokens.
-        element_bytes: of an activation: 2 under bf16 autocast, 4 in float32.
-        checkpointing: whether each block's activations are recomputed, so that only its input is kept, and the
-            whole of one block at a time; `selective` keeps what every attention gave beside it.
+        config: network configuration.
+        work: tokens of a sample.
+        element_bytes: bytes of an activation: 2 under bf16 autocast, 4 in float32.
+        checkpointing: whether each block's activations are recomputed, so that only its input is saved, plus all of
+            one block at a time; `selective` also saves the output of every attention.
         shared_positions: whether all samples have the same positions and no routing, so that the rotation angles
-            are kept once for the batch (not counted) instead of once a sample.
+            are saved once per batch (not counted) instead of once per sample.
     """
 
     def block(tokens: int, attentions: int) -> int:
         sequences = attentions * (_NORM + _ATTENTION) + _NORM + _FEED_FORWARD
         elements = tokens * (sequences * config.width + _FEED_FORWARD_HIDDEN * config.mlp_width)
         log_sums = attentions * 4 * tokens * config.heads
-        # D/2 angles a token: a complex64, or a float32 beside a cosine and a sine of half the size.
+        # D/2 angles per token: a complex64, or a float32 beside a cosine and a sine of half the size.
         angles = 0 if shared_positions else attentions * 4 * tokens * config.width
         return elements * element_bytes + log_sums + angles
 
@@ -144,9 +144,9 @@ def activation_bytes(
     plain = levels * (config.encoder_blocks + config.decoder_blocks - 1)
     attentions = 2 if config.reads_encoder else 1
     outside, inside, first = block(work.full, 1), block(work.routed, 1), block(work.routed, attentions)
-    if config.skips == "concatenation":  # both sequences beside each other
+    if config.skips == "concatenation":  # both sequences side by side
         first += 2 * work.routed * config.width * element_bytes
-    # Patches, context, the sequence that the output reads, and the shared modulation.
+    # Patches, context, the input of the output layer, and the shared modulation.
     ends = work.image * config.channels * config.patch_size**2 + work.text * config.context_width
     ends += work.full * config.width + (1 + attentions) * (2 * 1 + 2 * 4 + 3) * config.width
     if not checkpointing:
@@ -160,23 +160,23 @@ def activation_bytes(
 
 
 def sample_activation_bytes(recipe: Recipe, stage: StageRecipe) -> int:
-    """What one more sample adds to the fullest moment, the start of the backward pass."""
+    """Return the bytes that one more sample adds to the peak, at the start of the backward pass."""
     work, again = recipe.work(stage), stage.checkpointing
     kept = activation_bytes(recipe.network, work, element_bytes=recipe.element_bytes, checkpointing=again)
-    if again:  # by the time a block runs again, inputs of later ones have made room for its gradients
+    if again:  # when a block is recomputed, the freed inputs of later ones make room for its gradients
         return kept
     if recipe.compiled:
         kept = int(COMPILED_SHARE * kept)
-    # The gradients of a SwiGLU's two halves, beyond what its backward pass has freed by then.
+    # The gradients of a SwiGLU's two halves, minus what its backward pass has freed by then.
     return kept + work.full * 2 * recipe.network.mlp_width * recipe.element_bytes
 
 
 def largest_micro_batch(
     recipe: Recipe, stage: StageRecipe, memory_gib: float, *, devices: int = 1, reserve_gib: float = 0.0
 ) -> int:
-    """The largest micro-batch whose step fits into so much memory; 0 if not even one sample does.
+    """Return the largest micro-batch whose step fits into `memory_gib`; 0 if not even one sample does.
 
-    The encoders may take their batch in smaller parts for it, see `fitting_encoder_batches`.
+    The encoders may split it into smaller batches, see `fitting_encoder_batches`.
     """
     frugal = replace(recipe, text_max_tokens=1, autoencoder_max_pixels=1)
 
@@ -192,7 +192,7 @@ def largest_micro_batch(
 def fitting_encoder_batches(
     recipe: Recipe, stage: StageRecipe, memory_gib: float, *, devices: int = 1, reserve_gib: float = 0.0
 ) -> tuple[int, int]:
-    """Captions and images of a micro-batch to encode at once: the most that fit, at most what the recipe allows."""
+    """Return how many captions and images of a micro-batch to encode at once, within memory and the recipe's limits."""
 
     def fits(captions: int, images: int) -> bool:
         tokens, pixels = captions * stage.context_length, images * stage.resolution**2
@@ -206,20 +206,18 @@ def fitting_encoder_batches(
 
 
 def usable_micro_batch(stage: StageRecipe, devices: int, largest: int) -> int:
-    """The largest micro-batch of at most ``largest`` that divides the stage's batch on so many devices; 0 if none."""
+    """Return the largest micro-batch up to ``largest`` that divides the stage's batch per device; 0 if none."""
     per_device = stage.batch_size // devices
     return next((size for size in range(min(largest, per_device), 0, -1) if per_device % size == 0), 0)
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest count up to the limit that fits, where all smaller ones do; 0 if none."""
+    """Return the largest count up to the limit that fits, assuming that all smaller ones do; 0 if none."""
     return bisect_left(range(1, limit + 1), True, key=lambda count: not fits(count))
 
 
 def _input_bytes(recipe: Recipe, stage: StageRecipe) -> int:
-    """Of one sample the image as bytes or its moments, its latent, noise and target, stored states, the context and the
-    positions.
-    """
+    """Return the bytes of a sample's image (or moments), latent, noise, target, text states, context and positions."""
     latent = 4 * recipe.autoencoder.latent_values(stage.resolution, stage.resolution)
     context = (4 + stage.text_stored * recipe.element_bytes) * stage.context_length * recipe.text.width
     given = latent if stage.cached else 3 * stage.resolution**2  # both moments in half precision, or pixels
@@ -227,7 +225,7 @@ def _input_bytes(recipe: Recipe, stage: StageRecipe) -> int:
 
 
 def _encoding_bytes(recipe: Recipe, stage: StageRecipe) -> int:
-    """The fullest moment of either encoder, with the whole micro-batch of images as numbers."""
+    """Return the peak bytes of either encoder, including the whole micro-batch of images as floats."""
     side, element, samples = stage.resolution, recipe.element_bytes, stage.micro_batch_size
     images = 0
     if not stage.cached:

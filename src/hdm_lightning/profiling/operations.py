@@ -1,8 +1,7 @@
-"""Parameters and floating-point operations of an XUT, read off a network that has shapes and no weights.
+"""Parameters and floating-point operations of an XUT, counted on a network with shapes but no weights.
 
-A matrix of R × C takes each token that meets it 2·R·C operations, an attention over S tokens 4·S²·D; nothing else is
-counted. How large the matrices are and where attention is, the network itself says; which tokens meet which of its
-parts stands here.
+An R × C matrix takes 2·R·C operations per token, attention over S tokens 4·S²·D; nothing else is counted. Matrix sizes
+and the places of attention are read from the network; which tokens pass through which part is defined here.
 
 Shapes: N image tokens, L text tokens, K image tokens kept by routing, D width.
 """
@@ -21,15 +20,15 @@ from hdm_lightning.models.blocks import XUTBlock
 from hdm_lightning.models.routing import tokens_kept
 
 TRAINING_FACTOR = 3
-"""Operations of a forward and a backward pass over those of the forward pass alone."""
+"""Operations of a forward and backward pass relative to the forward pass alone."""
 
 BLOCKS = ("blocks_before", "encoder", "decoder", "blocks_after")
-"""The parts that are made of transformer blocks."""
+"""The parts that consist of transformer blocks."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How many tokens a sample has: N image tokens, L text tokens, K of the N inside the U."""
+    """Number of tokens of a sample: N image tokens, L text tokens, K of the N inside the U."""
 
     image: int
     text: int
@@ -37,7 +36,7 @@ class Workload:
 
     @classmethod
     def of(cls, config: XUTConfig, height: int, width: int, text: int, *, rate: float = 0.0) -> "Workload":
-        """The workload of a latent of height x width cells with ``text`` tokens at a routing rate.
+        """Return the workload of a latent of height x width cells with ``text`` tokens at a routing rate.
 
         Raises:
             ValueError: the latent is not divisible by the patch, a number is negative, or the rate is outside [0, 1).
@@ -52,16 +51,16 @@ class Workload:
 
     @property
     def full(self) -> int:
-        """Tokens outside the U, N+L."""
+        """Number of tokens outside the U, N+L."""
         return self.image + self.text
 
     @property
     def routed(self) -> int:
-        """Tokens inside the U, K+L."""
+        """Number of tokens inside the U, K+L."""
         return self.kept + self.text
 
     def through(self, part: str) -> int:
-        """Tokens of a sample that go through a part; conditioning sees one vector."""
+        """Return the tokens of a sample that pass through a part; conditioning processes one vector."""
         return {
             "patch_embedding": self.image,
             "text_projection": self.text,
@@ -75,32 +74,31 @@ class Workload:
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of the network holds."""
+    """Size of one part of the network."""
 
-    parameters: int  # numbers that are trained
-    matrix_elements: int  # those of them in matrices that tokens are multiplied with
-    attentions: int  # how often tokens attend to tokens
-    largest_block: int  # parameters of its largest transformer block; 0 where there is none
+    parameters: int  # number of trainable parameters
+    matrix_elements: int  # number of these in matrices that multiply tokens
+    attentions: int  # number of attention layers
+    largest_block: int  # parameters of its largest transformer block; 0 if there is none
 
 
 @lru_cache(maxsize=64)
 def network_parts(config: XUTConfig) -> Mapping[str, Part]:
-    """The parts of a network by their attribute's name, in the order of the forward pass."""
+    """Return the parts of a network by attribute name, in the order of the forward pass."""
     with torch.device("meta"):
         network = XUT(config)
     return {name: _part(part) for name, part in network.named_children()}
 
 
 def parameter_count(config: XUTConfig) -> int:
-    """Parameters of the whole network."""
+    """Return the number of parameters of the whole network."""
     return sum(part.parameters for part in network_parts(config).values())
 
 
 def forward_flops(config: XUTConfig, work: Workload) -> dict[str, int]:
-    """Floating-point operations of one sample's forward pass, part by part, two a multiply-add, matrix products only.
+    """Return the FLOPs of one sample's forward pass by part, two per multiply-add, matrix products only.
 
-    Training takes `TRAINING_FACTOR` times as many, and once more those of the blocks where each block's
-    activations are recomputed.
+    Training takes `TRAINING_FACTOR` times as many, plus those of the blocks once more under activation checkpointing.
     """
     flops = {}
     for name, part in network_parts(config).items():
@@ -110,68 +108,68 @@ def forward_flops(config: XUTConfig, work: Workload) -> dict[str, int]:
 
 
 def attention_score_flops(config: XUTConfig, work: Workload) -> int:
-    """Operations of all products q·kᵀ of one forward pass: 2·S²·D each."""
+    """Return the operations of all products q·kᵀ in one forward pass: 2·S²·D each."""
     parts = network_parts(config)
     return sum(2 * work.through(name) ** 2 * config.width * parts[name].attentions for name in BLOCKS)
 
 
 @dataclass(frozen=True)
 class AdapterCost:
-    """What is trained beside a frozen network, by the part of it that it stands in."""
+    """Size of an adapter beside a frozen network, by the part of the network it is in."""
 
-    parameters: Mapping[str, int]  # numbers that are trained
-    elements: Mapping[str, int]  # elements of the matrices that a token meets
+    parameters: Mapping[str, int]  # number of trained parameters
+    elements: Mapping[str, int]  # elements of the matrices that multiply a token
 
     @property
     def trained(self) -> int:
-        """Numbers that are trained."""
+        """Number of trained parameters."""
         return sum(self.parameters.values())
 
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations of one training sample, as the kernels do them."""
+    """Floating-point operations of one training sample, as executed by the kernels."""
 
     forward: int  # of the network
-    backward: int  # of the network; fused attention computes its scores again there
+    backward: int  # of the network; includes the scores that fused attention recomputes
     recompute: int  # second forward pass of the blocks under activation checkpointing
     autoencoder: int = 0  # encoding the image
     text: int = 0  # encoding the caption
 
     @property
     def network(self) -> int:
-        """All passes of the network."""
+        """Operations of all passes of the network."""
         return self.forward + self.backward + self.recompute
 
     @property
     def total(self) -> int:
-        """Everything the device computes for a sample."""
+        """All operations of the device for a sample."""
         return self.network + self.autoencoder + self.text
 
     @property
     def model(self) -> int:
-        """What model FLOPs utilisation (MFU, arXiv 2204.02311 appendix B) counts, with every weight trained."""
+        """Operations counted by model FLOPs utilization (MFU, arXiv 2204.02311 appendix B) with all weights trained."""
         return TRAINING_FACTOR * self.forward
 
 
 def network_operations(
     config: XUTConfig, work: Workload, *, recompute: bool | Literal["selective"], fused_attention: bool = True
 ) -> Operations:
-    """Operations of one training sample in the network alone; `recompute` is activation checkpointing of the blocks.
+    """Return the operations of one training sample in the network; `recompute` is activation checkpointing of blocks.
 
-    With `selective` the two products of attention are not computed again.
+    With `selective`, the two products of attention are not recomputed.
 
-    With `fused_attention` attention's backward pass computes the scores again, as flash attention does
-    (arXiv 2205.14135); the plain form keeps them.
+    With `fused_attention`, the backward pass of attention recomputes the scores, as in flash attention
+    (arXiv 2205.14135); plain attention saves them.
     """
     parts = forward_flops(config, work)
     forward = sum(parts.values())
-    # The latent, the context, the time and the aspect ratio need no gradient.
+    # Latent, context, time and aspect ratio need no gradient.
     spared = parts["patch_embedding"] + parts["text_projection"] + parts["time_embedding"]
     spared += 2 * config.width if config.aspect_ratio else 0
     scores = attention_score_flops(config, work) if fused_attention else 0
     again = sum(parts[name] for name in BLOCKS) if recompute else 0
-    if recompute == "selective" and fused_attention:  # the plain form is several operations, which run again
+    if recompute == "selective" and fused_attention:  # plain attention is several operations, which are recomputed
         again -= 2 * attention_score_flops(config, work)
     return Operations(forward, 2 * forward - spared + scores, again)
 
@@ -184,10 +182,10 @@ def adapter_operations(
     recompute: bool | Literal["selective"],
     fused_attention: bool = True,
 ) -> Operations:
-    """As `network_operations`, of a network whose weights are frozen with an adapter beside them.
+    """Do the same as `network_operations` for a frozen network with an adapter.
 
-    A frozen matrix has a gradient of its input alone, and none where nothing that is trained comes before it; those of
-    the first block's attention are counted all the same.
+    A frozen matrix needs only the gradient of its input, and none if no trained parameter comes before it; those of the
+    first block's attention are counted anyway.
     """
     parts, beside = (
         forward_flops(config, work),
@@ -206,15 +204,15 @@ def adapter_operations(
 
 @lru_cache(maxsize=1024)
 def training_flops(config: XUTConfig, latent: tuple[int, int], text: int, rate: float = 0.0) -> int:
-    """Operations of one sample's forward and backward pass through the network.
+    """Return the operations of one sample's forward and backward pass through the network.
 
-    These are the model FLOPs of arXiv 2204.02311, appendix B: matrix products, two operations a multiply-add,
-    nothing counted twice (recomputed activations do not count), the frozen encoders left out.
+    These are the model FLOPs of arXiv 2204.02311, appendix B: matrix products, two operations per multiply-add,
+    without recomputed activations and without the frozen encoders.
 
     Args:
-        config: of the network.
+        config: configuration of the network.
         latent: height and width of the latent in cells.
-        text: text tokens fed, padding included.
+        text: text tokens, including padding.
         rate: TREAD's share of image tokens that skip the U.
     """
     return TRAINING_FACTOR * sum(forward_flops(config, Workload.of(config, *latent, text, rate=rate)).values())

@@ -1,4 +1,4 @@
-"""What captions are padded to in a step whose micro-batches are made by length, from how long captions are."""
+"""Padded caption lengths of a step with micro-batches grouped by length, from the distribution of lengths."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,16 @@ from math import exp, log
 from statistics import NormalDist
 
 SPREAD = 0.6
-"""Standard deviation of the logarithm of a caption's length, where its mean alone is known: half of the captions lie
-between two thirds and one and a half times the median."""
+"""Assumed standard deviation of the log caption length if only the mean is known: half of the captions are between two
+thirds of and one and a half times the median."""
 
 
 def caption_quantile(captions: float | Sequence[float], share: float) -> float:
-    """The length in tokens that a share of the captions does not exceed.
+    """Return the length in tokens that a share of the captions does not exceed.
 
     Args:
-        captions: the mean length, of a log-normal distribution; or quantiles, evenly spaced from the least to the
-            greatest length.
+        captions: mean length of a log-normal distribution, or evenly spaced quantiles from the shortest to the
+            longest length.
         share: above 0 and below 1.
     """
     if isinstance(captions, int | float):
@@ -26,12 +26,12 @@ def caption_quantile(captions: float | Sequence[float], share: float) -> float:
 
 
 def even_lengths(captions: float | Sequence[float], context_length: int, count: int = 64) -> list[int]:
-    """True lengths of so many captions, evenly spaced over the distribution, from 1 to the context length.
+    """Return unpadded caption lengths evenly spaced over the distribution, from 1 to the context length.
 
     Args:
-        captions: as of `caption_quantile`.
-        context_length: to which longer captions are cut.
-        count: how many.
+        captions: as in `caption_quantile`.
+        context_length: length to which longer captions are truncated.
+        count: number of lengths.
     """
     quantiles = (caption_quantile(captions, (number + 0.5) / count) for number in range(count))
     return [min(context_length, max(1, round(length))) for length in quantiles]
@@ -40,13 +40,13 @@ def even_lengths(captions: float | Sequence[float], context_length: int, count: 
 def padded_shares(
     captions: float | Sequence[float], lengths: Sequence[int], batch: int, batches: int
 ) -> Mapping[int, float]:
-    """Padded length to the share of samples that are padded to it.
+    """Return padded length to the share of samples padded to it.
 
     Args:
-        captions: as of `caption_quantile`.
-        lengths: that captions may be padded to, rising up to the context length, to which longer ones are cut.
-        batch: samples of a micro-batch.
-        batches: micro-batches that are made of one group, sorted by length.
+        captions: as in `caption_quantile`.
+        lengths: allowed padded lengths, ascending up to the context length, to which longer captions are truncated.
+        batch: samples per micro-batch.
+        batches: micro-batches formed from one group sorted by length.
     """
     longest = (caption_quantile(captions, (number + 1 - 0.5 / batch) / batches) for number in range(batches))
     found = Counter(next((each for each in lengths if each >= length), lengths[-1]) for length in longest)

@@ -1,4 +1,4 @@
-"""Forecasts as tables for a terminal, and what to set where something does not fit."""
+"""Format forecasts as terminal tables, with the settings to change if something does not fit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from hdm_lightning.profiling.padding import caption_quantile
 from hdm_lightning.profiling.presets import presets_for
 
 Row = tuple[str, Callable[[StageForecast], str], str | None]
-"""Label, text of a stage's cell, and the field to sum over the stages."""
+"""Label, function that formats a stage's cell, and the field to sum over the stages."""
 
 
 def plan_report(plan: Forecast) -> RenderableType:
-    """Time and cost, operations, memory and storage of a forecast, what to set so that it fits, and what may be set."""
+    """Return the report of a forecast: time and cost, operations, memory, storage, and settings that help."""
     parts: list[RenderableType] = [
         _stage_table(f"{plan.machine.name}: time and cost", plan, _TIME_ROWS),
         *([_encoding_table(plan)] if plan.encodings else []),
@@ -37,13 +37,13 @@ def plan_report(plan: Forecast) -> RenderableType:
 
 
 def proposal_report(proposal: Proposal) -> RenderableType:
-    """The proposed schedule, how to run it, and its forecast."""
+    """Return the report of a proposal: the schedule, how to run it, and its forecast."""
     kept = ", ".join(f"{stage.stage.name} {stage.stage.samples:,}" for stage in proposal.forecast.stages)
     lines = [f"${proposal.budget_usd:g} buys {100 * proposal.share:.0f}% of the schedule's samples: {kept}"]
     if proposal.dropped:
-        lines.append("left out, as they would be too short: " + ", ".join(proposal.dropped))
+        lines.append("dropped because they would be too short: " + ", ".join(proposal.dropped))
     lines += [
-        "hdm-train with the same schedule, model and other choices, and:",
+        "run hdm-train with the same schedule, model and other options, and:",
         *(f"  {override}" for override in proposal.overrides),
         "",
     ]
@@ -51,19 +51,19 @@ def proposal_report(proposal: Proposal) -> RenderableType:
 
 
 def presets_line(plan: Forecast) -> RenderableType:
-    """What to train on the machine without a schedule of one's own, and how to plan it."""
+    """Return the presets that suit the machine, and how to plan them."""
     machine, found = plan.machine, presets_for(plan.machine)
     offers = [f"  experiment={each.name}  {each.offers}" for each in found]
     gpus = (
         HERE if machine.gpu.name == CPU else f"{1 if found and found[-1].alone else machine.count}x{machine.gpu.name}"
     )
-    how = f"  planned by: hdm-plan experiment={found[-1].name} gpus={gpus}" if found else ""
+    how = f"  plan with: hdm-plan experiment={found[-1].name} gpus={gpus}" if found else ""
     lines = [f"presets for {machine.name}:", *offers, how] if found else []
     return Text("\n".join(lines), no_wrap=True)
 
 
 def comparison_report(plans: Sequence[Forecast]) -> RenderableType:
-    """The same schedule on several machines, a line each."""
+    """Return a table of the same schedule on several machines, one per row."""
     table = Table(title="machines", title_justify="left")
     names = [stage.stage.name for stage in plans[0].stages]
     for column in ("machine", *(f"{name} h" for name in names), "total h", "kWh", "rent $", "electricity $"):
@@ -77,42 +77,42 @@ def comparison_report(plans: Sequence[Forecast]) -> RenderableType:
 
 @dataclass(frozen=True)
 class AutoencoderPlan:
-    """A forecast of the memory of an autoencoder's training."""
+    """Memory forecast of autoencoder training."""
 
-    machine: str  # as asked for
+    machine: str  # as requested
     memory_gib: float  # of one device
-    reserve_gib: float  # what of it is not tensors
+    reserve_gib: float  # part of it not used by tensors
     resolution: int  # pixels
-    micro_batch: int  # samples a device takes at once
-    memory: StepMemory  # of a step with that micro-batch
+    micro_batch: int  # samples per device
+    memory: StepMemory  # of a step with this micro-batch
     largest: int  # the largest micro-batch that fits, 0 if not even one sample does
     out: str | None  # file to write
 
     @property
     def fits(self) -> bool:
-        """Whether the step as configured fits."""
+        """Whether the configured step fits."""
         return self.micro_batch <= self.largest
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, sums included."""
+        """Return plain values, including sums."""
         content: dict[str, Any] = plain(self)
         return {key: value for key, value in content.items() if key != "out"}
 
 
 def autoencoder_report(plan: AutoencoderPlan) -> RenderableType:
-    """A table for the terminal, and what to set where the step does not fit."""
-    title = f"memory of an autoencoder's step on one device of {plan.machine} ({plan.memory_gib:g} GiB)"
+    """Return a table for the terminal, with the settings to change if the step does not fit."""
+    title = f"memory of an autoencoder step on one device of {plan.machine} ({plan.memory_gib:g} GiB)"
     table = Table(title=title, title_justify="left", show_header=False)
     memory = plan.memory
     rows = [
         ("parameters", f"{memory.parameters:,}"),
         ("micro-batch", f"{plan.micro_batch} × {plan.resolution} px"),
         ("weights, GiB", _gib(memory.weights)),
-        ("moments of the optimizers", _gib(memory.moments)),
+        ("optimizer moments", _gib(memory.moments)),
         ("averages", _gib(memory.averages)),
         ("activations, gradients, temporaries", _gib(memory.passing)),
         ("  gradients alone", _gib(memory.gradients)),
-        ("beside tensors", f"{plan.reserve_gib:.2f}"),
+        ("reserve", f"{plan.reserve_gib:.2f}"),
         ("peak", _gib(memory.peak + int(plan.reserve_gib * GIB)) + ("" if plan.fits else " !")),
         ("largest micro-batch", str(plan.largest)),
     ]
@@ -126,7 +126,7 @@ def _autoencoder_notes(plan: AutoencoderPlan) -> list[str]:
         return []
     if plan.largest:
         return [f"does not fit: set stage.micro_batch_size={plan.largest}, or stage.activation_checkpointing=true"]
-    return ["not even one sample fits: stage.activation_checkpointing=true, patches, or a smaller stage.resolution"]
+    return ["not even one sample fits: set stage.activation_checkpointing=true, patches, or a smaller stage.resolution"]
 
 
 def _stage_table(title: str, plan: Forecast, rows: Sequence[Row]) -> Table:
@@ -145,10 +145,10 @@ def _stage_table(title: str, plan: Forecast, rows: Sequence[Row]) -> Table:
 
 def _encoding_table(plan: Forecast) -> Table:
     table = Table(
-        title="before: hdm-shards encode and encode-captions, each image and caption once",
+        title="beforehand: hdm-shards encode and encode-captions, each image and caption once",
         title_justify="left",
     )
-    for column in ("", "10^6 of them", "a second", "hours", "rent, $", "disk, GB", "binds"):
+    for column in ("", "count, 10^6", "per second", "hours", "rent, $", "disk, GB", "binds"):
         table.add_column(column, justify="right" if column else "left")
     for each in plan.encodings:
         row = (f"{each.images / 1e6:.3f}", f"{each.images_per_s:.1f}", _hours(each.hours), f"{each.rent_usd:.2f}")
@@ -161,13 +161,13 @@ def _range_line(plan: Forecast) -> str:
     low, high = plan.total_range("rent_usd")
     least, most = UTILISATION_SPREAD
     return (
-        f"rent in all {_dollars(plan.total('rent_usd'))}, {_dollars(low)} to {_dollars(high)}: by itself, each stage "
-        f"of the paper has {least:g} to {most:g} times the utilization that fits all four"
+        f"total rent {_dollars(plan.total('rent_usd'))}, {_dollars(low)} to {_dollars(high)}: fitted one by one, the "
+        f"paper's stages have {least:g} to {most:g} times the utilization fitted to all four"
     )
 
 
 def _dollars(sum_usd: float) -> str:
-    """A sum as people say it: cents count in small ones."""
+    """Format a sum, with cents only if it is small."""
     return f"${sum_usd:,.0f}" if sum_usd >= 10 else f"${sum_usd:.2f}"
 
 
@@ -176,12 +176,12 @@ def _storage_table(plan: Forecast) -> Table:
     storage = plan.storage
     for label, value in (
         ("shards", f"{storage.dataset_gb:,.0f} GB"),
-        ("their download", f"{_hours(storage.download_hours)} h"),
+        ("download of the shards", f"{_hours(storage.download_hours)} h"),
         ("one training checkpoint", f"{storage.checkpoint_gb:.1f} GB"),
-        ("all that stay", f"{storage.checkpoints_gb:.1f} GB"),
-        *([("latents that stages read", f"{storage.latents_gb:,.0f} GB")] if storage.latents_gb else []),
-        *([("text states that stages read", f"{storage.text_states_gb:,.0f} GB")] if storage.text_states_gb else []),
-        ("latents of all stages and padded text states, were all kept", f"{storage.cache_gb:,.0f} GB"),
+        ("all checkpoints kept", f"{storage.checkpoints_gb:.1f} GB"),
+        *([("latents read by stages", f"{storage.latents_gb:,.0f} GB")] if storage.latents_gb else []),
+        *([("text states read by stages", f"{storage.text_states_gb:,.0f} GB")] if storage.text_states_gb else []),
+        ("latents of all stages and padded text states, if stored", f"{storage.cache_gb:,.0f} GB"),
     ):
         table.add_row(label, value)
     return table
@@ -191,7 +191,7 @@ def _assumption_line(plan: Forecast) -> str:
     gpu, assumed = plan.machine.gpu, plan.assumptions
     return (
         f"assumes {gpu.peak_tflops:g} TFLOP/s, {gpu.bandwidth_gb_s:g} GB/s, ${gpu.usd_per_hour:g}/h per GPU, "
-        f"utilization {assumed.utilisation:g}, {assumed.reserve_gib:g} GiB beside tensors, "
+        f"utilization {assumed.utilisation:g}, {assumed.reserve_gib:g} GiB reserve, "
         f"{100 * assumed.power_share:.0f}% of {gpu.power_w:g} W, ${assumed.usd_per_kwh:g}/kWh, {_captions(plan)}"
     )
 
@@ -199,10 +199,10 @@ def _assumption_line(plan: Forecast) -> str:
 def _captions(plan: Forecast) -> str:
     given = plan.recipe.dataset.caption_tokens
     if given is None:
-        return "full captions"
+        return "captions that fill the context"
     if isinstance(given, int | float):
         return f"captions of {given:g} tokens on average"
-    return f"captions of {given[0]:g} to {given[-1]:g} tokens, half of them up to {caption_quantile(given, 0.5):.0f}"
+    return f"captions of {given[0]:g} to {given[-1]:g} tokens, median {caption_quantile(given, 0.5):.0f}"
 
 
 def _hours(value: float) -> str:
@@ -234,7 +234,7 @@ _TIME_ROWS: tuple[Row, ...] = (
 )
 _WORK_ROWS: tuple[Row, ...] = (
     ("image + text tokens", lambda s: f"{s.image_tokens} + {s.text_tokens}", None),
-    ("of the text padding", lambda s: f"{100 * s.padding_share:.0f}%", None),
+    ("padding in the text", lambda s: f"{100 * s.padding_share:.0f}%", None),
     ("image tokens in the U", lambda s: f"{s.kept_tokens}", None),
     ("network, without padding, TFLOP", lambda s: _tera(s.useful_flops), None),
     ("network forward", lambda s: _tera(s.operations.forward), None),
@@ -242,7 +242,7 @@ _WORK_ROWS: tuple[Row, ...] = (
     ("recompute", lambda s: _tera(s.operations.recompute), None),
     ("autoencoder", lambda s: _tera(s.operations.autoencoder), None),
     ("text encoder", lambda s: _tera(s.operations.text), None),
-    ("all", lambda s: _tera(s.operations.total), None),
+    ("total", lambda s: _tera(s.operations.total), None),
 )
 _CHECKPOINTING = {False: "no", True: "yes", "selective": "selective"}
 _EITHER_WAY = "  plain / checkpointed"

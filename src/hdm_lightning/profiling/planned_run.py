@@ -1,4 +1,4 @@
-"""What is to be trained, as plain values: network, encoders, data and stages."""
+"""The run to plan, as plain values: network, encoders, data and stages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -27,11 +27,11 @@ from hdm_lightning.profiling.operations import (
 from hdm_lightning.profiling.padding import even_lengths, padded_shares
 
 WHOLE_IMAGE = 1.3
-"""Cells or pixels of a whole resized image over those of its square crop, about."""
+"""Approximate ratio of the area of a whole resized image to that of its square crop."""
 LENGTHS = 64
-"""Captions that stand for all, evenly spaced over how long they are."""
+"""Number of evenly spaced caption lengths that represent all captions."""
 HEADERS = 3000
-"""Bytes of a sample of latents besides its moments, about: headers, caption, record."""
+"""Approximate bytes of a stored latent besides its moments: headers, caption, record."""
 
 
 @dataclass(frozen=True)
@@ -41,41 +41,41 @@ class StageRecipe:
     name: str
     resolution: int  # side of the square crop
     samples: int  # samples seen, all devices together
-    batch_size: int  # samples of an optimizer step, all devices together
-    micro_batch_size: int  # samples that one device takes at once
+    batch_size: int  # samples per optimizer step, all devices together
+    micro_batch_size: int  # samples per device and micro-batch
     routing_rate: float = 0.0  # share of image tokens that skip the U
     context_length: int = 256  # caption tokens
     # whether the blocks' activations are recomputed; `selective`: all but attention
     checkpointing: bool | Literal["selective"] = False
-    warmup_samples: int = 0  # samples of the warm-up
-    cached: bool = False  # whether it reads latents from disk, so that no image is decoded or encoded
-    text_stored: bool = False  # whether it reads text states from disk, so that no caption is encoded
-    accumulation: int = 1  # micro-batches of a step on one device, which are made by the length of captions
+    warmup_samples: int = 0  # warm-up samples
+    cached: bool = False  # whether it reads latents from disk, so no image is decoded or encoded
+    text_stored: bool = False  # whether it reads text states from disk, so no caption is encoded
+    accumulation: int = 1  # micro-batches per step on one device, grouped by caption length
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """Number of optimizer steps."""
         return -(-self.samples // self.batch_size)
 
 
 @dataclass
 class Dataset:
-    """The training set, as far as disks and decoders care."""
+    """The training set, as far as it affects disks and decoders."""
 
-    images: Annotated[int, Gt(0)] = 8_469_000  # different images
-    image_kb: Annotated[float, Gt(0)] = 250.0  # mean size of an encoded image with its caption, 10^3 bytes
-    image_mpx: Annotated[float, Gt(0)] = 2.0  # mean size of an encoded image in megapixels
+    images: Annotated[int, Gt(0)] = 8_469_000  # number of distinct images
+    image_kb: Annotated[float, Gt(0)] = 250.0  # mean size of an image file with its caption, 10^3 bytes
+    image_mpx: Annotated[float, Gt(0)] = 2.0  # mean size of an image in megapixels
     latents: bool = False  # whether all stages read latents from disk (hdm-shards encode)
-    # tokens of a caption: the mean, or quantiles evenly spaced from the least to the greatest; None fills the context
+    # caption tokens: the mean, or evenly spaced quantiles from shortest to longest; None fills the context
     caption_tokens: Any = None
 
     def __post_init__(self) -> None:
-        """Raise UserError: the captions' lengths are neither of the two."""
+        """Raise UserError if the caption lengths are neither a mean nor quantiles."""
         given = self.caption_tokens
         numbers = given if isinstance(given, list | tuple) else [given]
         fine = all(isinstance(each, int | float) and each >= 1 for each in numbers) and list(numbers) == sorted(numbers)
         if given is not None and not (fine and (numbers is not given or len(given) > 1)):
-            hint = "give the mean of 1 or more, or rising quantiles, e.g. [8,40,64,96,256]"
+            hint = "use a mean of 1 or more, or ascending quantiles, e.g. [8,40,64,96,256]"
             raise UserError(f"is {given}", where="dataset.caption_tokens", hint=hint)
 
 
@@ -88,38 +88,38 @@ class Recipe:
     text: TextArchitecture
     autoencoder: AutoencoderArchitecture
     dataset: Dataset = field(default_factory=Dataset)
-    text_lengths: Any = "padded"  # what captions are padded to; see `data.caption_lengths`
-    text_max_tokens: int = MAX_TOKENS  # of the captions encoded at once, together; one caption always is
-    autoencoder_max_pixels: int = MAX_PIXELS  # of the images encoded at once, together; one image always is
-    averages: int = 1  # weight averages kept
-    muon: bool = False  # whether Muon trains the blocks' matrices, with one moment, and AdamW with two the rest
+    text_lengths: Any = "padded"  # lengths to pad captions to; see `data.caption_lengths`
+    text_max_tokens: int = MAX_TOKENS  # tokens encoded at once, but at least one caption
+    autoencoder_max_pixels: int = MAX_PIXELS  # pixels encoded at once, but at least one image
+    averages: int = 1  # number of weight averages
+    muon: bool = False  # whether Muon (one moment) trains the blocks' matrices and AdamW (two moments) the rest
     compiled: bool = True  # whether the network is compiled
     half_gradients: bool = False  # whether gradients are exchanged in bfloat16
-    moment_bytes: float = 4.0  # of an element of a moment: 4, or a bit more than 1 with moments of 8 bits
+    moment_bytes: float = 4.0  # bytes per element of a moment: 4, or slightly more than 1 with 8-bit moments
     sharded: bool = False  # whether weights, gradients, moments and averages are split over the devices (FSDP2)
-    mixed: bool = True  # bfloat16 autocast over float32 weights; otherwise everything is float32
-    checkpoints_kept: int = 2  # of each stage
-    overlapped: bool = False  # whether a micro-batch is encoded while the network works on the one before
-    adapter: AdapterCost | None = None  # what alone is trained, beside the frozen network; None trains all of it
+    mixed: bool = True  # whether bfloat16 autocast is used with float32 weights; otherwise all is float32
+    checkpoints_kept: int = 2  # per stage
+    overlapped: bool = False  # whether a micro-batch is encoded while the network processes the previous one
+    adapter: AdapterCost | None = None  # adapter trained beside the frozen network; None trains the whole network
 
     @property
     def parameters(self) -> int:
-        """Parameters of the network, and of the adapter beside it."""
+        """Number of parameters of the network and its adapter."""
         return parameter_count(self.network) + (self.adapter.trained if self.adapter else 0)
 
     @property
     def trained(self) -> int:
-        """Parameters that have gradients, moments and averages, and are saved."""
+        """Number of parameters with gradients, moments and averages, which are saved."""
         return self.adapter.trained if self.adapter else self.parameters
 
     @property
     def moments(self) -> int:
-        """Numbers that the optimizer keeps."""
+        """Number of values in the optimizer's state."""
         if self.adapter is not None:
             blocks = sum(self.adapter.parameters.get(name, 0) for name in BLOCKS)
         else:
             parts = network_parts(self.network)
-            blocks = sum(parts[name].parameters for name in BLOCKS)  # nearly all of a block is matrices
+            blocks = sum(parts[name].parameters for name in BLOCKS)  # a block is nearly all matrices
         return 2 * self.trained - (blocks if self.muon else 0)
 
     @property
@@ -128,7 +128,7 @@ class Recipe:
         return 2 if self.mixed else 4
 
     def work(self, stage: StageRecipe) -> Workload:
-        """Tokens of one sample of a stage.
+        """Return the tokens of one sample of a stage.
 
         Raises:
             ValueError: the resolution is not a multiple of autoencoder factor × patch.
@@ -139,7 +139,7 @@ class Recipe:
         return Workload.of(self.network, side, side, stage.context_length, rate=stage.routing_rate)
 
     def padded(self, stage: StageRecipe) -> list[tuple[float, StageRecipe]]:
-        """Shares of a stage's samples, each with the stage as if its context were what their captions are padded to."""
+        """Return shares of a stage's samples, each with a copy of the stage whose context is their padded length."""
         lengths = padded_lengths(self.text_lengths, stage.context_length, accelerated=True)
         if self.dataset.caption_tokens is None or not lengths:
             return [(1.0, stage)]
@@ -147,7 +147,7 @@ class Recipe:
         return [(share, replace(stage, context_length=length)) for length, share in shares.items()]
 
     def operations(self, stage: StageRecipe, *, fused_attention: bool = True) -> Operations:
-        """Mean operations of one sample of a stage, its caption padded."""
+        """Return the mean operations per sample of a stage, with padded captions."""
         parts = [(share, self._operations(each, fused_attention)) for share, each in self.padded(stage)]
         if len(parts) == 1:
             return parts[0][1]
@@ -155,12 +155,12 @@ class Recipe:
         return Operations(**{name: round(sum(share * getattr(one, name) for share, one in parts)) for name in names})
 
     def true_lengths(self, stage: StageRecipe) -> list[int]:
-        """Tokens of captions of a stage without their padding, evenly spaced over how long they are."""
+        """Return unpadded caption lengths of a stage, evenly spaced over their distribution."""
         captions = self.dataset.caption_tokens
         return [stage.context_length] if captions is None else even_lengths(captions, stage.context_length)
 
     def useful_flops(self, stage: StageRecipe) -> float:
-        """Mean model FLOPs of one sample in the network, padding left out: what MFU counts."""
+        """Return the mean model FLOPs per sample in the network without padding, as counted by MFU."""
         works = [self.work(replace(stage, context_length=length)) for length in self.true_lengths(stage)]
         if self.adapter is not None:
             plain = [
@@ -172,7 +172,7 @@ class Recipe:
         return sum(flops) / len(works)
 
     def encoded_resolutions(self) -> list[int]:
-        """Resolutions at which every image is encoded once, before the training."""
+        """Return the resolutions at which every image is encoded before training."""
         return sorted({stage.resolution for stage in self.stages if stage.cached})
 
     def _operations(self, stage: StageRecipe, fused_attention: bool) -> Operations:
@@ -187,9 +187,9 @@ class Recipe:
         return replace(network, autoencoder=encode, text=text)
 
     def stored_lengths(self) -> list[int]:
-        """Tokens of the captions that are encoded before the training, for every `LENGTHS` images.
+        """Return the tokens of the captions to encode before training, per `LENGTHS` images.
 
-        Each caption is encoded as every context length that reads states cuts it, once where two leave it alike.
+        Each caption is encoded once per context length of the stages that read states, unless two truncate it alike.
         """
         contexts = sorted({stage.context_length for stage in self.stages if stage.text_stored})
         captions = self.dataset.caption_tokens
@@ -199,28 +199,28 @@ class Recipe:
         return [new for pair in pairs for new, old in pair if new != old]
 
     def state_kb(self, tokens: float) -> float:
-        """Stored states of so many tokens, 10^3 bytes."""
+        """Return the size of the stored states of `tokens` tokens, 10^3 bytes."""
         return tokens * self.text.width * self.element_bytes / 1e3
 
     def sample_kb(self, stage: StageRecipe) -> float:
-        """What is read from disk of a sample, 10^3 bytes."""
+        """Return the size read from disk per sample, 10^3 bytes."""
         image = self.latent_kb(stage.resolution) if stage.cached else self.dataset.image_kb
         lengths = self.true_lengths(stage)
         return image + (self.state_kb(sum(lengths) / len(lengths)) if stage.text_stored else 0)
 
     def latent_kb(self, resolution: int) -> float:
-        """A sample of a set of latents, the means in half precision, 10^3 bytes."""
+        """Return the size of a stored latent, with the means in half precision, 10^3 bytes."""
         return (2 * WHOLE_IMAGE * self.autoencoder.latent_values(resolution, resolution) + HEADERS) / 1e3
 
     def captions_at_once(self, stage: StageRecipe) -> int:
-        """Captions as long as a stage's context that the text encoder takes at once."""
+        """Return how many captions as long as a stage's context the text encoder processes at once."""
         return max(1, self.text_max_tokens // stage.context_length)
 
     def images_at_once(self, stage: StageRecipe) -> int:
-        """Images of a stage that the autoencoder takes at once."""
+        """Return how many images of a stage the autoencoder processes at once."""
         return max(1, self.autoencoder_max_pixels // stage.resolution**2)
 
     def with_samples(self, samples: Iterator[int]) -> "Recipe":
-        """The same stages with other sample counts."""
+        """Return a copy with other sample counts for the stages."""
         stages = tuple(replace(stage, samples=count) for stage, count in zip(self.stages, samples, strict=True))
         return replace(self, stages=stages)

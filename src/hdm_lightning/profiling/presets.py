@@ -1,4 +1,4 @@
-"""Which of the ready-made trainings of `conf/experiment` suit a machine."""
+"""Select the presets in `conf/experiment` that suit a machine."""
 
 from dataclasses import dataclass
 
@@ -7,29 +7,29 @@ from hdm_lightning.profiling.gpus import CPU, Machine
 
 @dataclass(frozen=True)
 class Preset:
-    """A ready-made training: `hdm-train experiment=NAME`."""
+    """A preset run: `hdm-train experiment=NAME`."""
 
     name: str  # file in conf/experiment
-    offers: str  # what it makes, in a few words
-    memory_gib: float  # what a card must have
-    cards: int  # from so many on
-    alone: bool = False  # one card is used, however many there are
+    offers: str  # short description
+    memory_gib: float  # memory required per card
+    cards: int  # minimum number of cards
+    alone: bool = False  # whether it uses only one card
 
 
-ON_A_CPU = Preset("openclipart_cpu", "1,000 drawings at 128 px in two and a half hours", 0, 0)
+ON_A_CPU = Preset("openclipart_cpu", "1,000 drawings at 128 px in 2.5 hours", 0, 0)
 PRESETS = (
     Preset("evening_gpu", "1,000 drawings at 256 px in less than an hour", 10, 1, alone=True),
     Preset("weekend_24gb", "from scratch to 512 px in a few days", 20, 1),
     Preset("paper", "the paper's recipe to 1024 px", 24, 4),
     Preset("paper_cached", "the same on latents from disk", 24, 4),
 )
-"""On GPUs, the smallest first."""
+"""Presets for GPUs, the smallest first."""
 
 
 def presets_for(machine: Machine) -> list[Preset]:
-    """The trainings that fit the memory of a machine's cards and are meant for as many, the smallest first.
+    """Return the presets that fit a machine's memory and number of cards, the smallest first.
 
-    One that is meant for several cards is left out on fewer: it would take months.
+    If presets for several cards fit, only these are returned; on fewer cards they would take months and are skipped.
     """
     if machine.gpu.name == CPU:
         return [ON_A_CPU]

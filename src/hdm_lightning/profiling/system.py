@@ -1,4 +1,4 @@
-"""What the machine at hand is and gives: devices, products, memory, disk, links between GPUs."""
+"""This machine and its rates: devices, matrix products, memory, disk, links between GPUs."""
 
 import os
 import platform
@@ -21,31 +21,31 @@ from hdm_lightning.profiling.timing import Timing, measurement, time_call
 from hdm_lightning.version import __version__
 
 CPU_MATMUL = 1536
-"""Side of the matrices whose product says what a CPU can do."""
+"""Side of the matrices whose product measures a CPU's compute rate."""
 CPU_COPY_MIB = 256
-"""Size of the copy that says what its memory can do, 2^20 bytes."""
+"""Size of the copy that measures its memory bandwidth, 2^20 bytes."""
 
 _MIB = 2**20
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of that name; of ``auto`` the first GPU, else the CPU. UserError where there is none of that name."""
+    """Return a device by name; ``auto``: the first GPU, else the CPU. Raises UserError: it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"{name!r} is no device", where="--device", hint="auto, cpu or cuda") from error
+        raise UserError(f"{name!r} is not a device", where="--device", hint="auto, cpu or cuda") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(
-            f"{name!r} is not there: {count} CUDA devices are", where="--device", hint="give another, or cpu"
+            f"{name!r} is not available; CUDA devices: {count}", where="--device", hint="use another, or cpu"
         )
     return device
 
 
 def machine_at_hand() -> Machine:
-    """This machine: its GPUs by the table, with their own memory; or the CPU, its rates measured (seconds).
+    """Return this machine: its GPUs from the table with their actual memory, or the CPU with measured rates (seconds).
 
     Raises:
         UserError: the GPU is not in the table.
@@ -62,13 +62,13 @@ def machine_at_hand() -> Machine:
         raise UserError(
             f"this machine's GPU, {properties.name}, is not in the table",
             where="gpus",
-            hint="name the nearest one, e.g. gpus=1x5090, and override its figures with gpu.peak_tflops=… …",
+            hint="use the nearest one, e.g. gpus=1x5090, and override its figures with gpu.peak_tflops=… …",
         )
     return Machine(replace(gpu, memory_gib=properties.total_memory / 2**30), torch.cuda.device_count())
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, memory, GPUs and versions of the machine at hand, of which one device is benchmarked."""
+    """Return processor, memory, GPUs and versions of this machine; `device` is the one to benchmark."""
     described: dict[str, Any] = {
         "device": device.type,
         "cpu": cpu_name(),
@@ -92,7 +92,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name as its vendor writes it."""
+    """Return the processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -102,7 +102,7 @@ def cpu_name() -> str:
 
 
 def physical_memory_bytes() -> int:
-    """Main memory of the machine; 0 where the system does not say."""
+    """Return the machine's main memory; 0 if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -110,7 +110,7 @@ def physical_memory_bytes() -> int:
 
 
 def matmul(device: torch.device, dtype: torch.dtype, size: int, *, repeats: int = 10) -> tuple[Timing, float]:
-    """Time a size × size matrix product; the timing, and operations a second of the median."""
+    """Time a size × size matrix product; return the timing and the median operations per second."""
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
     out = torch.empty(size, size, device=device, dtype=dtype)
@@ -119,7 +119,7 @@ def matmul(device: torch.device, dtype: torch.dtype, size: int, *, repeats: int 
 
 
 def memory_bandwidth(device: torch.device, *, mib: int = 512, repeats: int = 10) -> tuple[Timing, float]:
-    """Time a copy of 2^20·mib bytes within the device's memory; the timing, and bytes read and written a second."""
+    """Time a copy of 2^20·mib bytes within a device; return the timing and bytes read plus written per second."""
     source = torch.ones(mib * _MIB // 4, device=device)
     target = torch.empty_like(source)
     timing = time_call(lambda: target.copy_(source), device, warmup=2, repeats=repeats)
@@ -127,9 +127,9 @@ def memory_bandwidth(device: torch.device, *, mib: int = 512, repeats: int = 10)
 
 
 def disk(folder: Path, *, mib: int = 512, repeats: int = 3) -> dict[str, tuple[Timing, float]]:
-    """Time writing and reading one file of 2^20·mib random bytes; the system's cache is flushed and emptied of it.
+    """Time writing and reading a file of 2^20·mib random bytes, flushed to disk and dropped from the page cache.
 
-    Returns ``write`` and ``read``, each with bytes a second. The file lies in a folder of its own, deleted afterwards.
+    Returns ``write`` and ``read``, each with bytes per second. The file is in a temporary folder.
     """
     block = os.urandom(16 * _MIB)
     blocks = max(1, mib // 16)
@@ -146,7 +146,7 @@ def disk(folder: Path, *, mib: int = 512, repeats: int = 3) -> dict[str, tuple[T
 
 
 def device_to_device(*, mib: int = 256, repeats: int = 10) -> tuple[Timing, float] | None:
-    """Time a copy from the first GPU to the second: the timing, and bytes a second; None where there are not two."""
+    """Time a copy from the first GPU to the second; return the timing and bytes per second; None without two."""
     if torch.cuda.device_count() < 2:
         return None
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -162,15 +162,15 @@ def device_to_device(*, mib: int = 256, repeats: int = 10) -> tuple[Timing, floa
 
 
 def all_reduce(processes: int, *, mib: int = 256, repeats: int = 10) -> tuple[Timing, float]:
-    """Time a sum over processes, one per GPU (NCCL), or on the CPU where there are not so many (gloo).
+    """Time an all-reduce over processes, one per GPU (NCCL), or on the CPU if there are fewer GPUs (gloo).
 
     Args:
-        processes: at least 2, else ValueError.
-        mib: bytes of each process's tensor, in 2^20.
+        processes: number of processes, at least 2; else ValueError.
+        mib: size of each process's tensor, 2^20 bytes.
         repeats: timed sums.
 
     Returns:
-        The timing of the first process, and the bus bandwidth 2·(n − 1)/n · bytes / seconds, which a link has.
+        The timing of the first process, and the bus bandwidth 2·(n − 1)/n · bytes / seconds, comparable to a link's.
     """
     if processes < 2:
         raise ValueError(f"processes: got {processes}, expected at least 2")
@@ -213,14 +213,14 @@ def _read(file: Path) -> None:
 
 
 def _forget(file: Path) -> None:
-    """Ask the system to drop the file from its cache, where it can be asked."""
+    """Ask the system to drop the file from its cache, if supported."""
     if hasattr(os, "posix_fadvise"):
         with file.open("rb") as source:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def machine_rates(settings: SystemSettings, device: torch.device, side: int, mib: int) -> Iterator[dict[str, Any]]:
-    """Rows of what the machine gives: products of side × side matrices, copies of 2^20·mib bytes, disk, links."""
+    """Yield rows of measured rates: products of side × side matrices, copies of 2^20·mib bytes, disk, links."""
     for dtype in (torch.float32, half_dtype(device) if device.type == "cuda" else torch.bfloat16):
         timing, rate = matmul(device, dtype, side, repeats=settings.repeats)
         yield measurement(f"matmul {dtype_name(dtype)}", timing, flops=2.0 * side**3, tflop_per_s=rate / 1e12)

@@ -1,4 +1,4 @@
-"""Repeated timing with warm-up: medians, quartiles, two settings in turn; results as rows, a table and JSON."""
+"""Repeated timing with warm-up: medians, quartiles, alternating settings; results as rows, a table and JSON."""
 
 import gc
 import statistics
@@ -21,23 +21,23 @@ _RESAMPLES = 2000
 
 
 class Timing(NamedTuple):
-    """Seconds of each repeat of one call."""
+    """Seconds of each repeat of a call."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """Median seconds."""
         return statistics.median(self.seconds)
 
     @property
     def best(self) -> float:
-        """The shortest."""
+        """Shortest seconds."""
         return min(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """A quarter of the repeats took less than the first, a quarter more than the second."""
+        """First and third quartile of the seconds."""
         if len(self.seconds) < 2:
             return self.seconds[0], self.seconds[0]
         first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -45,18 +45,18 @@ class Timing(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """Distance between the quartiles over the median."""
+        """Interquartile range over the median."""
         first, third = self.quartiles
         return (third - first) / self.median
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         derived = {"median_s": self.median, "quartiles_s": list(self.quartiles), "spread": self.spread}
         return {**derived, "repeats": len(self.seconds), "seconds": list(self.seconds)}
 
 
 class Comparison(NamedTuple):
-    """Two calls timed in turn: median of the rounds' ratios, second over first, and its bootstrap interval at 95%."""
+    """Two alternating calls: median ratio of the rounds, second over first, with its 95% bootstrap interval."""
 
     ratio: float
     interval: tuple[float, float]
@@ -65,7 +65,7 @@ class Comparison(NamedTuple):
 
 
 def time_call(call: Call, device: torch.device, *, warmup: int = 2, repeats: int = 10) -> Timing:
-    """Time one call `repeats` times after `warmup` calls; the device is waited for before and after each repeat."""
+    """Time a call `repeats` times after `warmup` calls, synchronizing the device before and after each."""
     (timing,) = time_in_turn({"": call}, device, warmup=warmup, repeats=repeats).values()
     return timing
 
@@ -73,10 +73,10 @@ def time_call(call: Call, device: torch.device, *, warmup: int = 2, repeats: int
 def time_in_turn(
     calls: Mapping[str, Call], device: torch.device, *, warmup: int = 2, repeats: int = 10
 ) -> dict[str, Timing]:
-    """Time several calls in turn, A B B A …, so that what drifts on the machine meets all of them alike.
+    """Time several calls alternately, A B B A …, so that drift of the machine affects all alike.
 
     Raises:
-        ValueError: no repeats are asked for.
+        ValueError: `repeats` is below 1 or `warmup` below 0.
     """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats, warmup: got {repeats}, {warmup}; expected at least 1 and 0")
@@ -92,14 +92,14 @@ def time_in_turn(
 
 
 def compare(first: Timing, second: Timing, *, seed: int = 0) -> Comparison:
-    """The second against the first, round by round. Raises ValueError: they have different numbers of rounds."""
+    """Compare the second with the first, round by round. Raises ValueError: the numbers of rounds differ."""
     ratios = [b / a for a, b in zip(first.seconds, second.seconds, strict=True)]
     found = Bootstrap(_RESAMPLES, seed).median(ratios)
     return Comparison(found.value, (found.low, found.high), sum(ratio < 1 for ratio in ratios), len(ratios))
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -123,15 +123,15 @@ def measurement(
     peak_bytes: int = 0,
     **values: Any,
 ) -> dict[str, Any]:
-    """One thing that was timed, as it stands in the JSON file; what is 0 was not measured and is left out.
+    """Return a row of the JSON file for one timed call; values of 0 were not measured and are omitted.
 
     Args:
-        name, timing: what, and its repeats.
-        samples: images or captions of one call.
-        flops, model_flops: operations of one call, and those of them that MFU counts, padding left out.
-        peak_flops: what the device could do in a second.
-        peak_bytes: most bytes alive on the device.
-        values: further figures with their units in their names.
+        name, timing: name of the call, and its repeats.
+        samples: images or captions per call.
+        flops, model_flops: operations per call, and those that MFU counts, without padding.
+        peak_flops: peak operations per second of the device.
+        peak_bytes: peak bytes on the device.
+        values: further figures, with units in their names.
     """
     row: dict[str, Any] = {"name": name, **timing.to_json()}
     if samples:
@@ -154,12 +154,12 @@ def record(
     rows: list[dict[str, Any]],
     compared: Comparison | None = None,
 ) -> dict[str, Any]:
-    """What one sub-command measured, as it stands in the JSON file.
+    """Return the content of the JSON file of one subcommand.
 
     Args:
-        part, machine, settings: the sub-command, where (see `system.describe_machine`), and what was run.
-        rows: from `measurement`, in order.
-        compared: the first two rows, where two settings ran in turn.
+        part, machine, settings: the subcommand, the machine (see `system.describe_machine`), and the settings used.
+        rows: rows from `measurement`, in order.
+        compared: comparison of the first two rows, if two settings alternated.
     """
     content: dict[str, Any] = {"benchmark": part, "machine": machine, "settings": settings, "results": rows}
     if compared is not None:
@@ -173,7 +173,7 @@ def record(
 
 
 def report(content: Mapping[str, Any]) -> RenderableType:
-    """A line per measurement of a record, and what came of a comparison."""
+    """Return a table with a row per measurement of a record, and the result of a comparison."""
     machine, compared = content["machine"], content.get("comparison")
     table = Table(title=str(machine.get("gpu", machine["cpu"])), title_justify="left")
     for column in ("", "median", "quartiles", "rate", "TFLOP/s", "useful MFU", "peak GiB"):
@@ -184,14 +184,14 @@ def report(content: Mapping[str, Any]) -> RenderableType:
         return table
     low, high = compared["interval_95"]
     text = (
-        f"{compared['of'][1]} takes {compared['time_ratio']:.3f} of the first's time "
-        f"(95% interval {low:.3f} … {high:.3f}; less in {compared['second_faster']})"
+        f"{compared['of'][1]} takes {compared['time_ratio']:.3f} times as long as the first "
+        f"(95% interval {low:.3f} … {high:.3f}; faster in {compared['second_faster']})"
     )
     return Group(table, Text(text))
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a unit that suits."""
+    """Format seconds in a suitable unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -300,7 +300,7 @@ def test_the_command_from_shards_to_a_training_stream(llava, kit, tmp_path, caps
         and "data.captions.kinds={long: 1, short: 1, txt: 1, captions: 1, caption: 1}" in told
     )
     first = digests(out)
-    assert main(words) == 0 and "14 of 14 images lie in finished shards" in capsys.readouterr().out
+    assert main(words) == 0 and "14 of 14 images are in finished shards" in capsys.readouterr().out
     assert digests(out) == first
     rules = CaptionRules(kinds={"long": 1.0, "short": 1.0}, drop=0.0)
     seen = {each.caption for each in stream(kit.stream_config(out, captions=rules), kit.letters, stop=60)}
@@ -316,7 +316,7 @@ def test_the_command_from_shards_to_a_training_stream(llava, kit, tmp_path, caps
 @pytest.mark.parametrize(
     ("given", "where", "match"),
     [
-        (["--prompt", "poem"], "--prompt", "no ready prompt"),
+        (["--prompt", "poem"], "--prompt", "no default prompt"),
         (["--prompt", "txt=x"], "--prompt", "cannot be a kind"),
         (["--prompt", "a b=x"], "--prompt", "cannot be a kind"),
         (["--prompt", "long", "--prompt", "long=x"], "--prompt", "twice"),

@@ -178,7 +178,7 @@ def test_the_command_writes_shards_whose_samples_are_the_same_bytes(scored, tmp_
     before = {file.name: file.read_bytes() for file in scored.iterdir()}
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "11 samples: 2 stay, 9 are left out" in told and "  1 left out: pwatermark above 0.5" in told
+    assert "11 samples: 2 kept, 9 left out" in told and "  1 left out: pwatermark above 0.5" in told
     assert {file.name: file.read_bytes() for file in scored.iterdir()} == before
     index = load_index(out)
     assert [(shard.name, shard.samples) for shard in index.shards] == [("000.tar", 1), ("001.tar", 1)]
@@ -196,7 +196,7 @@ def test_marks_are_honoured_by_the_index_and_taken_back_by_a_new_one(scored, cap
     assert main(["filter", str(scored), "--mark", "--jobs", "1", "--min", "aesthetic=6"]) == 0
     assert load_index(scored).samples == 1
     assert main(["filter", str(scored), "--mark", "--jobs", "1", "--min", "aesthetic=9"]) == 2
-    assert load_index(scored).samples == 1 and "no sample stays" in capsys.readouterr().err
+    assert load_index(scored).samples == 1 and "no sample is kept" in capsys.readouterr().err
     index_shards(scored)
     assert load_index(scored).samples == 11
 
@@ -299,7 +299,7 @@ def test_hostile_records_take_no_time_and_steer_no_terminal(kit, tmp_path, capsy
     assert main(["filter", str(tmp_path / "set"), "--dry-run", "--jobs", "1", "--min", "aesthetic=5"]) == 0
     assert main(["filter", str(tmp_path / "set"), "--dry-run", "--jobs", "1", "--min", "\x1b[2Jevl=5"]) == 2
     said = capsys.readouterr()
-    assert "4 samples: 1 stay" in said.out and "\x1b" not in said.out + said.err
+    assert "4 samples: 1 kept" in said.out and "\x1b" not in said.out + said.err
     assert time.monotonic() - begin < 20
 
 
