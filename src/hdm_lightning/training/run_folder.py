@@ -74,8 +74,8 @@ def next_stage(run_dir: Path, plans: list[StagePlan]) -> StagePlan | None:
     """Return the stage to train now, or None if all are done.
 
     It is the first that is not done. If it would start from the end of the stage before, or if all are done, that last
-    checkpoint is read in full; if it is damaged, it is set aside and its stage is no longer done. A stage whose checkpoints
-    were deleted after its end is skipped if they are no longer needed.
+    checkpoint is read in full; if it is damaged, it is set aside and its stage is no longer done. A stage whose
+    checkpoints were deleted after its end is skipped if they are no longer needed.
 
     Raises:
         UserError: all checkpoints of a stage are damaged, or those that the next stage would start from are deleted.
@@ -140,7 +140,7 @@ def _refuse_links(run_dir: Path, plans: list[StagePlan]) -> None:
         inside = folder.resolve().is_relative_to(run_dir.resolve())
         if not inside and (folder in exported or not _is_own_link(folder)):
             what = (
-                f"is a link to {in_one_line(os.path.realpath(folder))}: another user made it, or other things are there"
+                f"is a link to {in_one_line(os.path.realpath(folder))}, made by another user or leading to other things"
             )
             hint = f"move the link's target here; to use another disk, choose run_dir= there, or make {run_dir} a link"
             raise UserError(what, where=str(folder), hint=hint)

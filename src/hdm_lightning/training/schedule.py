@@ -96,9 +96,7 @@ def pending_stages(run: Run) -> Iterator[StagePlan]:
             f"needs another name=; {run_folder.way_on(run.config, run.run_dir)} starts it from this result"
         )
         if late := without_effect(run.config, run.plans):
-            say(
-                f"warning: it was trained with other settings, and changing these has no effect any more: {', '.join(late)}"
-            )
+            say(f"warning: it was trained with other settings, and these have no effect any more: {', '.join(late)}")
     while pending is not None:
         describe(run)
         yield pending
@@ -234,8 +232,8 @@ def rewind(run: Run, plan: StagePlan, hit: LossRewind) -> None:
         raise UserError(
             f"{hit}, after {allowed} rewind(s) of stage {plan.name}",
             where=str(folder / RECORD),
-            hint=f"look at the samples named above and in the file, lower {plan.written_at}.learning_rate or gradient_clip, "
-            "or raise guard.rewinds; the same command resumes from the last good checkpoint",
+            hint=f"look at the samples named above and in the file, lower {plan.written_at}.learning_rate or "
+            "gradient_clip, or raise guard.rewinds; the same command resumes from the last good checkpoint",
         )
     if processes.rank() == 0:
         checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)
