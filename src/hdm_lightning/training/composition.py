@@ -90,7 +90,7 @@ def _as_user_error(errors: Sequence[Any], where: str) -> UserError:
     same = [each for each in errors if _place(each) == place]
     told = [each["msg"].replace("Input should", "it should").removeprefix("Value error, ") for each in same]
     hints = [HINTS[each["type"]].format(**each.get("ctx", {})) for each in same if each["type"] in HINTS]
-    hint = " or ".join(hints) or f"set such a value; see `--explain {key}`"
+    hint = " or ".join(hints) or f"set a valid value; `--explain {key}` describes it"
     return UserError(f"is {given}: {', or '.join(told)}", where=key, hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""Keys of earlier versions: a run's record is translated; a command line is translated or told the new key."""
+"""Keys of earlier versions: translated in a run's record; on a command line, translated or refused with the new key."""
 
 import re
 from collections.abc import Mapping, Sequence

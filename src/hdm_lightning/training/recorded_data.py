@@ -76,7 +76,7 @@ def _no_tokens(caption: str) -> tuple[list[int], int]:
 
 
 def _harmless(stream: StreamConfig, given: Sources | None, option: str) -> StreamConfig:
-    """Return the stream without writing anything, over the sources `given` or only folders and http(s) addresses.
+    """Return a stream that writes nothing and reads the sources `given`, else only folders and http(s) addresses.
 
     Other addresses run commands (`pipe:`) or whatever an fsspec chain stands for.
     """

@@ -238,7 +238,7 @@ def table_markdown(name: str, results: list[JobResult], settings: list[Setting])
 
 
 def chart_png(settings: list[Setting]) -> bytes | None:
-    """Return a chart, a row per setting, best on top, a dot per job, a bar at the mean; None without matplotlib."""
+    """Return a chart: best setting on top, a dot per job, a bar at the mean; None without matplotlib or jobs."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  (optional)
     except ModuleNotFoundError:
