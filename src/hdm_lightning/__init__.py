@@ -42,7 +42,7 @@ _PLACES = {
     "load_autoencoder": "hdm_lightning.encoders.autoencoder",
     "load_text_encoder": "hdm_lightning.encoders.text",
 }
-"""Public name to the module it is defined in, which is imported at first use: torch and Lightning take seconds."""
+"""Module that defines each public name, imported on first use: torch and Lightning take seconds to import."""
 
 
 def __getattr__(name: str) -> Any:

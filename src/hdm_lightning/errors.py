@@ -1,4 +1,4 @@
-"""The one exception for what a user can fix: it names the place, what is wrong and the hint."""
+"""The one exception for mistakes that a user can fix: where, what is wrong, and a hint."""
 
 import difflib
 import importlib
@@ -10,13 +10,13 @@ from typing import Any
 from hdm_lightning.printable import in_one_line, printable
 
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-"""How torch says it: of a device in an exception of its own, of the host in a mere RuntimeError."""
+"""torch's messages: a device has an exception class of its own, the host only a RuntimeError."""
 
 
 class UserError(ValueError):
     """A mistake in a configuration, a file or an argument, reported on one screen without a stack trace.
 
-    Its text has no control characters, whatever was found in a file of somebody else's.
+    Its text has no control characters, even if it quotes a file from somebody else.
 
     Args:
         what: what was found and what was expected, in one or two sentences.
@@ -29,7 +29,7 @@ class UserError(ValueError):
         super().__init__(what, where, hint)
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
-        """Come whole out of a worker process: by itself, an exception is made anew of positional arguments."""
+        """Keep all fields on the way out of a worker process: by default, only positional arguments survive."""
         return partial(type(self), self.what, where=self.where, hint=self.hint), ()
 
     def __str__(self) -> str:
@@ -40,13 +40,13 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException | str, longest: int = 200) -> str:
-    """The first line of what an error says that is not blank; its kind where it says nothing."""
+    """Return the first nonblank line of an error's message, or the name of its class if there is none."""
     said = (line.strip() for line in str(error).splitlines())
     return next((line for line in said if line), type(error).__name__)[:longest]
 
 
 def memory_error(error: BaseException, *, where: str | None = None, hint: str) -> UserError | None:
-    """What to tell the user where an exception says that memory, the host's or a device's, is spent; else None."""
+    """Return the error to show for an exception that means host or device memory has run out, else None."""
     torch_s = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
     if not (torch_s or isinstance(error, MemoryError)):
         return None
@@ -54,13 +54,13 @@ def memory_error(error: BaseException, *, where: str | None = None, hint: str) -
 
 
 def import_optional(module: str, extra: str, *, where: str, instead: str = "") -> Any:
-    """A module of an optional package, imported.
+    """Import a module of an optional package.
 
     Args:
-        module: such as `pyarrow.parquet`.
-        extra: the extra of this package that brings it, `hdm-lightning[…]`.
+        module: its dotted name, such as `pyarrow.parquet`.
+        extra: the extra of this package that installs it, `hdm-lightning[…]`.
         where: the configuration key, file or argument that needs it.
-        instead: the other way out, after "or".
+        instead: an alternative, added to the hint after "or".
 
     Raises:
         UserError: it cannot be imported.
@@ -74,12 +74,12 @@ def import_optional(module: str, extra: str, *, where: str, instead: str = "") -
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that is not known: the closest known one, or all of them."""
+    """Return a hint for an unknown name: the closest known one, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean '{close[0]}'?" if close else "choose one of " + ", ".join(names)
 
 
 def sibling_key(where: str, key: str) -> str:
-    """The key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
+    """Return the key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
     return f"{where.rpartition('.')[0]}.{key}" if "." in where else where

@@ -1,4 +1,4 @@
-"""JSON and YAML that others may have written: of a bounded size and depth, and a mistake is the file's."""
+"""Read JSON and YAML from untrusted files: size and depth are bounded, and errors name the file."""
 
 import json
 import re
@@ -16,15 +16,15 @@ Kind = TypeVar("Kind")
 
 LARGEST_BYTES = 100_000_000
 DEEPEST = 64
-"""Levels of brackets: PyYAML's time grows with their square."""
+"""Largest depth of nested brackets: PyYAML's run time grows with the square of it."""
 AGAIN = "restore the file, or get it again"
 
 
 def read_object(path: Path, *, hint: str = AGAIN) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        UserError: the file is not there, too large, no JSON in UTF-8, or something else than an object.
+        UserError: the file is missing, too large, not JSON in UTF-8, or not an object.
     """
     try:
         content = read_regular(path, LARGEST_BYTES)
@@ -33,11 +33,11 @@ def read_object(path: Path, *, hint: str = AGAIN) -> dict[str, Any]:
     try:
         return parse_object(content)
     except ValueError as error:
-        raise UserError(f"is no JSON object ({error})", where=str(path), hint=hint) from error
+        raise UserError(f"is not a JSON object ({error})", where=str(path), hint=hint) from error
 
 
 def object_or_empty(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none, or a kill or a full disk has left half of one."""
+    """Return the object in a JSON file; empty if it is missing, or cut short by a kill or a full disk."""
     try:
         return parse_object(read_regular(path, LARGEST_BYTES))
     except (OSError, ValueError):
@@ -45,7 +45,7 @@ def object_or_empty(path: Path) -> dict[str, Any]:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The object in a JSON text. Raises ValueError: it is no JSON, in no known encoding, or no object."""
+    """Return the object in a JSON text. Raises ValueError: not JSON, of unknown encoding, or not an object."""
     if not text.strip():
         raise ValueError("it is empty")
     try:
@@ -53,12 +53,12 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError("it is something else, such as a list or a number")
+        raise ValueError("it is another kind of value, such as a list or a number")
     return found
 
 
 def require_shallow(text: str) -> None:
-    """Raise ValueError for a text that opens more than `DEEPEST` brackets within each other."""
+    """Raise ValueError if a text nests more than `DEEPEST` levels of brackets."""
     depth = 0
     for found in re.finditer(r"[\[{}\]]", text):
         depth = depth + 1 if found[0] in "[{" else max(0, depth - 1)
@@ -67,8 +67,8 @@ def require_shallow(text: str) -> None:
 
 
 def typed(kind: type[Kind], values: object) -> Kind | None:
-    """Values as a type whose annotations they fit to the letter, such as a NamedTuple; None where they do not."""
-    from pydantic import ValidationError  # noqa: PLC0415 (for --help's sake)
+    """Return values as a type, such as a NamedTuple, or None if they do not match its annotations exactly."""
+    from pydantic import ValidationError  # noqa: PLC0415 (keeps --help fast)
 
     try:
         return _adapter(kind).validate_python(values, strict=True)  # type: ignore[arg-type]

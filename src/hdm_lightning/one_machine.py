@@ -1,7 +1,7 @@
-"""How the processes of one machine find each other and talk: by a file in a private folder, over loopback alone.
+"""How the processes of one machine meet and communicate: by a file in a private folder, over loopback only.
 
 torch's default, a TCPStore, listens on every interface without a password, and the rendezvous unpickles what it finds
-there; gloo and NCCL listen on the interface of the machine's name. Nobody else on the network has any business here.
+there; gloo and NCCL listen on the interface of the host name. Nobody else on the network should be able to connect.
 """
 
 import os
@@ -20,9 +20,9 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 @contextmanager
 def meeting_place() -> Iterator[Path]:
-    """A folder that only this user can enter, for the files by which processes find each other; gone afterwards.
+    """Yield a temporary folder for the rendezvous files that only this user can enter.
 
-    Inside the with statement torch's launcher opens no TCPStore of its own beside them.
+    Inside the with statement torch's launcher opens no TCPStore of its own.
     """
     before = os.environ.get(SHARED_STORE_OFF)
     os.environ[SHARED_STORE_OFF] = "1"
@@ -34,13 +34,13 @@ def meeting_place() -> Iterator[Path]:
 
 
 def will_meet_at(file: str) -> None:
-    """Have `join` go by this file in this process, and its sockets stay on loopback, whatever the cluster's are."""
+    """Make `join` use this file and keep sockets on loopback in this process, overriding the cluster's settings."""
     os.environ[MEETING_FILE] = file
     os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
     os.environ["NCCL_SOCKET_IFNAME"] = f"={LOOPBACK}"  # exactly this one; a bare name is a prefix
 
 
 def join(backend: str, rank: int, world_size: int) -> None:
-    """Join the process group of the file named to `will_meet_at`."""
+    """Join the process group at the file passed to `will_meet_at`."""
     store = dist.FileStore(os.environ[MEETING_FILE], world_size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)

@@ -1,4 +1,4 @@
-"""The lower precision that a device is fast in: one answer for training, drawing, evaluation and timing."""
+"""The reduced precision that is fast on a device: one choice for training, generation, evaluation and timing."""
 
 import torch
 
@@ -6,50 +6,50 @@ from hdm_lightning.errors import UserError
 
 NAMES = ("auto", "float32", "bfloat16", "float16")
 BFLOAT16_CAPABILITY = (8, 0)
-"""Compute capability from which on NVIDIA's matrix units take bfloat16."""
+"""Lowest compute capability whose tensor cores support bfloat16."""
 
 
 def half_dtype(device: torch.device | None = None) -> torch.dtype:
-    """bfloat16 on a CUDA device whose matrix units take it, else float16.
+    """Return bfloat16 on a CUDA device whose tensor cores support it, else float16.
 
-    On older ones (T4, V100, RTX 20) torch emulates bfloat16, slowly, and its `is_bf16_supported()` says yes.
+    On older devices (T4, V100, RTX 20) torch emulates bfloat16 slowly, yet its `is_bf16_supported()` returns True.
 
     Args:
         device: a CUDA device; None is the current one.
     """
-    amd = torch.version.hip is not None  # all of AMD's that torch supports have it
+    amd = torch.version.hip is not None  # every AMD GPU that torch supports has it
     return torch.bfloat16 if amd or torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY else torch.float16
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
-    """The dtype that `auto` computes in: float32 on a CPU, `half_dtype` on a CUDA device."""
+    """Return the dtype that `auto` computes in: float32 on a CPU, `half_dtype` on a CUDA device."""
     device = torch.device(device)
     return half_dtype(device) if device.type == "cuda" else torch.float32
 
 
 def encoder_dtype(device: torch.device | str) -> torch.dtype:
-    """The dtype that `auto` means for a frozen encoder: bfloat16 on a CUDA device that has it, float32 elsewhere.
+    """Return the dtype of a frozen encoder for `auto`: bfloat16 on a CUDA device that supports it, else float32.
 
-    Never float16: encoders that were trained in bfloat16 have states beyond its range.
+    Never float16: encoders trained in bfloat16 have states beyond its range.
     """
     dtype = default_dtype(device)
     return torch.float32 if dtype == torch.float16 else dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype as commands and records name it, such as `bfloat16`."""
+    """Return a dtype's name in commands and records, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def parse_dtype(name: str | torch.dtype, *, where: str) -> torch.dtype | None:
-    """The dtype of a name in `NAMES`, or None for `auto`: that of the device the network will be on.
+    """Return the dtype of a name in `NAMES`, or None for `auto`, which depends on the device used later.
 
     Args:
-        name: a name, or a dtype that is returned as it is.
+        name: a name, or a dtype, which is returned unchanged.
         where: configuration key or argument to name in errors.
 
     Raises:
-        UserError: no such name.
+        UserError: the name is unknown.
     """
     if isinstance(name, torch.dtype):
         return name

@@ -1,4 +1,4 @@
-"""Files that others may have put there, opened only where they are files: pipes wait for ever, devices never end."""
+"""Open untrusted paths only if they are regular files: pipes block forever, and devices never end."""
 
 import errno
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
-    """The descriptor of a local file; an opener for `open`, too. Raises OSError: it cannot be read, or is none."""
-    handle = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)  # a pipe without a writer would hold us up
+    """Return the descriptor of a local file; also an opener for `open`. Raises OSError: not a readable file."""
+    handle = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)  # a pipe without a writer would block
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
@@ -19,14 +19,14 @@ def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
 
 
 def read_regular(path: Path, most: int | None = None) -> bytes:
-    """What is in a file.
+    """Return the content of a file.
 
     Args:
-        path: of the file.
-        most: bytes that it may have.
+        path: the file.
+        most: largest allowed size in bytes.
 
     Raises:
-        OSError: it cannot be read, is no file, or has more bytes.
+        OSError: it cannot be read, is not a regular file, or is larger.
     """
     with open(path, "rb", opener=open_regular) as file:
         if most is not None and os.fstat(file.fileno()).st_size > most:

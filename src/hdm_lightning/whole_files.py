@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all, readable as the umask says, and never written through a symbolic link.
+"""Write files atomically, with permissions from the umask, and never through a symbolic link.
 
-A folder may come from somebody else, so a name in it may be a link to any file of the user's.
+A folder may come from somebody else, so a name in it may link to any of the user's files.
 """
 
 import errno
@@ -20,18 +20,18 @@ from hdm_lightning.regular_files import open_regular, read_regular
 
 TEMPORARY = ".tmp"
 _NAME_BYTES = 100
-"""Of a file's name in that of its replacement: some file systems allow 143 bytes in all."""
+"""Bytes of a file's name kept in the name of its replacement: some file systems allow only 143 in all."""
 
 
 class Replacement:
-    """A new file beside `path` that takes its place by `commit`.
+    """A new file beside `path` that `commit` moves into its place.
 
     Args:
-        path: file to make or replace; its folder is made if missing. A link of this name is replaced, not followed.
+        path: file to create or replace; its folder is created if missing. A link is replaced, not followed.
 
     Attributes:
         path: as given.
-        temporary: the new file, empty at first; libraries that write by a name may also put another one there.
+        temporary: the new file, empty at first; libraries that write by name may replace it with their own.
 
     Raises:
         UserError: `path` is a folder or a device.
@@ -40,19 +40,19 @@ class Replacement:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
-            raise UserError("is no ordinary file, and will not be replaced", where=str(path), hint="name another file")
+            raise UserError("is not a regular file and will not be replaced", where=str(path), hint="name another file")
         self.path = path
         begin = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES]).encode(errors="ignore").decode()
         self.temporary = path.with_name(f".{begin}.{secrets.token_hex(8)}{TEMPORARY}")
         handle = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._mode = stat.S_IMODE(os.fstat(handle).st_mode)  # what umask and folder make of 0666
+        self._mode = stat.S_IMODE(os.fstat(handle).st_mode)  # 0666 after umask and folder defaults
         os.close(handle)
 
     def commit(self, *, new: bool = False) -> None:
-        """Put the file in place once it is on the disk. Raises FileExistsError: it is to be `new`, and one is there."""
+        """Sync the file and move it into place. Raises FileExistsError: it must be `new`, and `path` exists."""
         handle = os.open(self.temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.fchmod(handle, self._mode)  # safetensors puts one of mode 0600 there
+            os.fchmod(handle, self._mode)  # safetensors replaces it with one of mode 0600
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -63,18 +63,18 @@ class Replacement:
         _sync_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Remove the file; what was there before stays."""
+        """Remove the new file; the old one stays."""
         self.temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
-    """Yields the name of an empty file beside `path`, which takes its place at the end of the with statement.
+    """Yield the name of an empty file beside `path` that takes its place at the end of the with statement.
 
     Raises:
-        FileExistsError: the file is to be `new`, and another process has written one meanwhile.
-        UserError: the disk is full, or `path` is no ordinary file. As with any exception, the old file is intact and
-            the new one removed.
+        FileExistsError: the file must be `new`, but another process has written one in the meantime.
+        UserError: the disk is full, or `path` is not a regular file. After any exception the old file is intact and the
+            new one removed.
     """
     made: Replacement | None = None
     try:
@@ -90,12 +90,12 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
 
 
 def _put_beside(temporary: Path, path: Path) -> None:
-    """Give a file its name unless another has it, also of two processes that do so at once."""
+    """Give a file its final name unless it is taken, even if two processes do so at once."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # the file system knows no links
+    except OSError:  # the file system has no hard links
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         os.replace(temporary, path)
@@ -104,13 +104,13 @@ def _put_beside(temporary: Path, path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], *, new: bool = False) -> None:
-    """Let `write(file)` fill a new file, then put it in place of `path`; see `replacing`."""
+    """Let `write(file)` fill a new file, then move it to `path`; see `replacing`."""
     with replacing(path, new=new) as temporary, temporary.open("wb") as file:
         write(file)
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
-    """Write a text as UTF-8; see `replacing`."""
+    """Write text as UTF-8; see `replacing`."""
     content = text.encode("utf-8", errors)
     write_atomically(path, lambda file: file.write(content))
 
@@ -121,10 +121,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that the user has named, and those above it.
+    """Create a folder named by the user, and its parents.
 
     Raises:
-        UserError: there can be none.
+        UserError: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,19 +132,19 @@ def make_folder(folder: Path) -> None:
         if is_disk_full(error):
             raise disk_full_error(folder) from error
         raise _leads_nowhere(error) or UserError(
-            f"no folder can be made here ({error.strerror})",
+            f"no folder can be created here ({error.strerror})",
             where=str(folder),
-            hint="name another place, or move away what is there",
+            hint="choose another place, or move away what is there",
         ) from error
 
 
 def move_in(source: Path, folder: Path, *, last: str) -> None:
-    """Put every file below `source` at the same place below `folder`, each as by `replacing`.
+    """Move every file below `source` to the same path below `folder`, each as in `replacing`.
 
     Args:
         source: a folder on the same file system.
-        folder: where to; the subfolders are made.
-        last: path below `source` of the file that is moved when all others are there.
+        folder: destination; subfolders are created.
+        last: path below `source` of the file to move after all others.
     """
     files = [file for file in sorted(source.rglob("*")) if file.is_file()]
     for file in sorted(files, key=lambda file: file == source / last):
@@ -153,9 +153,9 @@ def move_in(source: Path, folder: Path, *, last: str) -> None:
 
 
 def no_follow(path: str, flags: int) -> int:
-    """An opener for `open` that refuses a symbolic link (OSError ELOOP) and makes files as the umask says.
+    """An opener for `open` that refuses a symbolic link (OSError ELOOP) and creates files with the umask's mode.
 
-    A pipe or a device that somebody put there is refused (OSError ENXIO) instead of waited for.
+    A pipe or a device in its place is refused (OSError ENXIO) instead of blocking.
     """
     handle = open_regular(path, flags | os.O_NOFOLLOW)
     os.set_blocking(handle, True)
@@ -163,16 +163,16 @@ def no_follow(path: str, flags: int) -> int:
 
 
 def is_link_error(error: OSError) -> bool:
-    """Whether `no_follow` has met a symbolic link."""
+    """Return whether `no_follow` has refused a symbolic link."""
     return error.errno == errno.ELOOP
 
 
 def link_error(path: Path | str) -> UserError:
-    """The error for a symbolic link in the place of a file that is to be written."""
+    """Return the error for a symbolic link in place of a file to write."""
     return UserError(
         "is a symbolic link, which could lead to any of your files, so nothing is written to it",
         where=str(path),
-        hint="delete the link, and look where the folder comes from",
+        hint="delete the link, and check where the folder comes from",
     )
 
 
@@ -183,39 +183,39 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def disk_full_error(path: Path | str) -> UserError:
-    """The error when `path` could not be written because the disk, a quota or a size limit is reached."""
+    """Return the error for a `path` not written because the disk is full, or a quota or size limit is reached."""
     return UserError(
         "the disk is full; what was there before is intact",
         where=str(path),
-        hint="free space, or write to another disk (run_dir= of a training, --out of most others), then run the same "
+        hint="free space, or write to another disk (run_dir= for training, --out for most others), then run the same "
         "command again",
     )
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception says that a disk, a quota or a limit of file sizes is reached."""
+    """Return whether an exception means that a disk is full, or a quota or file size limit is reached."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
-    if type(error).__name__ == "SafetensorError":  # states the number in its text alone
+    if type(error).__name__ == "SafetensorError":  # has the number only in its text
         return any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     # torch's zip writer reports a short write as a RuntimeError about the stream's position.
     return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "unexpected pos" in str(error))
 
 
 _OF_THE_USER = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or name another place"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "move what is there away, or name another place"),
-    **dict.fromkeys((errno.ENXIO, errno.EBUSY, errno.ENOTEMPTY), "move what is there away, or name another place"),
-    errno.EINVAL: "name another place",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or choose another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "move what is there away, or choose another place"),
+    **dict.fromkeys((errno.ENXIO, errno.EBUSY, errno.ENOTEMPTY), "move what is there away, or choose another place"),
+    errno.EINVAL: "choose another place",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files: ulimit -n 4096"),
-    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "name another place"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk or the network's file system"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "choose another place"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk or the network file system"),
 }
-"""What helps where the file system refuses something, by its number."""
+"""Hint for each errno with which the file system refuses something that the user can change."""
 
 
 def file_error(error: BaseException) -> UserError | None:
-    """What to tell the user where an exception is the file system's refusal of a place, None for all others."""
+    """Return the error to show when the file system has refused a path, or None for any other exception."""
     path = getattr(error, "filename", None)
     if is_disk_full(error):
         return disk_full_error(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "output")
@@ -229,12 +229,12 @@ def file_error(error: BaseException) -> UserError | None:
 
 
 def _leads_nowhere(error: OSError) -> UserError | None:
-    """What to say where a folder is a link to one that is not there; the system says that the link exists."""
+    """Return the error for a broken link in place of a folder, where the system only reports that it exists."""
     path = str(error.filename)
     if not os.path.islink(path) or os.path.exists(path):
         return None
-    what = f"is a link to {in_one_line(os.path.realpath(path))}, which is not there"
-    return UserError(what, where=path, hint="mount the disk that it leads to, or name another place")
+    what = f"is a link to {in_one_line(os.path.realpath(path))}, which does not exist"
+    return UserError(what, where=path, hint="mount the disk that it points to, or choose another place")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -246,10 +246,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Write one line and sync it; what a crash cut short before it stays a line of its own.
+    """Append one JSON line and sync it; a line cut short by a crash before it stays separate.
 
     Raises:
-        UserError: when the disk is full, or the file is a symbolic link.
+        UserError: the disk is full, or the file is a symbolic link.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -268,10 +268,10 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines of a file that are whole objects, none where there is no file.
+    """Return all lines of a file that are complete objects; empty if there is no file.
 
     Raises:
-        UserError: it is there and cannot be read.
+        UserError: the file exists but cannot be read.
     """
     if not path.exists():
         return []
@@ -279,10 +279,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         content = read_regular(path)
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
-        raise UserError(what, where=str(path), hint="look at what has its name, and at its permissions") from error
+        raise UserError(what, where=str(path), hint="check what is at this path, and its permissions") from error
     lines = []
     for line in content.splitlines():
-        with suppress(ValueError):  # the line a crash cut short, or zeros that a power cut left
+        with suppress(ValueError):  # a line cut short by a crash, or zeros left by a power cut
             lines.append(parse_object(line))
     return lines
 

@@ -82,7 +82,7 @@ def test_a_fine_tuning_is_of_the_kind_of_its_base(composed, trained, tiny_text_e
         assert job.config.vae.name == str(trained / "vae")
         (plan,) = job.plans
         assert (plan.settings.resolution, plan.settings.context_length) == (32, 24)
-    with pytest.raises(UserError, match="none is given"):
+    with pytest.raises(UserError, match="which is not set"):
         check_job(composed("train", "experiment=finetune"))
 
 
@@ -94,7 +94,7 @@ def test_every_choice_of_hdm_train_passes_the_checks(composed, trained, group, n
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     extra = ["vae.mean=null", "vae.std=null"] if (group, name) != ("vae", "eq_sdxl") else []
     if name == "paper_cached":  # which asks for latents, and images are here
-        with pytest.raises(UserError, match="holds images") as caught:
+        with pytest.raises(UserError, match="contains images") as caught:
             check_job(composed("train", f"{group}={name}", *extra))
         assert caught.value.where == "schedule.stages.px256.latents"
         extra += [f"schedule.stages.{stage}.latents=null" for stage in ("px256", "px512")]

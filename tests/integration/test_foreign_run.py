@@ -227,11 +227,11 @@ def test_a_configuration_in_a_shared_folder_above_is_not_looked_at(run, tmp_path
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a: ${oc.env:HOME}\n", r"holds \$"),
-        ("a: {'${x}': 1}\n", r"holds \$"),
-        ("a: [1, [b, '${a.0}']]\n", r"holds \$"),
-        ("a: &x [1]\nb: *x\n", "holds a reference"),
-        ("- 1\n", "no mapping"),
+        ("a: ${oc.env:HOME}\n", r"contains \$"),
+        ("a: {'${x}': 1}\n", r"contains \$"),
+        ("a: [1, [b, '${a.0}']]\n", r"contains \$"),
+        ("a: &x [1]\nb: *x\n", "contains an alias"),
+        ("- 1\n", "not a mapping"),
         ("a: [\n", "cannot be read"),
         ("a: " + "[" * 5000 + "]" * 5000 + "\n", "cannot be read"),
         ("a: " + "x" * LARGEST_BYTES + "\n", "larger than"),

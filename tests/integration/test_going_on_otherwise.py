@@ -173,7 +173,7 @@ def test_a_finished_run_says_so_and_refuses_what_would_change_nothing(toy_job, t
         "schedule.stages.px16.batch_size": {"stage": {"batch_size": 16}},
         "data.train": {"data": {"train": str(copied)}},
     }.items():
-        with pytest.raises(UserError, match="is over and had") as caught:
+        with pytest.raises(UserError, match="is over and used") as caught:
             check_job(changed(**changes))
         assert caught.value.where == where and f"init={tmp_path / 'run'}" in caught.value.hint
     new = {**changed("new", stage={"samples": 24}), "init": str(tmp_path / "run")}  # what the message says to type
@@ -206,7 +206,7 @@ def test_keys_added_to_a_finished_run_are_refused_as_changed_ones_are(toy_job, t
             place[key] = place.get(key) or {}
             place = place[key]
         place.update(values)
-        with pytest.raises(UserError, match="is over and had") as caught:
+        with pytest.raises(UserError, match="is over and used") as caught:
             check_job(changed)
         assert caught.value.where.startswith(path.strip())
 
@@ -218,16 +218,16 @@ def test_a_finished_run_without_averages_is_started_again(toy_job, tmp_path, cap
     shipped, config.callbacks = config.callbacks, callbacks
     assert run_job(job.check_job(config.copy())) == 0
     assert run_job(job.check_job(config.copy())) == 0
-    assert "change nothing" not in capfd.readouterr().out
+    assert "no effect any more" not in capfd.readouterr().out
     config.callbacks = {**shipped, "weight_averages": None}
     config.trainer.log_every_n_steps, config.guard.spike_factor = 7, 9.0
     assert run_job(job.check_job(config.copy())) == 0
-    (line,) = [each for each in capfd.readouterr().out.splitlines() if "change nothing" in each]
+    (line,) = [each for each in capfd.readouterr().out.splitlines() if "no effect any more" in each]
     named = line.partition("any more: ")[2].split(", ")
     assert {"callbacks.sample_images", "trainer.log_every_n_steps", "guard.spike_factor"} <= set(named)
     assert {each.partition(".")[0] for each in named} == {"callbacks", "trainer", "guard"}
     config.callbacks = {"weight_averages": {"halflife_samples": [16]}}
-    with pytest.raises(UserError, match="is over and had"):
+    with pytest.raises(UserError, match="is over and used"):
         job.check_job(config)
 
 
@@ -275,6 +275,6 @@ def test_a_stage_added_to_a_finished_run_is_trained(toy_job, tmp_path):
     assert run_job(check_job(toy_job(tmp_path / "run", px16=first))) == 0
     assert run_job(check_job(toy_job(tmp_path / "run", px16=first, px24={"samples": 16, "resolution": 24}))) == 0
     assert saved_in(tmp_path / "run", "02-px24")
-    with pytest.raises(UserError, match="is over and had") as caught:  # its final/ would become that of the first stage
+    with pytest.raises(UserError, match="is over and used") as caught:  # its final/ would be from the first stage
         check_job(toy_job(tmp_path / "run", px16=first))
     assert caught.value.where == "schedule.stages"

@@ -90,7 +90,7 @@ def test_nothing_on_the_hub_names_a_place_of_this_machine(hub, job, tmp_path, mo
 
 @pytest.mark.parametrize("license", ["", "a license", "mit\nname: x"])
 def test_what_is_no_license_s_name_is_refused(job, license):
-    with pytest.raises(UserError, match="no license") as refused:
+    with pytest.raises(UserError, match="is not a license identifier") as refused:
         check_job({**job, "hub": {"push": None, "license": license}})
     assert refused.value.where == "hub.license"
 
@@ -241,7 +241,7 @@ def test_a_stage_that_cannot_be_uploaded_ends_no_run(hub, job, monkeypatch, caps
     monkeypatch.setattr(flow_run, "export_pipeline", fails)
     assert run_job(check_job(job)) == 0
     assert hub.messages == ["toy: final"]
-    said = "warning: stage px16 is not on the hub: no space left"
+    said = "warning: stage px16 was not uploaded to the hub: no space left"
     assert said in capsys.readouterr().out and said in (Path(job["run_dir"]) / "train.log").read_text()
     assert not list(Path(job["run_dir"]).glob(".upload-*"))
 

@@ -161,7 +161,7 @@ def test_a_started_run_goes_on_without_init(lora_job, base):
 
 
 def test_captions_are_cut_as_the_base_s_were(lora_job):
-    with pytest.raises(UserError, match="is 5, and the adapter's base was trained with 8") as refused:
+    with pytest.raises(UserError, match="is 5, but the adapter's base was trained with 8") as refused:
         check_job(lora_job(tune={**STAGE, "context_length": 5, "resolution": 24}))
     assert refused.value.where == "schedule.stages.tune.context_length"
 

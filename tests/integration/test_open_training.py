@@ -107,7 +107,7 @@ def test_a_network_a_logger_a_callback_and_an_optimizer_of_another_package(job, 
     assert foreign_parts.Plain.made >= 1 and foreign_parts.Count.steps == 2 * 4  # two steps of two micro-batches
     assert any("val/loss" in names for _, names in foreign_parts.Notes.seen)
     assert {0, 16} <= {step for step, _ in foreign_parts.Notes.seen}  # on the axis of samples
-    assert "the network is no XUT" in capsys.readouterr().out
+    assert "the network is not an XUT" in capsys.readouterr().out
     assert done(config)["steps"] == 2
 
 

@@ -146,7 +146,7 @@ def test_a_checkpoint_is_written_after_so_many_minutes(config, minutes, steps):
 def test_resume_never_refuses_a_folder_with_a_run(config):
     one_stage = {**config, "schedule": {"stages": {"px16": config["schedule"]["stages"]["px16"]}}}
     assert run_job(check_job(one_stage)) == 0
-    with pytest.raises(UserError, match="already holds checkpoints"):
+    with pytest.raises(UserError, match="already contains checkpoints"):
         check_job({**one_stage, "resume": "never"})
 
 

@@ -138,7 +138,7 @@ def test_a_config_that_is_no_json_is_named(config, tmp_path, changed):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "broken" / "x.safetensors").touch()
-    with pytest.raises(UserError, match="no JSON") as caught:
+    with pytest.raises(UserError, match="is not a JSON object") as caught:
         check_vae_job(changed(config, autoencoder={"config": None, "source": str(tmp_path / "broken")}))
     assert caught.value.where.endswith("config.json")
 

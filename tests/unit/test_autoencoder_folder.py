@@ -99,7 +99,7 @@ def test_another_kind_of_autoencoder_is_refused(folder):
 
 def test_a_config_that_is_no_object_is_refused(folder):
     (folder / "config.json").write_text("[1]")
-    with pytest.raises(UserError, match="is no JSON object"):
+    with pytest.raises(UserError, match="is not a JSON object"):
         read_config(folder, where="vae.name")
 
 

@@ -75,10 +75,10 @@ def folder(path):
 DAMAGES = {
     "empty": (lambda path: path.write_bytes(b""), "cut off"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:900]), "cut off"),
-    "random": (lambda path: path.write_bytes(random.Random(1).randbytes(20_000)), "no checkpoint"),
-    "zeros": (lambda path: path.write_bytes(bytes(path.stat().st_size)), "no checkpoint"),
+    "random": (lambda path: path.write_bytes(random.Random(1).randbytes(20_000)), "not a checkpoint"),
+    "zeros": (lambda path: path.write_bytes(bytes(path.stat().st_size)), "not a checkpoint"),
     "folder": (folder, "Is a directory"),
-    "other step": (other_step, "that of step 4"),
+    "other step": (other_step, "from step 4"),
     "fields missing": (replaced({"hdm": {"step": 6}}), "state_dict"),
     "no mapping": (replaced(torch.zeros(3)), ""),
     "code": (replaced({**content(6), "evil": Evil()}), "more than plain data"),
@@ -109,5 +109,5 @@ def test_none_left_is_an_error_and_stays_one(saved):
     for step in (2, 4, 6):
         path_of(saved, step).write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(UserError, match="no checkpoint is left that is not damaged"):
+        with pytest.raises(UserError, match="all checkpoints are damaged"):
             start_point(saved, [])

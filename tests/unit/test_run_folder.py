@@ -71,7 +71,7 @@ def test_those_that_are_needed_are_missed_and_the_hint_helps(tmp_path: Path, num
     gone = checkpoint_path(run_folder.checkpoint_folder(tmp_path, PLANS[number - 1]), 4)
     kept = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(UserError, match="its last checkpoint, which comes next, is gone") as caught:
+    with pytest.raises(UserError, match="its last checkpoint, which is needed now, is gone") as caught:
         run_folder.next_stage(tmp_path, PLANS)
     assert caught.value.where == str(gone.parent)
     gone.write_bytes(kept)

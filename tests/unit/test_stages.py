@@ -59,7 +59,7 @@ def test_a_batch_that_cannot_be_shared_is_kept_where_a_smaller_micro_batch_divid
 
 
 def test_a_stage_name_that_hydra_cannot_override_is_refused():
-    with pytest.raises(UserError, match="begins with a letter"):
+    with pytest.raises(UserError, match="must begin with a letter"):
         plan_stages(schedule(**{"256px": stage()}), world_size=1)
 
 

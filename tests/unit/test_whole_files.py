@@ -96,7 +96,7 @@ def test_a_full_disk_is_recognised_by_the_text_of_safetensors():
 
 def test_folders_and_devices_are_not_replaced(tmp_path):
     for place in (tmp_path, Path("/dev/null")):
-        with pytest.raises(UserError, match="no ordinary file"):
+        with pytest.raises(UserError, match="not a regular file"):
             write_text(place, "x")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
@@ -109,7 +109,7 @@ def test_a_folder_below_a_link_that_leads_nowhere_is_called_so(tmp_path, below):
     for make in (make_folder, lambda folder: write_text(folder / "a.txt", "x")):
         told = run_command(lambda make=make: make(place) or 0)
         assert told == 2
-    with pytest.raises(UserError, match="which is not there") as caught:
+    with pytest.raises(UserError, match="which does not exist") as caught:
         make_folder(place)
     assert caught.value.where == str(tmp_path / "runs") and "mount" in caught.value.hint
 

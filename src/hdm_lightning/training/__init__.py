@@ -1,1 +1,1 @@
-"""Lightning modules, stage schedule, callbacks, optimizers and the launch of sequential fits."""
+"""Lightning modules, callbacks, optimizers, the stage schedule, and the launcher that runs it."""

@@ -1,4 +1,4 @@
-"""What a run says of itself: four lines at its start, one at each stage's end, two at its own."""
+"""Status messages of a run: four lines at its start, one at each stage's end, two at the end of the run."""
 
 import os
 from pathlib import Path
@@ -20,12 +20,12 @@ from hdm_lightning.training.strategies import processes
 
 
 def announce_start(run: Run, plan: StagePlan, start: StartPoint, data: Any) -> None:
-    """Say what is trained, on what, with what, and where it begins; once in a process. Every process calls this.
+    """Print what is trained, where and on which data, and how it starts; once per process. Every process calls this.
 
     Args:
-        run: with its network.
-        plan: the stage that begins.
-        start: where it begins.
+        run: the run, with its network.
+        plan: the stage that starts.
+        start: where it starts.
         data: its data module, whose indices are read here.
     """
     if run.parts.setdefault("announced", False):
@@ -44,7 +44,7 @@ def announce_start(run: Run, plan: StagePlan, start: StartPoint, data: Any) -> N
 
 
 def announce_stage_end(run: Run, plan: StagePlan, summary: dict[str, Any]) -> None:
-    """Say what a stage has come to and what comes next; the first process calls this."""
+    """Print the result of a stage and what comes next; the first process calls this."""
     book = Ledger(run.run_dir / run_folder.LEDGER, writes=False)
     dollars = book.spent("cost_usd", plan.name)
     parts = [f"{summary['samples']:,} samples", run.recipe.outcome(summary)]
@@ -59,22 +59,22 @@ def announce_stage_end(run: Run, plan: StagePlan, summary: dict[str, Any]) -> No
 
 
 def announce_end(run: Run) -> None:
-    """Say where the result is and what can be done with it; the first process calls this."""
+    """Print where the result is and what to do with it; the first process calls this."""
     final = run.run_dir / run_folder.FINAL
     if final.is_dir():
         say(f"result  {shown(final)}\nnext    {run.recipe.next_command(run, shown(run.run_dir))}")
 
 
 def shown(path: Path) -> str:
-    """A path as a user would type it here: from the working folder where it lies below."""
+    """Return a path as a user would type it here: relative if it is below the working folder."""
     absolute, here = path.absolute(), Path.cwd()
-    plain = Path(os.path.normpath(absolute))  # without `..`, which may lead elsewhere behind a link
+    plain = Path(os.path.normpath(absolute))  # without `..`, which may lead elsewhere after a link
     absolute = plain if plain.exists() and plain.samefile(absolute) else absolute
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
 
 
 def shown_source(source: str) -> str:
-    """Where data come from: a folder as a user would type it here, an address as it is."""
+    """Return where data come from: a folder as a user would type it here, an address unchanged."""
     return shown(Path(source)) if Path(source).exists() else source
 
 
@@ -109,12 +109,12 @@ def _data(run: Run, size: int | None) -> str:
     to_see = f"{total:,} to see ({stages})" if len(run.plans) > 1 else f"{total:,} to see"
     source = run.config.data.get("train")
     where = shown_source(source) if isinstance(source, str) else source
-    return f"{where}: " + (f"{size:,} samples, {to_see}" if size is not None else f"samples {to_see}")
+    return f"{where}: " + (f"{size:,} samples, {to_see}" if size is not None else f"unknown size, {to_see}")
 
 
 def _folder(run: Run, plan: StagePlan, start: StartPoint) -> str:
     if run.is_trial:
-        return "a trial, of which nothing is kept"
+        return "a trial run, which keeps nothing"
     folder = shown(run.run_dir)
     if start.step or plan.number > 1:
         seen = start.step * plan.settings.batch_size

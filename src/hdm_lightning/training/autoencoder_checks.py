@@ -1,4 +1,4 @@
-"""What the configuration of an autoencoder's training must say, checked before the first weight is allocated."""
+"""Checks of an autoencoder training's configuration, before the first weight is allocated."""
 
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,7 @@ COURSE = (
     *("seed", "stage", "loss", "equivariance", "patches", "adversarial", "data", "optimizer", "lr_scheduler", "module"),
     "callbacks.weight_averages",
 )
-"""What the card of a finished training says, or what its weights come of."""
+"""Keys that determine the weights or the model card of a finished training."""
 
 
 @settings
@@ -39,9 +39,9 @@ class AutoencoderSource:
     Attributes:
         source: a diffusers folder or hub name (`OWNER/NAME`, `OWNER/NAME/vae`) to fine-tune.
         config: fields of a diffusers AutoencoderKL to train from scratch.
-        train_encoder: False keeps the encoder, and with it the latent space, and trains the decoder alone.
-        initial_log_variance: posterior log-variance of a network from scratch; diffusers' own start (0) drowns the
-            latents of the first steps in noise.
+        train_encoder: False freezes the encoder, and with it the latent space, and trains only the decoder.
+        initial_log_variance: initial posterior log-variance of a network trained from scratch; diffusers' default (0)
+            drowns the latents of the first steps in noise.
     """
 
     source: str | None = None
@@ -57,7 +57,7 @@ class AutoencoderLoss:
     Attributes:
         pixel: kind of the pixel term.
         pixel_weight: weight of the pixel term.
-        perceptual_network: `efficientnet_lite0`, `lpips_vgg`, `lpips_alex`, `lpips_squeeze`, or None for none.
+        perceptual_network: `efficientnet_lite0`, `lpips_vgg`, `lpips_alex`, `lpips_squeeze`, or None to omit the term.
         perceptual_weight: weight of the perceptual term.
         kl_weight: weight of the KL divergence per latent element.
     """
@@ -71,11 +71,11 @@ class AutoencoderLoss:
 
 @settings
 class Patches:
-    """A first part of the training on patches of the images, which cost less than whole ones.
+    """A first phase of training on image patches, which cost less than whole images.
 
     Attributes:
         size_px: side of the square patch in pixels.
-        samples: samples seen before whole images are trained on; 0 means whole images from the start.
+        samples: samples to see before training on whole images; 0 trains on whole images from the start.
     """
 
     size_px: Interval = 0
@@ -87,17 +87,17 @@ class Adversarial:
     """PatchGAN with hinge loss; `weight: 0` trains without a discriminator.
 
     Attributes:
-        weight: weight of the adversarial term, times the adaptive weight where that is on.
-        adaptive: balance the term against the reconstruction at the decoder's last layer.
-        adaptive_largest: upper clamp of the adaptive weight.
-        start_samples: samples seen before discriminator and adversarial term set in.
-        learning_rate: rate of the discriminator.
-        weight_decay: of the discriminator.
+        weight: weight of the adversarial term, multiplied by the adaptive weight if that is on.
+        adaptive: balance the gradients of the term and of the reconstruction at the decoder's last layer.
+        adaptive_largest: upper limit of the adaptive weight.
+        start_samples: samples to see before the discriminator and the adversarial term start.
+        learning_rate: learning rate of the discriminator.
+        weight_decay: weight decay of the discriminator.
         betas: moment decays of the discriminator.
         gradient_clip: largest gradient norm of the discriminator; 0 means no clipping.
         channels: channels of the discriminator's first layer.
-        layers: its downsampling layers.
-        norm: of the discriminator.
+        layers: downsampling layers of the discriminator.
+        norm: normalization of the discriminator.
     """
 
     weight: NotNegative = 0.0
@@ -118,10 +118,10 @@ class AutoencoderValidation(Validation):
     """The fixed validation set and what is measured on it.
 
     Attributes:
-        images: samples drawn.
-        perceptual_network: perceptual distance to report; None reports that of the loss, if it has one.
-        features: feature network of the reconstructions' kernel and Fréchet distances, as for `hdm-evaluate
-            --features`; None leaves them out.
+        images: images to show with their reconstructions.
+        perceptual_network: perceptual distance to report; None reports the one of the loss, if any.
+        features: feature network for the kernel and Fréchet distances of the reconstructions, as in `hdm-evaluate
+            --features`; None omits them.
     """
 
     batch_size: Count = 16
@@ -131,7 +131,7 @@ class AutoencoderValidation(Validation):
 
 
 def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
-    """Check a configuration; indices and configurations are read, and of shards that look changed a few samples.
+    """Check a configuration, reading indices, configurations and a few samples of shards that seem to have changed.
 
     Raises:
         UserError: naming the key or file and what to do.
@@ -146,7 +146,7 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
     check_call(stage, "data", supplied=("tokenizer",))
     check_kept(config, [plan])
     if plain(stage, "data").get("alpha") == "mask":
-        what = "an autoencoder learns whole pictures"
+        what = "an autoencoder is trained on whole images"
         raise UserError(what, where="data.alpha", hint="set data.alpha=white; masks are for hdm-train")
     if target_of(stage.data, "data") is ShardDataModule:
         data = build(stage, "data", tokenizer=None)
@@ -157,16 +157,16 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
 
 
 def check_kept(config: DictConfig, plans: list[StagePlan]) -> None:
-    """What the run's folder holds goes with the configuration; see `continued.check_continued`."""
+    """Check that the configuration matches the run's folder; see `continued.check_continued`."""
     judged = JUDGED if plain(config, "adversarial.weight") else ()
     check_continued(config, plans, (*KEPT, *KEPT_TOO, *judged), COURSE)
 
 
 def check_settings(groups: dict[str, Any], stage: DictConfig, plan: StagePlan, factor: int) -> None:
-    """Check what needs no data: sizes, names and weights.
+    """Check everything that needs no data: sizes, names and weights.
 
     Args:
-        groups: the plain groups by name.
+        groups: the parsed groups of plain keys by name.
         stage: the configuration with its stage filled in.
         plan: the stage.
         factor: pixels per latent cell of the autoencoder.
@@ -194,7 +194,7 @@ def _check_averages(stage: DictConfig) -> None:
     averages = plain(stage, "callbacks").get("weight_averages") if stage.callbacks else None
     if averages and averages.get("sigma_rel"):
         raise UserError(
-            "has no effect on an autoencoder's training",
+            "has no effect when training an autoencoder",
             where="callbacks.weight_averages.sigma_rel",
             hint="leave it out",
         )
@@ -205,22 +205,22 @@ def _check_loss(groups: dict[str, Any]) -> None:
     perceptual = loss.perceptual_network is not None and loss.perceptual_weight
     if not loss.pixel_weight and not perceptual:
         raise UserError(
-            "is 0 and there is no perceptual term: nothing asks for the image back",
+            "is 0 and there is no perceptual term, so no term compares the images",
             where="loss.pixel_weight",
-            hint="give a positive weight, or a loss.perceptual_network with a weight",
+            hint="set a positive weight, or a loss.perceptual_network with a weight",
         )
     if loss.perceptual_network is not None:
         require_perceptual(loss.perceptual_network)
 
 
 def _check_validation(groups: dict[str, Any]) -> None:
-    """There are samples to measure, and the packages of what is measured."""
+    """Check that there are samples to measure, and that the packages of the measures are installed."""
     validation = groups["validation"]
     if validation.samples < 1:
         raise UserError(
-            "the latent statistics of the result are measured on the validation samples, so there must be some",
+            "the latent statistics of the result are measured on the validation samples, so there must be at least one",
             where="validation.samples",
-            hint="give at least 1, better 256",
+            hint="set at least 1, better 256",
         )
     if validation.perceptual_network is not None:
         require_perceptual(validation.perceptual_network, where="validation.perceptual_network")
@@ -232,10 +232,10 @@ def _check_start(groups: dict[str, Any], plan: StagePlan) -> None:
     adversarial = groups["adversarial"]
     if adversarial.weight and adversarial.start_samples >= plan.settings.samples:
         raise UserError(
-            f"the discriminator would set in after {adversarial.start_samples} samples, when the training of "
-            f"{plan.settings.samples} is over",
+            f"the discriminator would start after {adversarial.start_samples} samples, but the training ends after "
+            f"{plan.settings.samples}",
             where="adversarial.start_samples",
-            hint="set it below stage.samples, or adversarial.weight=0 for no discriminator",
+            hint="set it below stage.samples, or adversarial.weight=0 to train without a discriminator",
         )
 
 
@@ -249,7 +249,7 @@ def _check_sizes(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
         )
     if resolution < SMALLEST_SIDE:
         raise UserError(
-            f"{resolution} px are too few to measure, {SMALLEST_SIDE} are needed",
+            f"{resolution} px is too small to measure, at least {SMALLEST_SIDE} px are needed",
             where="stage.resolution",
             hint=f"set it to {-(-SMALLEST_SIDE // factor) * factor} or more",
         )
@@ -260,14 +260,14 @@ def _check_crop(stage: DictConfig) -> None:
     crop = plain(stage, "data").get("crop")
     if isinstance(crop, dict) and crop.get("buckets"):
         raise UserError(
-            "the transforms of the equivariance need square images",
+            "the equivariance transforms need square images",
             where="data.crop.buckets",
             hint="set it to null",
         )
 
 
 def smallest_trained(branches: BranchSettings, cells: int) -> int:
-    """Side in latent cells of the smallest image that the branches make out of `cells`.
+    """Return the side in latent cells of the smallest image that the branches make out of `cells`.
 
     Raises:
         UserError: no scale gives a whole number of cells.
@@ -277,22 +277,22 @@ def smallest_trained(branches: BranchSettings, cells: int) -> int:
     where = "equivariance.scale_numerators"
     if not branches.scale_numerators:
         if branches.downscaled:
-            what, hint = "is empty, so that the down-scaled branch would not scale", "equivariance.downscaled=0"
-            raise UserError(what, where=where, hint=f"give some, or {hint}")
+            what, hint = "is empty, so the downscaled branch would not scale", "equivariance.downscaled=0"
+            raise UserError(what, where=where, hint=f"set some, or {hint}")
         return cells
     scales = exact_scales(cells, branches.scale_numerators, branches.scale_denominator)
     if not scales:
         raise UserError(
-            f"no scale n/{branches.scale_denominator} gives a whole size of a latent of {cells} cells",
+            f"no scale n/{branches.scale_denominator} gives a latent of {cells} cells a whole size",
             where=where,
-            hint=f"choose scale_denominator={cells} and numerators below it, or another size of the images",
+            hint=f"choose scale_denominator={cells} and numerators below it, or another image size",
         )
     moves = branches.flips or any(turns % 4 for turns in branches.quarter_turns)
     if max(branches.downscaled, 0 if moves else branches.equivariant) and min(scales) == 1:
         raise UserError(
-            f"of these scales only 1 gives a whole size of a latent of {cells} cells, and it changes nothing",
+            f"only the scale 1 gives a latent of {cells} cells a whole size, and it changes nothing",
             where=where,
-            hint="give numerators below scale_denominator, or set the probability of the branch to 0",
+            hint="add numerators below scale_denominator, or set the probability of the branch to 0",
         )
     return int(cells * min(scales))
 
@@ -303,7 +303,7 @@ def _check_patches(groups: dict[str, Any], plan: StagePlan, factor: int) -> None
         return
     if patches.size_px < factor or patches.size_px % factor or patches.size_px > resolution:
         raise UserError(
-            f"{patches.size_px} px is not a multiple of the autoencoder's factor {factor} between it and {resolution}",
+            f"{patches.size_px} px is not a positive multiple of the autoencoder's factor {factor} up to {resolution}",
             where="patches.size_px",
             hint=f"set it to {max(factor, resolution // 2 // factor * factor)}, or patches.samples=0",
         )
@@ -311,7 +311,7 @@ def _check_patches(groups: dict[str, Any], plan: StagePlan, factor: int) -> None
 
 
 def _smallest_image(groups: dict[str, Any], plan: StagePlan, factor: int) -> int:
-    """Side in pixels of the smallest image that the losses see."""
+    """Return the side in pixels of the smallest image that the losses see."""
     patches = groups["patches"]
     sides = [plan.settings.resolution, *([patches.size_px] if patches.samples else [])]
     return min(smallest_trained(groups["equivariance"], side // factor) for side in sides) * factor
@@ -322,7 +322,7 @@ def _check_perceptual(groups: dict[str, Any], plan: StagePlan, factor: int) -> N
     smallest = _smallest_image(groups, plan, factor)
     if named is not None and smallest < SMALLEST_SIDES[named]:
         raise UserError(
-            f"images get as small as {smallest} px, {named} needs {SMALLEST_SIDES[named]} px",
+            f"images get as small as {smallest} px, but {named} needs {SMALLEST_SIDES[named]} px",
             where="loss.perceptual_network",
             hint="use efficientnet_lite0, larger equivariance.scale_numerators or a larger stage.resolution",
         )
@@ -335,7 +335,7 @@ def _check_discriminator(groups: dict[str, Any], plan: StagePlan, factor: int) -
     smallest = _smallest_image(groups, plan, factor)
     if smallest < smallest_side(adversarial.layers):
         raise UserError(
-            f"images get as small as {smallest} px, a discriminator of {adversarial.layers} layers needs "
+            f"images get as small as {smallest} px, but a discriminator of {adversarial.layers} layers needs "
             f"{smallest_side(adversarial.layers)} px",
             where="adversarial.layers",
             hint="use fewer layers, larger equivariance.scale_numerators or a larger stage.resolution",
@@ -343,7 +343,7 @@ def _check_discriminator(groups: dict[str, Any], plan: StagePlan, factor: int) -
 
 
 def autoencoder_factor(source: AutoencoderSource) -> int:
-    """Pixels per latent cell, from the autoencoder's configuration alone.
+    """Return the pixels per latent cell, from the autoencoder's configuration alone.
 
     Raises:
         UserError: naming `autoencoder.source` or `autoencoder.config`.
@@ -352,7 +352,7 @@ def autoencoder_factor(source: AutoencoderSource) -> int:
 
 
 def keeps_normalisation(source: AutoencoderSource) -> bool:
-    """Whether the latent space stays and its normalisation is known, so that what was trained on it still works."""
+    """Return whether the latent space and its known normalization stay, so that models trained on it still work."""
     if source.train_encoder or source.source is None:
         return False
     written = autoencoder_config(source)
@@ -360,7 +360,7 @@ def keeps_normalisation(source: AutoencoderSource) -> bool:
 
 
 def autoencoder_config(source: AutoencoderSource) -> dict[str, Any]:
-    """Fields of the AutoencoderKL that will be trained.
+    """Return the fields of the AutoencoderKL to train.
 
     Raises:
         UserError: naming `autoencoder.source` or `autoencoder.config`.
@@ -368,9 +368,9 @@ def autoencoder_config(source: AutoencoderSource) -> dict[str, Any]:
     config = source.config
     if (source.source is None) == (config is None):
         raise UserError(
-            "give exactly one of source (to fine-tune) and config (to train from scratch)",
+            "needs exactly one of source (to fine-tune) and config (to train from scratch)",
             where="autoencoder",
-            hint="autoencoder.source=FOLDER, or choose vae_training=from_scratch_tiny",
+            hint="set autoencoder.source=FOLDER, or choose vae_training=from_scratch_tiny",
         )
     if config is not None:
         if not config.get("block_out_channels"):

@@ -1,4 +1,4 @@
-"""The end of an autoencoder's training: `final/`, a diffusers folder with latent statistics and a model card."""
+"""Export of a trained autoencoder: `final/`, a diffusers folder with latent statistics and a model card."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from hdm_lightning.whole_files import write_json, write_text
 
 MEASURES_FILE = "measures.json"
 _MEASURED = "(z - mean) / std with `latents_mean`, `latents_std` of config.json"
-_KEPT = "that of the autoencoder whose encoder this is, in config.json"
+_KEPT = "as in config.json, unchanged from the source of the frozen encoder"
 
 _CARD = """---
 library_name: diffusers
@@ -69,16 +69,16 @@ def export_autoencoder(
     """Write the diffusers folder, its measures as JSON and its card.
 
     Args:
-        folder: made if missing.
-        network: with the weights to export.
+        folder: created if missing.
+        network: the autoencoder with the weights to export.
         latents: statistics of these weights' latents.
-        measures: name to value, for card and JSON.
-        training: record of plain values for the card.
+        measures: measured values by name, for the card and the JSON file.
+        training: plain values about the training, for the card.
         name: heading of the card.
         averaged: whether the weights are averages over training.
-        keep_normalisation: leave the normalisation in the config as it is, for models trained with it, in place of
-            these statistics.
-        found_as: the card's name of it, else the folder's path.
+        keep_normalisation: keep the config's normalization, for models trained with it, instead of writing these
+            statistics.
+        found_as: name of the autoencoder in the card; None uses the folder's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     statistics = (latents.mean, [max(value, 1e-6) for value in latents.std])
@@ -90,7 +90,7 @@ def export_autoencoder(
     card = _CARD.format(
         front=f"license: {license}\n" if license else "",
         name=plain_text(name),
-        equivariance=f" and EQ-VAE regularisation (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
+        equivariance=f" and EQ-VAE regularization (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
         channels=network.channels,
         factor=network.factor,
         normalisation=_KEPT if keep_normalisation else _MEASURED,

@@ -1,4 +1,4 @@
-"""The training of an autoencoder (`hdm-train-vae`): what its configuration must say, what it builds and leaves."""
+"""The recipe of `hdm-train-vae`: check, build, train and export an autoencoder."""
 
 import shlex
 from dataclasses import asdict
@@ -46,7 +46,7 @@ from hdm_lightning.training.strategies import processes
 
 
 class AutoencoderRecipe(Recipe):
-    """One stage, named `vae`, whose keys stand under `stage`."""
+    """Training of an autoencoder in one stage, named `vae` and configured under `stage`."""
 
     groups: ClassVar[dict[str, type[Any]]] = {
         "autoencoder": AutoencoderSource,
@@ -63,11 +63,11 @@ class AutoencoderRecipe(Recipe):
     sharded = False
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
-        """The one stage."""
+        """Return the one stage."""
         return plans_of({"stage": parse(AutoencoderStageSettings, plain(config, "stage"), "stage")}, world_size)
 
     def stage_values(self, config: DictConfig, plan: StagePlan) -> dict[str, Any]:
-        """With a discriminator the module accumulates and clips, and the discriminator's schedule begins later."""
+        """With a discriminator, let the module accumulate and clip, and start the discriminator's schedule later."""
         start, weight = plain(config, "adversarial.start_samples"), plain(config, "adversarial.weight")
         own: dict[str, Any] = {
             "context_length": 1,
@@ -89,7 +89,7 @@ class AutoencoderRecipe(Recipe):
     # Building
 
     def build(self, run: Run) -> nn.Module:
-        """The autoencoder, the discriminator and the perceptual distance."""
+        """Build the autoencoder, the discriminator and the perceptual distance."""
         config = run.config
         if not run.is_trial:
             processes.decided_by_first(partial(reserve, group(config, self, "hub")))
@@ -106,7 +106,7 @@ class AutoencoderRecipe(Recipe):
         return network
 
     def begin(self, run: Run) -> None:
-        """The weights that the networks were built with, also after a rewind to the beginning."""
+        """Load the weights that the networks were built with, also after a rewind to the beginning."""
         if run.parts["fresh"] is None and not run.rewinds:
             return
         if run.parts["fresh"] is None:
@@ -122,7 +122,7 @@ class AutoencoderRecipe(Recipe):
             run.parts["discriminator"].load_state_dict(run.parts["fresh"]["discriminator"])
 
     def module_arguments(self, run: Run, plan: StagePlan) -> dict[str, Any]:
-        """The networks."""
+        """Return the networks."""
         return {
             "autoencoder": run.network,
             "perceptual": run.parts["perceptual"],
@@ -130,55 +130,55 @@ class AutoencoderRecipe(Recipe):
         }
 
     def data_arguments(self, run: Run) -> dict[str, Any]:
-        """No tokenizer: captions play no part."""
+        """Return no tokenizer: captions are not used."""
         return {"tokenizer": None}
 
     def layout(self, config: DictConfig) -> Layout:
-        """TensorBoard's page of an autoencoder's training."""
+        """Return the TensorBoard page of an autoencoder's training."""
         return VAE_LAYOUT
 
     def missing_callbacks(self, config: DictConfig, made: list[Callback]) -> list[Callback]:
-        """The measures, as the result's card and normalisation come of them."""
+        """Return the report of measures, which the model card and the normalization need."""
         if any(isinstance(each, AutoencoderReport) for each in made):
             return []
         return [autoencoder_report(plain(config, "validation.perceptual_network"), None, None)]
 
     def trainer_arguments(self, config: DictConfig) -> dict[str, Any]:
-        """Batch statistics of all devices together, where a network has some."""
+        """Synchronize batch statistics over all devices, if a network has any."""
         together = config.trainer.accelerator == "cuda" and processes.world_size() > 1
         return {"sync_batchnorm": True} if together and "sync_batchnorm" not in config.trainer else {}
 
     # The end
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """The measures of the last validation, and the latents' moments."""
+        """Return the measures of the last validation and the moments of the latents."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         report = next(each for each in callbacks if isinstance(each, AutoencoderReport))
         if report.latents is None:
             raise UserError(
-                "its last checkpoint is of an earlier version, which kept no measures, and its training is over",
+                "the training is over, and its last checkpoint is from an earlier version, which stored no measures",
                 where="run_dir",
-                hint="delete that checkpoint, so that the training ends again, or start another run by another name=",
+                hint="delete that checkpoint to repeat the end of the training, or start another run under a new name=",
             )
         return {"measures": report.measures, "latents": asdict(report.latents)}
 
     def kind(self, run: Run) -> str:
-        """The autoencoder."""
+        """Return what is trained."""
         return "autoencoder"
 
     def outcome(self, summary: dict[str, Any]) -> str:
-        """How near reconstructions are to their images."""
+        """Return the PSNR of the reconstructions."""
         psnr = summary["measures"].get("reconstruction/psnr_db")
         return "" if psnr is None else f"PSNR {psnr:.1f} dB"
 
     def next_command(self, run: Run, folder: str) -> str:
-        """Train a network on its latents."""
+        """Return the command that trains a network on the autoencoder's latents."""
         train = run.config.data.get("train")
         data = f" data.train={shlex.quote(shown_source(train))}" if isinstance(train, str) else ""
         return f"hdm-train vae=folder vae.name={shlex.quote(f'{folder}/{run_folder.FINAL}')}{data}"
 
     def export(self, run: Run, checkpoint: Path) -> None:
-        """Write the first average, or the raw weights where there is none, as a diffusers folder."""
+        """Write the first average, or the raw weights if there is none, as a diffusers folder."""
         if processes.rank() != 0:
             return
         assert isinstance(run.network, AutoencoderNetwork)
@@ -196,7 +196,7 @@ class AutoencoderRecipe(Recipe):
             say(f"{run.config.name} is on the hub: {upload(Path(folder), hub, f'{run.config.name}: final')}")
 
     def _write(self, run: Run, folder: Path, averaged: bool, *, public: str | None = None) -> None:
-        """The network's weights as a diffusers folder; `public` is the hub's name of it, where it goes there."""
+        """Write the network as a diffusers folder; `public` is its name on the hub, if it goes there."""
         done = run_folder.read_done(run.run_dir, run.plans[0])
         network: Any = run.network
         export_autoencoder(
@@ -212,7 +212,7 @@ class AutoencoderRecipe(Recipe):
         )
 
     def _record(self, run: Run, done: dict[str, Any], *, public: bool) -> dict[str, Any]:
-        """What the model card says about the training; of what lies on this machine, a `public` one has names alone."""
+        """Return the training's record for the model card; a `public` one has no paths of this machine."""
         config = run.config
         adversarial = group(config, self, "adversarial")
         return {
@@ -234,7 +234,7 @@ def _start(source: str | None, public: bool) -> str:
 
 
 def build_network(source: AutoencoderSource) -> AutoencoderNetwork:
-    """The autoencoder to train: read from its folder, or new with random weights."""
+    """Return the autoencoder to train, loaded from its folder or new with random weights."""
     if source.config is not None:
         vae = build_vae(source.config, initial_log_variance=source.initial_log_variance)
     else:
@@ -244,20 +244,20 @@ def build_network(source: AutoencoderSource) -> AutoencoderNetwork:
 
 
 def prepare_network(network: AutoencoderNetwork, *, recompute: bool, compiled: bool) -> AutoencoderNetwork:
-    """Lay the kernels out for the device, recompute activations and compile, in this order, as asked for."""
+    """Set the memory layout, activation checkpointing and compilation, in this order, as requested."""
     network.vae.to(memory_format=torch.channels_last)
     if recompute:
         network.vae.enable_gradient_checkpointing()
     if compiled:
         encoder, decoder = network.vae.encoder, network.vae.decoder
-        # Blocks and not halves: the adaptive weight asks for the last layer's gradient twice, which must stay eager.
+        # Blocks, not whole halves: the adaptive weight takes the last layer's gradient twice, so it must stay eager.
         for block in (*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks):
             block.compile(dynamic=True)  # sizes change with the drawn scale
     return network
 
 
 def build_discriminator(settings: Adversarial) -> PatchDiscriminator | None:
-    """The discriminator, or None where the adversarial weight is 0."""
+    """Return the discriminator, or None if the adversarial weight is 0."""
     if not settings.weight:
         return None
     return PatchDiscriminator(settings.channels, settings.layers, settings.norm)
@@ -269,22 +269,22 @@ def _distance(name: str, where: str) -> Any:
 
 
 def shared_distance(name: str | None, where: str = "loss.perceptual_network") -> PerceptualDistance | None:
-    """The frozen perceptual distance of a name, one for all who ask, or None."""
+    """Return the frozen perceptual distance of a name, one instance for all callers; None for no name."""
     return None if name is None else _distance(name, where)
 
 
 def autoencoder_report(
     perceptual_network: str | None = None, loss_network: str | None = None, features: str | None = None
 ) -> AutoencoderReport:
-    """The measures of every validation.
+    """Return the callback that measures the autoencoder in every validation.
 
     Args:
-        perceptual_network: distance to report; None reports that of the loss.
-        loss_network: that of the loss, or None.
-        features: feature network of the reconstructions' kernel and Fréchet distances, or None.
+        perceptual_network: distance to report; None reports the one of the loss.
+        loss_network: distance of the loss, or None.
+        features: feature network for the kernel and Fréchet distances of the reconstructions, or None.
 
     Raises:
-        UserError: the feature network is not known or not here.
+        UserError: the feature network is unknown or not available.
     """
     name = perceptual_network or loss_network
     where = "validation.perceptual_network" if perceptual_network else "loss.perceptual_network"

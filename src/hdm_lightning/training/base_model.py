@@ -1,7 +1,7 @@
-"""The model that a fine-tuning begins with: where it lies, and what of a configuration it answers.
+"""The model that fine-tuning starts from: where it is, and which keys of a configuration it fills in.
 
-A value of null in `model`, `text_encoder.name`, `text_encoder.layer`, `vae.name` and a stage's `resolution` and
-`context_length` stands for that of `init`.
+Null in `model`, `text_encoder.name`, `text_encoder.layer`, `vae.name` or a stage's `resolution` or `context_length`
+means the value of `init`.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ _OF_A_STAGE = ("resolution", "context_length")
 
 
 def base_folder(source: str) -> PipelineFolder:
-    """The pipeline's folder that `init` means: a run's, a `final/`, or one of the hub.
+    """Return the pipeline folder that `init` names: a run's, a `final/`, or one on the hub.
 
     Raises:
-        UserError: it means something else, or cannot be had.
+        UserError: it names something else, or cannot be loaded.
     """
     path = Path(source).expanduser()
     for folder in (path / "final", path):
@@ -43,23 +43,23 @@ def base_folder(source: str) -> PipelineFolder:
     if not path.exists() and "/" in source and not is_local_path(source):
         return read_pipeline_folder(locate_model(source, where="init", required=[INDEX], download=DOWNLOAD))
     if any(is_autoencoder(folder) for folder in (path / "final", path)):
-        hint = "give a run of hdm-train; an autoencoder is named by vae.name"
+        hint = "name a run of hdm-train; an autoencoder goes in vae.name"
         raise UserError(f"{source} is an autoencoder, not a model", where="init", hint=hint)
     refuse_unfinished(path, where="init")
     if path.exists():
-        what = f"{source} does not say which text encoder, autoencoder and sizes belong to its weights"
-        raise UserError(what, where="init", hint=f"write it as a folder that does: hdm-convert {source} FOLDER")
-    hint = "give the folder of a finished run, a pipeline's folder or a hub name OWNER/NAME"
+        what = f"{source} does not specify the text encoder, autoencoder and sizes of its weights"
+        raise UserError(what, where="init", hint=f"convert it to a folder that does: hdm-convert {source} FOLDER")
+    hint = "name the folder of a finished run, a pipeline folder or a hub name OWNER/NAME"
     raise UserError(f"there is no model in {source}", where="init", hint=hint)
 
 
 def fill_from_init(config: DictConfig) -> None:
-    """Put what the model of `init` says in the places of a composed configuration that are null, in this very object.
+    """Fill the null values of a composed configuration from the model of `init`, in place.
 
-    A run that has started before has its own record of them, and of `init`, which comes first.
+    A run that was started before has recorded these values, and `init`; its record takes precedence.
 
     Raises:
-        UserError: there are such places and no such model, or the record cannot be read.
+        UserError: there are null values but no model, or the record cannot be read.
     """
     _fill_from_record(config)
     wanted = _open_keys(config)
@@ -67,17 +67,17 @@ def fill_from_init(config: DictConfig) -> None:
         return
     source = config.get("init")
     if source is None:
-        hint = "give the model to begin with: init=runs/mine, or init=OWNER/NAME"
-        raise UserError(f"{wanted[0]} is left to the model of init, and none is given", where="init", hint=hint)
+        hint = "name the model to start from: init=runs/mine, or init=OWNER/NAME"
+        raise UserError(f"{wanted[0]} is left to the model of init, which is not set", where="init", hint=hint)
     answers = _answers(base_folder(str(source)), OmegaConf.select(config, "schedule.stages") or {})
     for key in wanted:
         if answers.get(key) is None:
-            raise UserError(f"the model of init does not say {key}", where=key, hint=f"give one: {key}=VALUE")
+            raise UserError(f"the model of init does not specify {key}", where=key, hint=f"give one: {key}=VALUE")
         OmegaConf.update(config, key, answers[key])
 
 
 def _fill_from_record(config: DictConfig) -> None:
-    """Put what the run has recorded in the places that are null, unless it is now to begin with another model."""
+    """Fill null values from the run's record, unless the run is now to start from another model."""
     wanted = _open_keys(config)
     if config.get("run_dir") is None or not (wanted or config.get("adapter")):
         return
@@ -94,7 +94,7 @@ def _fill_from_record(config: DictConfig) -> None:
 
 
 def _open_keys(config: DictConfig) -> list[str]:
-    """The keys that are null and that a model can answer."""
+    """Return the null keys that a model can fill in."""
     values: Any = OmegaConf.to_container(config, resolve=False)
     keys = [
         *(f"model.{name}" for name in XUTConfig.__dataclass_fields__),
@@ -107,7 +107,7 @@ def _open_keys(config: DictConfig) -> list[str]:
 def _stages(values: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in ("schedule", "stages"):
         values = values.get(name)  # type: ignore[assignment]
-        if not isinstance(values, Mapping):  # which is refused later
+        if not isinstance(values, Mapping):  # refused later
             return {}
     return values
 
@@ -135,6 +135,6 @@ def _answers(found: PipelineFolder, stages: Mapping[str, Any]) -> dict[str, Any]
 
 
 def kept_name(source: str) -> str:
-    """The name of a model as it is found again from elsewhere: a folder's path in full, a hub name as it is."""
+    """Return a model's name that works from any folder: an absolute path, or the hub name."""
     path = Path(source).expanduser()
     return str(path.absolute()) if path.exists() else source

@@ -1,7 +1,7 @@
-"""Checkpoints that are either the old one or the new one, never half of one; read, checked and set aside.
+"""Write checkpoints atomically; read and verify them, and set damaged ones aside.
 
-A checkpoint is a zip file whose writer sums up each record as it goes (CRC-32). PyTorch's reader never looks at the
-sums, so a bit that has flipped on the disk would be trained on; here they are compared.
+A checkpoint is a zip file with a CRC-32 checksum for each record. PyTorch's reader ignores the checksums, so it would
+load a bit that has flipped on disk; here they are compared.
 """
 
 import pickle
@@ -24,31 +24,31 @@ from hdm_lightning.whole_files import write_atomically
 NETWORK_PREFIX = "network."
 PATTERN = re.compile(r"step-(\d{8})\.ckpt")
 DAMAGED = ".damaged"
-"""Ending of a checkpoint that was found damaged."""
+"""Suffix of a damaged checkpoint."""
 _PARTS = ("hdm", "state_dict", "callbacks")
 
 
 class DamagedCheckpoint(UserError):
-    """A file that stands for a training checkpoint and cannot be read as one.
+    """A training checkpoint that cannot be read.
 
     Attributes:
         reason: what is wrong with it.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        hint = "take another checkpoint of the run; `hdm-train` itself resumes from the newest one that is whole"
+        hint = "use another checkpoint of the run; `hdm-train` itself resumes from the newest intact one"
         super().__init__(f"is damaged: {reason}", where=str(path), hint=hint)
         self.reason = reason
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """A plugin of `lightning.Trainer`: writes into a temporary file of the target folder, syncs it, and moves it.
+    """A `lightning.Trainer` plugin that writes a temporary file in the target folder, syncs it, and renames it.
 
-    What it reads is checked against the checksums that torch writes into every file.
+    Loading compares the checksums that torch writes into every file.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save `checkpoint` under `path`; a crash or a full disk leaves what was there before."""
+        """Save `checkpoint` to `path`; after a crash or on a full disk the old file is intact."""
         write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -59,29 +59,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if Path(path).exists():
             compare_checksums(Path(path))
-        # By its name: moments of few bits are a class of tensors that cannot be read with Lightning's function for it.
+        # A device name: with Lightning's default function, low-bit moments, a tensor subclass, cannot be loaded.
         if not args:
             kwargs.setdefault("map_location", "cpu")
         return super().load_checkpoint(path, *args, **kwargs)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """The file of the checkpoint after `step` optimizer steps."""
+    """Return the file of the checkpoint after `step` optimizer steps."""
     return folder / f"step-{step:08d}.ckpt"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a training, oldest first; those that were set aside are left out."""
+    """Return the checkpoints of a training, oldest first, without those that were set aside."""
     return sorted(path for path in folder.glob("step-*.ckpt") if PATTERN.fullmatch(path.name))
 
 
 def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
-    """A training checkpoint, loaded without running any code it might hold.
+    """Load a training checkpoint without running any code that it may contain.
 
     Args:
         path: the file.
-        lazily: leave the tensors on disk until they are used; their memory is shared by the processes of a machine and
-            given up where it is short.
+        lazily: leave the tensors on disk until they are used; processes on a machine share their memory, and the system
+            can reclaim it.
 
     Raises:
         DamagedCheckpoint: it cannot be read.
@@ -89,12 +89,12 @@ def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
     try:
         with open(path, "rb", opener=open_regular) as file:
             if not zipfile.is_zipfile(file):
-                raise DamagedCheckpoint(path, "it is cut off, or no checkpoint at all")
+                raise DamagedCheckpoint(path, "it is cut off, or not a checkpoint at all")
             require_modest_pickle(file)
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
-    except pickle.UnpicklingError as error:  # whose message advises to load it all the same
-        raise DamagedCheckpoint(path, "it holds more than plain data, or is cut off") from error
-    except DamagedCheckpoint:  # a ValueError, as all of the user's errors are
+    except pickle.UnpicklingError as error:  # its message advises loading it anyway
+        raise DamagedCheckpoint(path, "it contains more than plain data, or is cut off") from error
+    except DamagedCheckpoint:  # a ValueError, like every UserError
         raise
     except OSError as error:
         raise DamagedCheckpoint(path, error.strerror or "it cannot be read") from error
@@ -104,10 +104,10 @@ def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
 
 
 def read_parts(path: Path) -> dict[str, Any]:
-    """A training checkpoint with all that every one has, of the step in its name; its records are not compared.
+    """Load a training checkpoint that must be complete and match the step in its name; compares no checksums.
 
     Raises:
-        DamagedCheckpoint: it is none.
+        DamagedCheckpoint: it is incomplete, or of another step.
     """
     checkpoint = read_checkpoint(path, lazily=True)
     lacking = [key for key in _PARTS if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict))]
@@ -115,24 +115,24 @@ def read_parts(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(path, f"it lacks {', '.join(lacking)}")
     named, step = PATTERN.fullmatch(path.name), step_of(checkpoint)
     if step is None:
-        raise DamagedCheckpoint(path, "it names no step")
+        raise DamagedCheckpoint(path, "it has no step")
     if named is not None and int(named[1]) != step:
-        raise DamagedCheckpoint(path, f"it is that of step {step}")
+        raise DamagedCheckpoint(path, f"it is from step {step}")
     return checkpoint
 
 
 def step_of(checkpoint: Mapping[str, Any]) -> int | None:
-    """The optimizer step that a checkpoint was written after; None where it names none."""
+    """Return the optimizer step after which a checkpoint was written, or None if it has none."""
     noted = checkpoint.get("hdm")
     step = noted.get("step") if isinstance(noted, dict) else checkpoint.get("global_step")
     return step if isinstance(step, int) else None
 
 
 def read_intact(path: Path) -> dict[str, Any]:
-    """A training checkpoint whose every record is as it was written, its tensors left on disk until they are used.
+    """Load a training checkpoint and compare all checksums; tensors stay on disk until they are used.
 
     Raises:
-        DamagedCheckpoint: it is not, or it is that of another step than its name says.
+        DamagedCheckpoint: it is damaged, or from another step than its name says.
     """
     checkpoint = read_parts(path)
     compare_checksums(path)
@@ -140,7 +140,7 @@ def read_intact(path: Path) -> dict[str, Any]:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a checkpoint can be resumed from; one that cannot is set aside, which is reported."""
+    """Return whether a checkpoint can be resumed from; a damaged one is set aside and reported."""
     try:
         read_intact(path)
     except DamagedCheckpoint as damage:
@@ -150,14 +150,14 @@ def is_intact(path: Path) -> bool:
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Rename a damaged checkpoint, so that it is neither resumed from nor lost, and say so."""
+    """Rename a damaged checkpoint, so that it is kept but not resumed from, and report it."""
     aside = path.with_name(path.name + DAMAGED)
     path.replace(aside)
     say(f"{path} is damaged ({reason}): kept as {aside.name}, resuming from the one before it")
 
 
 def require_some(folder: Path) -> None:
-    """Refuse a folder whose checkpoints have all been set aside: to begin anew must be the user's decision.
+    """Refuse a folder whose checkpoints have all been set aside: starting over must be the user's decision.
 
     Raises:
         UserError: naming the folder and the ways out.
@@ -165,29 +165,29 @@ def require_some(folder: Path) -> None:
     damaged = sorted(folder.glob(f"step-*{DAMAGED}"))
     if damaged and not checkpoints_in(folder):
         raise UserError(
-            f"no checkpoint is left that is not damaged ({', '.join(path.name for path in damaged)})",
+            f"all checkpoints are damaged ({', '.join(path.name for path in damaged)})",
             where=str(folder),
-            hint="put a copy of one there under its old name, or delete the folder to begin the stage anew",
+            hint="restore an intact copy of one under its old name, or delete the folder to start the stage over",
         )
 
 
 def compare_checksums(path: Path) -> None:
-    """Compare each record of a file that torch has saved with the sum that was written beside it.
+    """Compare each record of a file saved by torch with the checksum stored beside it.
 
     Raises:
-        DamagedCheckpoint: one differs, or the file is none.
+        DamagedCheckpoint: one differs, or the file is not a zip file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except Exception as error:  # a flipped bit in a header is read as a method, a size or a name that cannot be
+    except Exception as error:  # a flipped bit in a header yields an impossible method, size or name
         raise DamagedCheckpoint(path, f"a header is broken: {error}") from error
     if broken is not None:
         raise DamagedCheckpoint(path, f"the checksum of {broken} is wrong")
 
 
 def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's own state dict out of a training checkpoint."""
+    """Return the network's state dict from a training checkpoint."""
     state = checkpoint["state_dict"]
     return {
         name.removeprefix(NETWORK_PREFIX): value for name, value in state.items() if name.startswith(NETWORK_PREFIX)

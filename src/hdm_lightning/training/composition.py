@@ -1,7 +1,7 @@
-"""Nodes of a composed configuration that make an object: checked against what their `_target_` takes, then called.
+"""Check the nodes of a composed configuration against the signatures of their `_target_`, and call them.
 
-The constructor is the schema: its parameters are the keys, its annotations the types and ranges. A mistake is named by
-the key that the user would change, also where a value came from another key by interpolation.
+The constructor is the schema: its parameters are the keys, its annotations the types and ranges. Errors name the key
+that the user would change, even if the value comes from another key by interpolation.
 """
 
 import functools
@@ -24,20 +24,20 @@ TARGET = "_target_"
 OF_HYDRA = (TARGET, "_partial_", "_convert_", "_recursive_", "_args_")
 OWN_PACKAGES = ("hdm_lightning", "torch", "lightning")
 EXTRAS = {"torchao": "lowbit"}
-"""Libraries that groups of the configuration name, and the extra of this project that brings them."""
+"""Libraries named in the configuration groups, and this project's extra that installs each."""
 OFFERED = {
     "model": tuple(XUTConfig.__dataclass_fields__),
     "optimizer": ("betas", "eps", "momentum", "rounds"),
 }
-"""Keys of a group's usual classes, which a class from elsewhere that stands in their place may do without."""
+"""Keys for a group's usual classes that a class from another package need not accept."""
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 def parse(kind: type[Any], values: Any, where: str) -> Any:
-    """A dataclass from plain values, by its annotations.
+    """Return a dataclass from plain values, validated against its annotations.
 
     Raises:
-        UserError: naming the key below `where`: unknown, missing, of a wrong type or out of range.
+        UserError: naming the key below `where` that is unknown, missing, of a wrong type or out of range.
     """
     _refuse_unknown(kind, values, where)
     try:
@@ -47,15 +47,15 @@ def parse(kind: type[Any], values: Any, where: str) -> Any:
 
 
 def _refuse_unknown(kind: Any, values: Any, where: str) -> None:
-    """Refuse keys that no field has, here and in nested groups: a dataclass of the standard library would drop them."""
+    """Refuse keys without a field, here and in nested groups: standard-library dataclasses would drop them."""
     if get_origin(kind) is dict and isinstance(values, Mapping):
         for key, value in values.items():
             _refuse_unknown(get_args(kind)[1], value, f"{where}.{key}")
     if not is_dataclass(kind):
         return
     if not isinstance(values, Mapping):
-        hint = f"give its keys, {where}.KEY=VALUE; `--cfg job` shows the whole configuration"
-        raise UserError(f"{values!r} is no group of keys", where=where, hint=hint)
+        hint = f"set its keys, {where}.KEY=VALUE; `--cfg job` shows the whole configuration"
+        raise UserError(f"expected a mapping of keys, got {values!r}", where=where, hint=hint)
     hints = get_type_hints(kind)
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
@@ -65,23 +65,23 @@ def _refuse_unknown(kind: Any, values: Any, where: str) -> None:
 
 
 HINTS = {
-    "greater_than": "give more than {gt:g}",
-    "greater_than_equal": "give {ge:g} or more",
-    "less_than": "give less than {lt:g}",
-    "less_than_equal": "give {le:g} or less",
-    "literal_error": "give {expected}",
-    "dict_type": "give its keys one by one, as in GROUP.KEY=VALUE",
-    "dataclass_type": "give its keys one by one, as in GROUP.KEY=VALUE",
+    "greater_than": "use a value above {gt:g}",
+    "greater_than_equal": "use {ge:g} or more",
+    "less_than": "use a value below {lt:g}",
+    "less_than_equal": "use {le:g} or less",
+    "literal_error": "use {expected}",
+    "dict_type": "set its keys one by one, as in GROUP.KEY=VALUE",
+    "dataclass_type": "set its keys one by one, as in GROUP.KEY=VALUE",
 }
-"""By pydantic's name of a mistake."""
+"""Hint for each of pydantic's error types."""
 
 
 ALTERNATIVE = re.compile(r"function-|(bool|int|float|str|none|list|dict|tuple)\b|literal\[")
-"""What pydantic puts into a mistake's place to name an alternative of a union."""
+"""The parts of pydantic's error locations that name an alternative of a union."""
 
 
 def _as_user_error(errors: Sequence[Any], where: str) -> UserError:
-    """The first mistake as pydantic describes it, with its key below `where`; of a union, all that it could be."""
+    """Return pydantic's first error with its key below `where`; for a union, what each alternative expects."""
     first, place = errors[0], _place(errors[0])
     key = ".".join([each for each in (where, *place) if each])
     if first["type"] in ("missing", "missing_argument") or first["input"] == "???":
@@ -90,25 +90,25 @@ def _as_user_error(errors: Sequence[Any], where: str) -> UserError:
     same = [each for each in errors if _place(each) == place]
     told = [each["msg"].replace("Input should", "it should").removeprefix("Value error, ") for each in same]
     hints = [HINTS[each["type"]].format(**each.get("ctx", {})) for each in same if each["type"] in HINTS]
-    hint = " or ".join(hints) or f"give such a value; `--explain {key}` says more"
+    hint = " or ".join(hints) or f"set a valid value; `--explain {key}` describes it"
     return UserError(f"is {given}: {', or '.join(told)}", where=key, hint=hint)
 
 
 def _place(error: Any) -> list[str]:
-    """The keys that lead to a mistake."""
+    """Return the keys that lead to an error."""
     return [step for step in error["loc"] if isinstance(step, str) and not ALTERNATIVE.match(step)]
 
 
 def has_target(node: Any) -> bool:
-    """Whether a part of a configuration makes an object."""
+    """Return whether a node has a `_target_`."""
     return isinstance(node, Mapping | DictConfig) and node.get(TARGET) is not None
 
 
 def plain(config: Any, path: str) -> Any:
-    """The value at a dotted path as plain containers, everything filled in; None where there is no such key.
+    """Return the value at a dotted path as plain containers, fully resolved; None if there is no such key.
 
     Raises:
-        UserError: a value that it needs is missing, or an interpolation leads nowhere.
+        UserError: a required value is missing, or an interpolation cannot be resolved.
     """
     try:
         node = OmegaConf.select(config, path, throw_on_missing=True)
@@ -122,7 +122,7 @@ def plain(config: Any, path: str) -> Any:
 
 
 def _written(config: Any, path: str) -> str:
-    """The key that a value at a path is written at: the path, or where its interpolation leads to."""
+    """Return the key at which the value at a path is set: the path, or the key that its interpolation refers to."""
     for _ in range(8):
         parent, _, key = path.rpartition(".")
         try:
@@ -141,16 +141,16 @@ def _written(config: Any, path: str) -> str:
 
 
 def target_of(node: Any, where: str) -> Callable[..., Any]:
-    """What a node's `_target_` names.
+    """Return the class or function that a node's `_target_` names.
 
     Raises:
-        UserError: there is no such class or function.
+        UserError: it cannot be imported.
     """
     try:
         found: Callable[..., Any] = hydra.utils.get_object(str(node[TARGET]))
-    except Exception as error:  # whatever the foreign module raises while it is imported
+    except Exception as error:  # a foreign module may raise anything on import
         reason = first_line(error.__cause__ or error)
-        hint = "give the dotted name of a class or function in an installed package, or in the folder of PYTHONPATH"
+        hint = "use the dotted name of a class or function in an installed package or on PYTHONPATH"
         if (extra := EXTRAS.get(str(node[TARGET]).partition(".")[0])) is not None:
             hint = f"pip install 'hdm-lightning[{extra}]'"
         what = f"'{node[TARGET]}' cannot be imported ({reason})"
@@ -159,10 +159,10 @@ def target_of(node: Any, where: str) -> Callable[..., Any]:
 
 
 def _offered(config: DictConfig, path: str, target: Callable[..., Any]) -> list[str]:
-    """Keys that a node offers and its target does not take: those of the group's usual class where it is another one's.
+    """Return the keys of a node that its target does not accept and that are dropped without an error.
 
-    A key whose value comes from elsewhere by interpolation is an offer to whatever class; plain values are only where
-    the class is none of this project, torch or Lightning and the key one of `OFFERED`.
+    These are keys whose value is interpolated, for any class, and the keys in `OFFERED`, for a class from outside this
+    project, torch and Lightning.
     """
     parameters = inspect.signature(target).parameters
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
@@ -178,20 +178,20 @@ def _offered(config: DictConfig, path: str, target: Callable[..., Any]) -> list[
 
 
 def check_call(config: DictConfig, path: str, *, supplied: Iterable[str] = (), own: Iterable[str] = ()) -> None:
-    """The node at a path gives its `_target_` what it takes; nothing is called.
+    """Check the arguments of the node at `path` against the signature of its `_target_`, without calling it.
 
     Args:
         config: the composed configuration, with its interpolations.
-        path: of the node.
-        supplied: arguments that come from elsewhere.
-        own: keys of the node that are not for its target.
+        path: dotted path of the node.
+        supplied: names of the arguments that come from elsewhere.
+        own: keys of the node that are not passed to its target.
 
     Raises:
         UserError: naming the key as the user wrote it.
     """
     values = plain(config, path)
     if not has_target(values):
-        raise UserError("says nothing that could be called", where=path, hint=f"set {path}.{TARGET}=package.Class")
+        raise UserError("has no _target_ to call", where=path, hint=f"set {path}.{TARGET}=package.Class")
     target = target_of(values, path)
     parameters = inspect.signature(target).parameters
     takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
@@ -216,7 +216,7 @@ def check_call(config: DictConfig, path: str, *, supplied: Iterable[str] = (), o
 def _check_types(config: DictConfig, path: str, target: Callable[..., Any], given: Mapping[str, Any]) -> None:
     try:
         hints = get_type_hints(getattr(target, "__init__") if isinstance(target, type) else target, include_extras=True)  # noqa: B009
-    except (NameError, TypeError, AttributeError):  # annotations that only a type checker can follow
+    except (NameError, TypeError, AttributeError):  # annotations that only a type checker can resolve
         return
     for key, value in given.items():
         adapter = _adapter(hints.get(key))
@@ -227,10 +227,10 @@ def _check_types(config: DictConfig, path: str, target: Callable[..., Any], give
         except ValidationError as error:
             errors = [{**each, "loc": ()} for each in error.errors()]
             raise _as_user_error(errors, _written(config, f"{path}.{key}")) from error
-        if isinstance(made, bool | int | float) and isinstance(value, str):  # the target gets the text itself
+        if isinstance(made, bool | int | float) and isinstance(value, str):  # the target would get the text itself
             where = _written(config, f"{path}.{key}")
             raise UserError(
-                f"is the text {value!r}", where=where, hint=f"leave the quotation marks out: {where}={value}"
+                f"is the string {value!r}", where=where, hint=f"remove the quotation marks: {where}={value}"
             )
 
 
@@ -253,16 +253,16 @@ def _holds_target(value: Any) -> bool:
 
 
 def build(config: DictConfig, path: str, *, own: Iterable[str] = (), **supplied: Any) -> Any:
-    """Call what the node at a path names, with the node's keys and what is supplied, which wins.
+    """Call the `_target_` of the node at a path with the node's keys and the supplied arguments, which take precedence.
 
     Args:
         config: the composed configuration.
-        path: of the node.
-        own: keys of the node that are not for its target.
+        path: dotted path of the node.
+        own: keys of the node that are not passed to its target.
         supplied: further arguments.
 
     Raises:
-        UserError: what was called refuses a value.
+        UserError: the target refuses a value.
     """
     values = plain(config, path)
     target = target_of(values, path)
@@ -287,7 +287,7 @@ def _made(value: Any) -> Any:
 
 
 def _placed(config: DictConfig, path: str, arguments: Mapping[str, Any], error: BaseException) -> BaseException:
-    """A refusal with the key as the user wrote it."""
+    """Return an error that names the key as the user wrote it."""
     if isinstance(error, UserError):
         where = error.where
         if where in arguments:

@@ -1,4 +1,4 @@
-"""What a run has left on disk and what it is to continue with: whether the two still belong together."""
+"""Check that the settings of a resumed run match what the run left on disk."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -27,30 +27,30 @@ OF_THE_MACHINE = (
     *("num_workers", "cache_dir", "cache_gb", "memory_cache_gb", "max_bad_share", "bad_patience", "validation"),
     *("latents", "quarantine", "_target_", "validation_samples", "validation_batch_size", "validation_seed"),
 )
-"""Keys of a stage and of the data that have no part in what is learned, or had none until now."""
+"""Keys of a stage and of the data that do not affect what is learned, or have not until now."""
 OF_THE_TRAINING = ("callbacks", "logger", "trainer", "hardware", "guard", "validation")
-"""Groups that bear on how a run is trained and watched, and on nothing that comes after."""
+"""Groups that affect how a run is trained and monitored, and nothing after the training."""
 RECORDED_WITH_MODEL = "callbacks.sample_images"
-"""How images are drawn is written into the model's folder, at each start."""
+"""The sampling settings, which every start writes into the model's folder."""
 DEFAULTS = {"text_encoder.layer": -1, "text_encoder.whiten_captions": 0}
-"""What a run had whose version did not know a key."""
+"""Values used by runs of versions that did not have the key."""
 ABSENT = "nothing"
-"""The value, as it is told, of a key that a record does not have."""
+"""The value reported for a key that is not in a record."""
 OF_A_STAGE = re.compile(r"^schedule\.stages\.[^.]+\.")
-MOVED = "; if the model has only moved, write its new place into "
+MOVED = "; if the model has only moved, write its new location into "
 
 
 def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], course: Iterable[str]) -> None:
-    """What a run has left on disk can be resumed with these settings.
+    """Check that a run can be resumed with these settings.
 
     Args:
-        config: of now.
+        config: the current configuration.
         plans: the stages.
-        kept: keys and groups that a run keeps from its first start to its last.
-        course: what the weights of a finished run come of; it cannot change any more.
+        kept: keys and groups that must stay the same from a run's first start to its last.
+        course: keys and groups that determine the weights of a finished run and can no longer change.
 
     Raises:
-        UserError: naming the key; or a `batch_size`, which a stage keeps.
+        UserError: naming the key, or a stage's `batch_size`, which must not change.
     """
     run_dir = Path(config.run_dir)
     newest = [(plan, _newest_position(run_dir, plan)) for plan in plans]
@@ -76,10 +76,10 @@ def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[s
 
 
 def has_begun(config: DictConfig, plans: list[StagePlan]) -> bool:
-    """Whether the run's folder holds a checkpoint of any of the stages.
+    """Return whether the run's folder contains a checkpoint of any stage.
 
     Raises:
-        UserError: there can be no such folder.
+        UserError: the folder cannot be read.
     """
     return any(_newest_position(Path(config.run_dir), plan) for plan in plans)
 
@@ -88,12 +88,12 @@ def _newest_position(run_dir: Path, plan: StagePlan) -> dict[str, Any] | None:
     try:
         return newest_position(run_folder.checkpoint_folder(run_dir, plan))
     except OSError as error:
-        what = f"the run's folder cannot be looked into ({error.strerror})"
-        raise UserError(what, where="run_dir", hint="give a shorter name=, or another run_dir=") from error
+        what = f"the run's folder cannot be read ({error.strerror})"
+        raise UserError(what, where="run_dir", hint="use a shorter name=, or another run_dir=") from error
 
 
 def configuration_of(run_dir: Path) -> DictConfig | None:
-    """The configuration that the run last started with, in the present spelling, or None where it has not started.
+    """Return the configuration of the run's last start under the current keys, or None if it has not started.
 
     Raises:
         UserError: it cannot be read.
@@ -106,7 +106,7 @@ def _check_kept(
     run_dir: Path, began: DictConfig, now: DictConfig, kept: Iterable[str], defaults: dict[str, Any]
 ) -> None:
     if began.get("model") is None and now.get("model") is not None:
-        what = "says nothing of the model, so it is not this run's"
+        what = "has no model, so it is not this run's"
         raise UserError(what, where=str(run_dir / run_folder.CONFIG), hint=RESTORE)
     for key in kept:
         values = (key, _value(began, key), _value(now, key))
@@ -127,10 +127,10 @@ def _another(now: DictConfig, run_dir: Path) -> str:
 
 
 def _may_be(key: str, before: Any, now: Any) -> bool:
-    """Whether a run that began with one value of a key can continue with the other."""
-    if key in (WHITENED, ADVERSARIAL):  # measured once, on however many captions; another weight is the same networks
+    """Return whether a run that began with one value of a key can continue with another."""
+    if key in (WHITENED, ADVERSARIAL):  # measured once, on any number of captions; any weight has the same networks
         return bool(before) == bool(now)
-    if key == AVERAGES:  # one of another half-life starts from the nearest
+    if key == AVERAGES:  # a new half-life starts from the nearest average
         return bool(before) or not now
     if key in ENCODERS and all(each and isinstance(each, str) for each in (before, now)):
         return same_model(before, now)
@@ -138,29 +138,29 @@ def _may_be(key: str, before: Any, now: Any) -> bool:
 
 
 def raise_changed(run_dir: Path, key: str, before: Any, now: Any, hint: str) -> NoReturn:
-    """Raise the `UserError` of a value that a run keeps and that is another now."""
+    """Raise the `UserError` for a value that a run must keep and that has changed."""
     raise UserError(f"the run in {run_dir} began with {before}, not {now}", where=key, hint=hint)
 
 
 def _check_finished(
     run_dir: Path, began: DictConfig, now: DictConfig, course: Iterable[str], defaults: dict[str, Any]
 ) -> None:
-    """Nothing is asked of a finished run that would change its weights: it would be done without effect."""
+    """Refuse changes to a finished run that would affect its weights, as they can no longer take effect."""
     for key, before, present in _differences(course, began, now, defaults):
         raise UserError(
-            f"the training in {run_dir} is over and had {before}; {present} would change nothing",
+            f"the training in {run_dir} is over and used {before}; {present} would change nothing",
             where=key,
-            hint=f"restore it, or start another run by another name=: {run_folder.way_on(now, run_dir)}",
+            hint=f"restore it, or start another run under a new name=: {run_folder.way_on(now, run_dir)}",
         )
 
 
 def _differences(
     groups: Iterable[str], began: DictConfig, now: DictConfig, defaults: dict[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Each key of some groups that has to do with what is learned and has another value now: before, and now."""
+    """Yield each key of the groups that affects learning and has changed, with its old and its new value."""
     for group in groups:
         began_with, asked = _value(began, group, ABSENT), _value(now, group)
-        if began_with is ABSENT and asked is None:  # as weight averages with callbacks=none
+        if began_with is ABSENT and asked is None:  # such as weight averages with callbacks=none
             continue
         for key, before, present in _leaves(group, began_with, asked):
             brought = before is ABSENT and _is_default(key, present, defaults)  # by a later version
@@ -169,7 +169,7 @@ def _differences(
 
 
 def asked_too_late(config: DictConfig, plans: list[StagePlan]) -> list[str]:
-    """What is asked of stages that are over while others are still to come, in words; it has no effect any more."""
+    """Return a warning for each change to a stage that is over while others are still to come."""
     run_dir = Path(config.run_dir)
     over = [plan for plan in plans if run_folder.stage_is_done(run_dir, plan)]
     began = configuration_of(run_dir)
@@ -177,13 +177,13 @@ def asked_too_late(config: DictConfig, plans: list[StagePlan]) -> list[str]:
         return []
     now, stages = OmegaConf.create(recorded_values(config)), [plan.written_at for plan in over]
     return [
-        f"{key} was {before} while its stage was trained, which is over: {present} changes nothing"
+        f"{key} was {before} when its stage was trained; the stage is over, so {present} changes nothing"
         for key, before, present in _differences(stages, began, now, _defaults(plans))
     ]
 
 
 def without_effect(config: DictConfig, plans: list[StagePlan]) -> list[str]:
-    """Keys and parts of a run whose training is over that are other ones than it was trained with, by name."""
+    """Return the keys of a finished run that differ from those it was trained with and no longer have an effect."""
     began = configuration_of(Path(config.run_dir))
     if began is None:
         return []
@@ -204,7 +204,7 @@ def without_effect(config: DictConfig, plans: list[StagePlan]) -> list[str]:
 
 
 def _moved(value: Any, began: DictConfig, now: DictConfig) -> Any:
-    """A recorded value as it is where the run's folder was moved, or has another name, since."""
+    """Return a recorded value as it would be if the run's folder had always had its present name and place."""
     if isinstance(value, dict):
         return {key: _moved(each, began, now) for key, each in value.items()}
     if not isinstance(value, str):
@@ -215,7 +215,7 @@ def _moved(value: Any, began: DictConfig, now: DictConfig) -> Any:
 
 
 def _defaults(plans: list[StagePlan]) -> dict[str, Any]:
-    """What a stage and the network have of each key that they do not name."""
+    """Return the default of each key of a stage and of the network."""
     found = {}
     for group, kind in (("stage", type(plans[0].settings)), ("model", XUTConfig)):
         for each in fields(kind):
@@ -225,15 +225,15 @@ def _defaults(plans: list[StagePlan]) -> dict[str, Any]:
 
 
 def _is_default(key: str, value: Any, defaults: dict[str, Any]) -> bool:
-    """Whether a key has the value that it has for who does not name it: then a later version may have brought it."""
+    """Return whether a key has its default value, so a later version may have introduced it."""
     key = OF_A_STAGE.sub("stage.", key)
     return (key in defaults and defaults[key] == value) or is_shipped(key, value)
 
 
 def _leaves(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The single values of a group, key by key; of groups that have lost keys, what they have.
+    """Yield the single values of a group, key by key; for groups that have lost keys, the lists of their keys.
 
-    Of a key that is not in the record, the value before is `ABSENT`.
+    The old value of a key that is not in the record is `ABSENT`.
     """
     if before is ABSENT and isinstance(now, dict) and now:
         for name in now:

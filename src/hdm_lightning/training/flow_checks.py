@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong with a network's training before the first weight is allocated."""
+"""Checks of a network training's configuration, before the first weight is allocated."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -33,14 +33,14 @@ from hdm_lightning.training.stages import StagePlan
 def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], course: Iterable[str]) -> None:
     """Check a configuration.
 
-    Nothing but indices, configurations and the text encoder's vocabulary is read, of an autoencoder whose latents
-    lie on disk the encoder's weights, for their hash, and of shards that look changed a few samples.
+    Reads only indices, configurations and the text encoder's vocabulary; for latents on disk also the weights of the
+    autoencoder's encoder, to hash them; and a few samples of shards that seem to have changed.
 
     Args:
-        config: composed.
+        config: the composed configuration.
         plans: its stages.
-        kept: keys that a run keeps from its first start to its last.
-        course: keys that a finished run's weights come of.
+        kept: keys that must stay the same from a run's first start to its last.
+        course: keys that determine a finished run's weights.
 
     Raises:
         UserError: naming the key or file and what to do.
@@ -61,8 +61,8 @@ def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], cours
     hub = Hub(**(plain(config, "hub") or {}))
     check_name(hub)
     if hub.push is not None and model is None and config.get("adapter") is None:
-        what = "only an XUT is written as a folder to draw with, and the network is none"
-        raise UserError(what, where="hub.push", hint="hub.push=null")
+        what = "only an XUT can be exported as a pipeline, and the network is not one"
+        raise UserError(what, where="hub.push", hint="set hub.push=null")
     check_adapter_run(first, model, plans)
     check_continued(config, plans, kept, course)
     check_call(first, "text_encoder", own=("whiten_captions", "cache_size"))
@@ -80,7 +80,7 @@ def _states_of(config: DictConfig, plan: StagePlan) -> str | None:
 
 
 def _check_model(config: DictConfig) -> XUTConfig | None:
-    """The network's configuration, where it is an XUT."""
+    """Check the network and return its configuration if it is an XUT."""
     check_call(config, "model")
     values = plain(config, "model")
     if target_of(values, "model") != XUT.from_fields:
@@ -95,10 +95,10 @@ def _check_averages(config: DictConfig) -> None:
 
 
 def _check_data(config: DictConfig, *, fresh: bool) -> list[LatentFormat]:
-    """The streams exist and have samples; reads indices, and of shards that look changed a few samples.
+    """Check that the streams exist and have samples; return the formats of latents on disk.
 
-    A run that has begun goes on with what there is, as another index would mean other positions.
-    Returns what is said of latents from disk.
+    Reads indices, and a few samples of shards that seem to have changed. A run that has begun keeps its index, as
+    another one would mean other positions.
     """
     if target_of(config.data, "data") is not ShardDataModule:
         return []
@@ -110,22 +110,22 @@ def _check_data(config: DictConfig, *, fresh: bool) -> list[LatentFormat]:
 
 
 def _check_kind(config: DictConfig, found: LatentFormat | None) -> None:
-    """The training set holds latents where the stage is to read some, and images where it is to read these."""
+    """Check that the training set contains latents or images, as the stage requires."""
     wanted = config.stage.get("latents")
     if wanted is None or wanted == (found is not None):
         return
     where = f"{config.stage.written_at}.latents"
     if wanted:
-        what = "is true, and data.train holds images, which would be encoded at every sight"
-        hint = "name what `hdm-shards encode` made as data.train"
+        what = "is true, but data.train contains images, which would be encoded every time they are seen"
+        hint = "set data.train to the output of `hdm-shards encode`"
     else:
-        what = "is false, and data.train holds latents"
-        hint = f"name images: +{config.stage.written_at}.data.train=IMAGES"
+        what = "is false, but data.train contains latents"
+        hint = f"use images: +{config.stage.written_at}.data.train=IMAGES"
     raise UserError(what, where=where, hint=f"{hint}; or set {where}=null")
 
 
 def check_text_encoder(config: DictConfig, model: XUTConfig) -> None:
-    """The text encoder exists and is as wide as the network's context.
+    """Check that the text encoder exists and is as wide as the network's context.
 
     Raises:
         UserError: naming `text_encoder.name` or `model.context_width`.
@@ -136,14 +136,14 @@ def check_text_encoder(config: DictConfig, model: XUTConfig) -> None:
     width = text_width(name)
     if width != model.context_width:
         raise UserError(
-            f"the text encoder {name} is {width} wide, the model's context {model.context_width}",
+            f"the text encoder {name} is {width} wide, but the model's context is {model.context_width}",
             where="model.context_width",
             hint=f"set model.context_width={width}, or choose another text_encoder",
         )
 
 
 def check_autoencoder(config: DictConfig, model: XUTConfig, plans: list[StagePlan]) -> None:
-    """The autoencoder exists, has the network's channels, and divides every resolution.
+    """Check that the autoencoder exists, has the network's channels, and divides every resolution.
 
     Raises:
         UserError: naming `vae.name`, `model.channels` or a stage's resolution.
@@ -156,7 +156,7 @@ def check_autoencoder(config: DictConfig, model: XUTConfig, plans: list[StagePla
     channels, factor = int(written["latent_channels"]), 2 ** (len(written["block_out_channels"]) - 1)
     if channels != model.channels:
         raise UserError(
-            f"the autoencoder {name} has {channels} latent channels, the model {model.channels}",
+            f"the autoencoder {name} has {channels} latent channels, but the model has {model.channels}",
             where="model.channels",
             hint=f"set model.channels={channels}, or choose another vae",
         )
@@ -172,10 +172,10 @@ def check_autoencoder(config: DictConfig, model: XUTConfig, plans: list[StagePla
 
 
 def check_latents(config: DictConfig, formats: Iterable[LatentFormat]) -> None:
-    """Latents from disk are of the run's autoencoder.
+    """Check that latents on disk were made with the run's autoencoder.
 
     Raises:
-        UserError: they are of another one.
+        UserError: they were made with another one.
     """
     found = {each.autoencoder: each.name for each in formats}
     if not found or not str(config.vae["_target_"]).endswith(".load_autoencoder"):
@@ -188,17 +188,17 @@ def check_latents(config: DictConfig, formats: Iterable[LatentFormat]) -> None:
 
 
 def check_text_states(config: DictConfig, folders: Iterable[str]) -> None:
-    """Text states from disk are of the run's text encoder, as it gives them.
+    """Check that text states on disk are those of the run's text encoder.
 
     Raises:
-        UserError: they are of another one, or the run whitens them.
+        UserError: they are from another one, or the run whitens its states.
     """
     folders = list(folders)
     if not folders or target_of(config.text_encoder, "text_encoder") is not load_text_encoder:
         return
     text = plain(config, "text_encoder")
     if text.get("whiten_captions"):
-        what = "whitened states are none of those on disk"
+        what = "the states on disk are not whitened"
         raise UserError(what, where="text_encoder.whiten_captions", hint="set it to 0, or data.text_states=null")
     own = text_fingerprint(text["name"], text.get("layer", -1))
     for folder in folders:
@@ -208,23 +208,23 @@ def check_text_states(config: DictConfig, folders: Iterable[str]) -> None:
 
 
 def check_stops(config: DictConfig, plans: list[StagePlan]) -> None:
-    """What is to end a stage early can be measured.
+    """Check that the conditions for ending a stage early can be measured.
 
     Raises:
-        UserError: a budget in dollars where a device costs nothing, a plateau where nothing is validated.
+        UserError: a budget in dollars but no price, or a plateau without validation samples.
     """
     for plan in plans:
         stop, where = plan.settings.stop, f"{plan.written_at}.stop"
         if stop.max_cost_usd is not None and not plain(config, "hardware.usd_per_device_hour") > 0:
-            what, hint = "no device has a price", "set hardware.usd_per_device_hour, or stop.max_hours instead"
+            what, hint = "devices have no price", "set hardware.usd_per_device_hour, or stop.max_hours instead"
             raise UserError(what, where=f"{where}.max_cost_usd", hint=hint)
         if stop.plateau_samples is not None and plain(config, "validation.samples") < 1:
-            what = "without validation samples there is no loss that could stand still"
+            what = "without validation samples there is no loss to reach a plateau"
             raise UserError(what, where=f"{where}.plateau_samples", hint="set validation.samples")
 
 
 def check_adapter_run(config: DictConfig, model: XUTConfig | None, plans: list[StagePlan]) -> None:
-    """What trains an adapter has a base, trains beside that base alone, and has layers to adapt.
+    """Check that an adapter has a base, is trained with exactly that base, and has layers to adapt.
 
     Raises:
         UserError: naming the key.
@@ -233,17 +233,17 @@ def check_adapter_run(config: DictConfig, model: XUTConfig | None, plans: list[S
         return
     check_call(config, "adapter")
     if config.get("init") is None:
-        hint = "give the model that it is for: init=runs/mine, or init=OWNER/NAME"
-        raise UserError("an adapter stands beside trained weights, and none are given", where="init", hint=hint)
+        hint = "name its base model: init=runs/mine, or init=OWNER/NAME"
+        raise UserError("an adapter needs a trained base model, and none is set", where="init", hint=hint)
     _check_base(config, model, plans, base_folder(str(config.init)))
     if plain(config, "text_encoder").get("whiten_captions"):
-        what = "whitened states need another text projection than the base has"
+        what = "whitened states need a different text projection from the base's"
         raise UserError(what, where="text_encoder.whiten_captions", hint="set it to 0 with an adapter")
     if plain(config, "trainer.strategy") == hardware.SHARDED:
-        what = "an adapter is small: nothing is gained by splitting what is frozen beside it"
+        what = "an adapter is small: sharding the frozen base gains nothing"
         raise UserError(what, where="trainer.strategy", hint="use auto or ddp with an adapter")
     if plain(config, "module").get("rule", "mup") == "mup":
-        what = "mup has a rate for every matrix of an XUT, and none for an adapter's"
+        what = "mup has a rate for every matrix of an XUT, but none for an adapter's"
         raise UserError(what, where="module.rule", hint="set module.rule=constant, with a rate such as 2e-4")
     adapter = build(config, "adapter")
     if model is not None and isinstance(adapter, LayerAdapter):
@@ -257,7 +257,7 @@ def check_adapter_run(config: DictConfig, model: XUTConfig | None, plans: list[S
 
 
 def _check_base(config: DictConfig, model: XUTConfig | None, plans: list[StagePlan], base: PipelineFolder) -> None:
-    """The frozen network and the encoders are those of the base: an adapter is drawn with these."""
+    """Check that the frozen network and the encoders are the base's, with which the adapter will be used."""
     pairs = (
         []
         if model is None
@@ -270,24 +270,22 @@ def _check_base(config: DictConfig, model: XUTConfig | None, plans: list[StagePl
         pairs += [(f"{written_at}.context_length", length, source.context_length) for written_at, length in lengths]
     for key, value, of_base in pairs:
         if value != of_base:
-            raise _other_than_base(key, value, of_base, f"take the base's: {key}=null")
+            raise _other_than_base(key, value, of_base, f"use the base's: {key}=null")
     name = plain(config, "text_encoder").get("name")
     if source is not None and not base.inside and name and not same_model(name, source.name):
-        moved = f"; if the encoder has only moved, write its new place into {base.folder / INDEX}"
-        raise _other_than_base(
-            "text_encoder.name", name, source.name, f"take the base's: text_encoder.name=null{moved}"
-        )
+        moved = f"; if the encoder has only moved, write its new location into {base.folder / INDEX}"
+        raise _other_than_base("text_encoder.name", name, source.name, f"use the base's: text_encoder.name=null{moved}")
     name = plain(config, "vae").get("name")
     if name and base.vae.is_dir() and not _same_autoencoder(config, name, base.vae):
-        raise _other_than_base("vae.name", name, base.vae, "take the base's: vae.name=null")
+        raise _other_than_base("vae.name", name, base.vae, "use the base's: vae.name=null")
 
 
 def _other_than_base(key: str, value: object, of_base: object, hint: str) -> UserError:
-    return UserError(f"is {value}, and the adapter's base was trained with {of_base}", where=key, hint=hint)
+    return UserError(f"is {value}, but the adapter's base was trained with {of_base}", where=key, hint=hint)
 
 
 def _same_autoencoder(config: DictConfig, name: str, of_base: Path) -> bool:
-    """Whether two autoencoders encode alike: the same folder, or copies of it."""
+    """Return whether two autoencoders encode alike: the same folder, or copies of it."""
     if same_model(name, str(of_base)) or not str(config.vae["_target_"]).endswith(".load_autoencoder"):
         return True
     folder = locate_autoencoder(name, where="vae.name", made_by=config.vae.get("made_by"))
@@ -295,7 +293,7 @@ def _same_autoencoder(config: DictConfig, name: str, of_base: Path) -> bool:
 
 
 def check_init(config: DictConfig, plans: list[StagePlan]) -> None:
-    """The model to start from is there, as long as it may be needed.
+    """Check that the model to start from exists, as long as it may be needed.
 
     Raises:
         UserError: naming `init`.

@@ -1,4 +1,4 @@
-"""The training of a network (`hdm-train`): what its configuration must say, what it builds and leaves behind."""
+"""The recipe of `hdm-train`: check, build, train and export a network."""
 
 import math
 import shlex
@@ -56,16 +56,16 @@ PROJECTION = ("text_projection.weight", "text_projection.bias")
 def run_whitening(
     run_dir: Path, captions: int, encoder: TextEncoder, samples: StreamConfig, device: torch.device
 ) -> TextWhitening | None:
-    """The run's whitening; None where it is off.
+    """Return the run's whitening, or None if it is off.
 
-    The first process measures it, anew at every start until a checkpoint has been trained on it: before that the
-    encoder or the captions may have become others.
+    The first process measures it, again at every start until a checkpoint has been trained with it: until then the
+    encoder or the captions may change.
 
     Args:
         run_dir: the run's folder.
-        captions: how many are measured; 0 turns the whitening off.
-        encoder: with the tokenizer of its captions.
-        samples: the first stage's training stream, in whose order captions are taken.
+        captions: number of captions to measure; 0 turns whitening off.
+        encoder: the text encoder, with its tokenizer.
+        samples: the first stage's training stream; captions are taken in its order.
         device: where to encode them.
     """
     if not captions:
@@ -73,7 +73,7 @@ def run_whitening(
     path = run_dir / run_folder.WHITENING
     trained_on = any(run_dir.glob("*/checkpoints/step-*.ckpt"))
     if processes.rank() == 0 and not (trained_on and path.exists()):
-        say(f"measuring the text encoder's states of {captions:,} captions, to whiten them")
+        say(f"measuring the text encoder's states on {captions:,} captions for whitening")
         content = _measure(captions, encoder, samples, device).to_bytes()
         write_atomically(path, lambda file: file.write(content))
     processes.barrier()
@@ -81,14 +81,14 @@ def run_whitening(
 
 
 def folded(state: dict[str, Tensor], whitening: TextWhitening | None) -> dict[str, Tensor]:
-    """A network's state dict for whitened states as one for plain states."""
+    """Return a network's state dict for whitened states converted to plain states."""
     if whitening is None:
         return state
     return {**state, **dict(zip(PROJECTION, whitening.fold(*(state[name] for name in PROJECTION)), strict=True))}
 
 
 def unfolded(state: dict[str, Tensor], whitening: TextWhitening | None) -> dict[str, Tensor]:
-    """A network's state dict for plain states as one for whitened states."""
+    """Return a network's state dict for plain states converted to whitened states."""
     if whitening is None:
         return state
     return {**state, **dict(zip(PROJECTION, whitening.unfold(*(state[name] for name in PROJECTION)), strict=True))}
@@ -97,7 +97,7 @@ def unfolded(state: dict[str, Tensor], whitening: TextWhitening | None) -> dict[
 def _measure(captions: int, encoder: TextEncoder, samples: StreamConfig, device: torch.device) -> TextWhitening:
     encoder.to(device)
     tokenizer: Any = encoder.tokenizer
-    # The training itself will note the bad ones.
+    # The training itself will record the bad samples.
     read = stream(replace(samples, quarantine=None), tokenizer.bind(samples.context_length), stop=captions)
     rows: list[Tensor] = []
     found = ((sample.tokens, sample.length) for sample in read if sample.weight)
@@ -108,7 +108,7 @@ def _measure(captions: int, encoder: TextEncoder, samples: StreamConfig, device:
 
 @torch.no_grad()
 def _states(encoder: TextEncoder, batch: list[tuple[list[int], int]], device: torch.device) -> Tensor:
-    """States (N,D) of the true tokens of captions."""
+    """Return the states (N,D) of the captions' tokens, without padding."""
     tokens = torch.tensor([one for one, _ in batch], device=device)
     lengths = torch.tensor([length for _, length in batch], device=device)
     states = encoder.encode(tokens, lengths)
@@ -124,13 +124,13 @@ COURSE = (
     *("seed", "init", "optimizer", "lr_scheduler", "module", "data", "schedule.stages", "schedule.carry_moments"),
     "callbacks.weight_averages",
 )
-"""What the weights of a finished run come of."""
+"""Keys that determine the weights of a finished run."""
 OF_THE_ENCODER = ("whiten_captions", "cache_size")
 OF_THE_VAE = ("made_by",)
 
 
 class FlowRecipe(Recipe):
-    """Stages of flow matching, one network from the first to the last."""
+    """Training of one network by flow matching, in one or more stages."""
 
     groups: ClassVar[dict[str, type[Any]]] = {
         "validation": Validation,
@@ -143,7 +143,7 @@ class FlowRecipe(Recipe):
     sharded = True
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
-        """The stages of `schedule`."""
+        """Return the stages of `schedule`."""
         return plan_stages(group(config, self, "schedule"), world_size)
 
     def check(self, config: DictConfig, plans: list[StagePlan]) -> None:
@@ -157,7 +157,7 @@ class FlowRecipe(Recipe):
     # Building
 
     def build(self, run: Run) -> nn.Module:
-        """Encoders, whitening and network."""
+        """Build the encoders, the whitening and the network."""
         config = with_stage(run.config, run.plans[0])
         device = _device(config)
         if not run.is_trial:
@@ -175,11 +175,11 @@ class FlowRecipe(Recipe):
         run.parts["text_encoder"] = CachedTextEncoder(text, cached) if cached else text
         run.parts["autoencoder"] = build(config, "vae", own=OF_THE_VAE)
         run.parts["whitening"] = whitening
-        # What is not trained is in no checkpoint, so a network with an adapter has it from its beginning.
+        # Checkpoints contain no frozen weights, so a network with an adapter gets them here.
         return fresh_network(run.config) if run.config.get("adapter") is None else first_network(run.config)[0]
 
     def begin(self, run: Run) -> None:
-        """Fresh weights, or those of `init`: the same in every process, and whenever a stage goes back to its start."""
+        """Load fresh weights, or those of `init`, the same in every process, also when the first stage starts over."""
         network, report = first_network(run.config, run.parts["whitening"])
         if report is not None and processes.rank() == 0 and "init" not in run.parts:
             say(report)
@@ -188,7 +188,7 @@ class FlowRecipe(Recipe):
         load_weights(run.network, network.state_dict())
 
     def module_arguments(self, run: Run, plan: StagePlan) -> dict[str, Any]:
-        """The network, prepared for the stage, and the encoders."""
+        """Return the network, prepared for the stage, and the encoders."""
         compiled = bool(plain(run.config, "hardware.compile"))
         if isinstance(run.network, XUT):
             recomputed = plan.settings.activation_checkpointing
@@ -198,16 +198,16 @@ class FlowRecipe(Recipe):
         elif compiled:
             run.network.compile()
         parts = run.parts
-        if compiled and run.config.trainer.accelerator == "cuda":  # on a CPU captions are cut to lengths of their own
+        if compiled and run.config.trainer.accelerator == "cuda":  # on a CPU the caption lengths vary
             compile_encoders(parts["text_encoder"], parts["autoencoder"])
         return {"network": run.network, "text_encoder": parts["text_encoder"], "autoencoder": parts["autoencoder"]}
 
     def data_arguments(self, run: Run) -> dict[str, Any]:
-        """The tokenizer of the text encoder."""
+        """Return the tokenizer of the text encoder."""
         return {"tokenizer": run.parts["text_encoder"].tokenizer}
 
     def values(self, run: Run, plan: StagePlan) -> dict[str, Any]:
-        """What the stages after this one cost, in samples of this stage, by the network's operations."""
+        """Return the cost of the later stages in samples of this stage, by the network's operations."""
         if not isinstance(run.network, XUT):
             return {"samples_after": float(sum(each.samples for each in run.plans[plan.number :]))}
         factor = run.parts["autoencoder"].factor
@@ -216,26 +216,26 @@ class FlowRecipe(Recipe):
         return {"samples_after": later / costs[plan.number]}
 
     def layout(self, config: DictConfig) -> Layout:
-        """TensorBoard's page of a flow-matching stage."""
+        """Return the TensorBoard page of a flow-matching stage."""
         return flow_layout(int(OmegaConf.select(config, "callbacks.loss_by_time.bins") or 8))
 
     def missing_callbacks(self, config: DictConfig, made: list[Callback]) -> list[Callback]:
-        """None."""
+        """Return nothing: no callback is required."""
         return []
 
     # The end
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
-        """The losses of the last validation: `raw`, and of every average by its name."""
+        """Return the losses of the last validation: `raw`, and one for each average by its name."""
         metrics = _checkpoint_callback(trainer).metrics
         return {"validation": {_short(name): value for name, value in metrics.items() if name.startswith("val/loss")}}
 
     def kind(self, run: Run) -> str:
-        """The network's class."""
+        """Return the name of the network's class."""
         return type(run.network).__name__
 
     def outcome(self, summary: dict[str, Any]) -> str:
-        """The loss of the weights that are exported: of the first average, or the raw ones."""
+        """Return the loss of the exported weights: the first average, or the raw weights."""
         losses = summary["validation"]
         averaged = next((name for name in losses if name != "raw"), "raw")
         if averaged not in losses:
@@ -243,12 +243,12 @@ class FlowRecipe(Recipe):
         return f"validation loss {losses[averaged]:.4f}" + ("" if averaged == "raw" else " (averaged weights)")
 
     def next_command(self, run: Run, folder: str) -> str:
-        """Draw with it."""
+        """Return the command that generates an image with the model."""
         prompts = OmegaConf.select(run.config, "callbacks.sample_images.prompts") or ["a lighthouse at dusk"]
         return f"hdm-sample {shlex.quote(folder)} {shlex.quote(str(prompts[0]))}"
 
     def export(self, run: Run, checkpoint: Path) -> None:
-        """Write the averaged and the raw weights with all that drawing needs."""
+        """Write the averaged and the raw weights with everything that generation needs."""
         if processes.rank() == 0:
             final, hub = run.run_dir / run_folder.FINAL, group(run.config, self, "hub")
             export_pipeline(run, read_checkpoint(checkpoint), run.plans[-1], final)
@@ -257,21 +257,21 @@ class FlowRecipe(Recipe):
                 say(f"{run.config.name} is on the hub: {push(run, checkpoint, run.plans[-1], final)}")
 
     def after_stage(self, run: Run, plan: StagePlan, checkpoint: Path) -> None:
-        """Put what the stage has made on the hub, where that is asked for; a hub that refuses ends no training."""
+        """Upload the stage's result if configured; a refusal by the hub does not end the training."""
         hub = group(run.config, self, "hub")
         if hub.push is None or hub.at != "stages" or plan is run.plans[-1] or processes.rank() != 0:
             return
         try:
             push(run, checkpoint, plan)
         except (UserError, OSError) as error:
-            say(f"warning: stage {plan.name} is not on the hub: {getattr(error, 'what', error)}")
+            say(f"warning: stage {plan.name} was not uploaded to the hub: {getattr(error, 'what', error)}")
 
 
 def push(run: Run, checkpoint: Path, plan: StagePlan, written: Path | None = None) -> str:
-    """Upload what a run has made up to a stage's end; the address of the commit.
+    """Upload the result of a run after a stage and return the URL of the commit.
 
-    An adapter is written anew for it, without this machine's paths, and so is a model whose text encoder lies on this
-    machine, which then goes along. Any other model's folder may be `written` already.
+    An adapter is exported again for the upload, without this machine's paths. So is a model whose text encoder is on
+    this machine; the text encoder is included. The folder of any other model may already be `written`.
     """
     hub = group(run.config, run.recipe, "hub")
     message = f"{run.config.name}: " + ("final" if plan is run.plans[-1] else f"stage {plan.name}")
@@ -283,16 +283,16 @@ def push(run: Run, checkpoint: Path, plan: StagePlan, written: Path | None = Non
 
 
 def fresh_network(config: DictConfig) -> nn.Module:
-    """The network of a configuration with the weights that its seed gives, on the CPU."""
+    """Return the network of a configuration, initialized from the seed, on the CPU."""
     torch.manual_seed(sub_seed(int(config.seed), "weights"))
     network: nn.Module = build(config, "model")
     return network
 
 
 def first_network(config: DictConfig, whitening: TextWhitening | None = None) -> tuple[nn.Module, InitReport | None]:
-    """The network that a run begins with, and what `init` gave it.
+    """Return the network that a run starts with, and the report on `init`.
 
-    With `whitening`, what `init` learned on plain text states is turned into the same on whitened ones.
+    With `whitening`, a text projection that `init` learned on plain text states is converted to whitened ones.
     """
     network = fresh_network(config)
     if config.get("init") is None:
@@ -323,13 +323,13 @@ def _short(name: str) -> str:
 def export_pipeline(
     run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path, *, public: str | None = None
 ) -> None:
-    """Write a folder to draw with, such as `final/`, from the last checkpoint of a stage; see `export_adapter`."""
+    """Write a pipeline folder, such as `final/`, from the last checkpoint of a stage; see `export_adapter`."""
     config, last = run.config, plan.settings
     if is_adapted(run.network):
         export_adapter(run, checkpoint, plan, folder, public=public)
         return
     if not isinstance(run.network, XUT):
-        say(f"the network is no XUT: its weights stay in {run.run_dir}'s last checkpoint")
+        say(f"the network is not an XUT: its weights stay in {run.run_dir}'s last checkpoint")
         return
     whitening = run.parts["whitening"]
     raw = folded(network_weights(checkpoint), whitening)
@@ -355,9 +355,9 @@ def export_pipeline(
 def export_adapter(
     run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path, *, public: str | None = None
 ) -> None:
-    """Write the folder of a run with an adapter: the adapter alone, and which base it belongs to.
+    """Write the folder of a run with an adapter: the adapter alone, and the name of its base.
 
-    `public` is the hub's name of it, where it goes there: of a local base it then has the folder's name alone.
+    `public` is its name on the hub, if it goes there: a local base is then named without its path.
     """
     base = kept_name(str(run.config.init))
     averages = averages_state(checkpoint)
@@ -377,7 +377,7 @@ def export_adapter(
 
 
 def write_hparams(run: Run) -> None:
-    """Write the run's row for TensorBoard's HParams page, over an earlier one."""
+    """Write the run's row for TensorBoard's HParams page, replacing an earlier one."""
     done = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
     book = Ledger(run.run_dir / run_folder.LEDGER, writes=False)
     losses = {name: value for name, value in done[-1]["validation"].items() if math.isfinite(value)}

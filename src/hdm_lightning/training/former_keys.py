@@ -1,4 +1,4 @@
-"""Keys of earlier versions: on a command line they are read or say where they went, in a run's record they are read."""
+"""Keys of earlier versions: translated in a run's record; on a command line, translated or refused with the new key."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from omegaconf.errors import ConfigTypeError
 from hdm_lightning.errors import UserError
 
 RENAMED = {"data.workers": "data.num_workers"}
-"""Other names of keys, which mean the same."""
+"""Former names of keys, which still work."""
 EXPERIMENTS = ("experiment", "experiment_vae")
-"""The groups of experiments, with networks and with autoencoders."""
+"""The groups of experiments for networks and for autoencoders."""
 OTHER_COMMAND = {
     "train": "hdm-train-vae",
     "train_vae": "hdm-train",
     "plan": "hdm-plan autoencoder",
     "plan_autoencoder": "hdm-plan",
 }
-"""By a command's configuration, the same command for the other kind of training."""
+"""For each command's configuration, the same command for the other kind of training."""
 TRAINING = ("train", "train_vae", "plan", "plan_autoencoder")
 MOVED = {
     "trainer.compile": "hardware.compile",
@@ -48,18 +48,18 @@ MOVED = {
     "optimizer.muon_momentum": "optimizer.momentum",
     "optimizer.muon_rounds": "optimizer.rounds",
 }
-"""Key or group of an earlier version, and where its values are given now; parts of a group come before it."""
+"""Key or group of an earlier version, and where its values are set now; parts of a group come before the group."""
 OPTIMIZERS = {"adamw": "torch.optim.AdamW", "muon": "hdm_lightning.training.optimization.muon.MuonAdamW"}
-"""`optimizer.name` of earlier versions."""
+"""`_target_` for each `optimizer.name` of earlier versions."""
 _OVERRIDE = re.compile(r"(?P<mark>[~+]*)(?P<key>[\w./@]+)(?P<rest>=.*|)", re.DOTALL)
 
 
 def present_keys(arguments: Sequence[str], config_name: str) -> list[str]:
-    """The arguments of a Hydra command with the keys of now.
+    """Return the arguments of a Hydra command with the current keys.
 
     Args:
         arguments: overrides and flags.
-        config_name: the command's configuration.
+        config_name: name of the command's configuration.
 
     Raises:
         UserError: a key has moved.
@@ -84,7 +84,7 @@ def _present(argument: str, config_name: str) -> str:
 
 
 def _check_experiment(key: str, choice: str, config_name: str) -> None:
-    """Raise UserError where an experiment is that of the other kind of training, with the command that it is for."""
+    """Raise UserError if an experiment is for the other kind of training, naming the command for it."""
     if key not in EXPERIMENTS:
         return
     own, other = EXPERIMENTS if config_name in ("train", "plan") else EXPERIMENTS[::-1]
@@ -96,15 +96,15 @@ def _check_experiment(key: str, choice: str, config_name: str) -> None:
 
 
 def _choices(group: str) -> set[str]:
-    """The files of a group."""
+    """Return the names of a group's files."""
     folder = resources.files("hdm_lightning.conf") / group
     return {file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")}
 
 
 def present_spelling(values: Mapping[str, Any]) -> DictConfig:
-    """A recorded configuration with the keys of now; what has no place any more is left out.
+    """Return a recorded configuration with the current keys, without those that no longer exist.
 
-    A group with a `_target_` is of now, and its keys are its own; only `data.workers` was still called so then.
+    A group with a `_target_` already has the current keys, except that `data.workers` was renamed later.
     """
     config = OmegaConf.create(dict(values))
     for old, new in {**MOVED, **RENAMED}.items():
@@ -113,7 +113,7 @@ def present_spelling(values: Mapping[str, Any]) -> DictConfig:
         group, _, key = old.rpartition(".")
         try:
             place: Any = OmegaConf.select(config, group) if group else config
-        except ConfigTypeError:  # a list is on the way, which no version has written
+        except ConfigTypeError:  # a list in the path, which no version has written
             continue
         if not OmegaConf.is_dict(place) or key not in place or (old not in RENAMED and _is_of_now(place, place[key])):
             continue

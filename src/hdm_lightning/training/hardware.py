@@ -1,4 +1,4 @@
-"""Devices, precision and strategy: what `auto` means on the machine at hand; memory and messages of its libraries."""
+"""Devices, precision and strategy: what `auto` means on this machine; host memory and messages of libraries."""
 
 import ctypes
 import logging
@@ -25,10 +25,10 @@ TRIM_THRESHOLD_BYTES = (1 << 31) - 1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed host memory for the next step; returns whether that was possible (Linux with glibc).
+    """Keep freed host memory for the next step; return whether that is possible (Linux with glibc).
 
-    glibc maps every block above 128 KiB (later up to 32 MiB) anew and unmaps it when it is freed, so that a step on a
-    CPU spends a good part of its time in page faults. With high thresholds the heap is reused.
+    glibc maps every block above 128 KiB (later up to 32 MiB) afresh and unmaps it when it is freed, so a step on a CPU
+    spends much of its time in page faults. With high thresholds the heap is reused.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -47,7 +47,7 @@ LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.distributed.launcher.
 
 
 def quiet_libraries() -> None:
-    """Lower the level of chatty loggers and pass over warnings that a user of a command cannot act on."""
+    """Silence chatty loggers and warnings that a user of a command cannot act on."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("lightning", "torch"):
@@ -60,58 +60,58 @@ PRECISIONS = ("32-true", "bf16-mixed", FLOAT16)
 SHARDED = "fsdp2"
 STRATEGIES = ("auto", "ddp", SHARDED)
 OWN_STRATEGIES = ("auto", "ddp", "ddp_static_graph")
-"""Those that the runner gives its settings of DDP."""
+"""Strategies that get the runner's DDP settings."""
 
 
 def accelerator(name: Any) -> str:
-    """`cpu` or `cuda` for a value of `trainer.accelerator`; `gpu` is Lightning's word for the latter.
+    """Return `cpu` or `cuda` for a value of `trainer.accelerator`; `gpu` is Lightning's word for the latter.
 
     Raises:
-        UserError: for an unknown name, or cuda where there is none.
+        UserError: the name is unknown, or it is cuda and there is no CUDA device.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda", "gpu"):
-        raise UserError(f"'{name}' is none of auto, cpu, cuda", where="trainer.accelerator", hint="trainer=auto")
+        raise UserError(f"'{name}' is not one of auto, cpu, cuda", where="trainer.accelerator", hint="use trainer=auto")
     if name != "cpu" and not torch.cuda.is_available():
         raise _no_cuda()
     return "cpu" if name == "cpu" else "cuda"
 
 
 def _no_cuda() -> UserError:
-    what, hint = "no CUDA device is visible", "see whether nvidia-smi lists the card"
+    what, hint = "no CUDA device is visible", "check whether nvidia-smi lists the card"
     if torch.version.cuda is None:
-        what, hint = "this build of torch knows no CUDA", "install a CUDA build, by pytorch.org's line for your driver"
-    hint += "; without a card: trainer=cpu, with a preset for it such as experiment=openclipart_cpu"
+        what, hint = "this build of torch lacks CUDA", "install a CUDA build, see pytorch.org for your driver"
+    hint += "; without a card, use trainer=cpu and a preset for it such as experiment=openclipart_cpu"
     return UserError(what, where="trainer.accelerator", hint=hint)
 
 
 def local_devices(devices: Any, kind: str) -> int:
-    """Processes on this machine, one per device, for a value of `trainer.devices`.
+    """Return the number of processes on this machine, one per device, for a value of `trainer.devices`.
 
     Raises:
-        UserError: no such number of devices.
+        UserError: there are not that many devices.
     """
     where = "trainer.devices"
     if devices in ("auto", None, 0, -1):
         devices = 0
     if not isinstance(devices, int):
-        raise UserError(f"{devices!r} is no number of devices", where=where, hint="give a number, or auto for all")
+        raise UserError(f"{devices!r} is not a number of devices", where=where, hint="set a number, or auto for all")
     if devices < 0:
-        raise UserError(f"{devices} is negative", where=where, hint="auto means all devices")
+        raise UserError(f"{devices} is negative", where=where, hint="use auto for all devices")
     if kind == "cpu":
         return max(1, devices)
     present = torch.cuda.device_count()
     if devices > present:
-        raise UserError(f"{devices} devices asked for, {present} present", where=where, hint="auto means all")
+        raise UserError(f"{devices} devices requested, {present} present", where=where, hint="use auto for all")
     return devices or present
 
 
 def precision(name: str, kind: str) -> Any:
-    """Lightning's name for a value of `trainer.precision`.
+    """Return Lightning's name for a value of `trainer.precision`.
 
     Raises:
-        UserError: for a precision that does not train well, or that the device has not.
+        UserError: the precision does not train well, or the device does not support it.
     """
     if name in ("auto", None):
         if kind == "cpu":
@@ -119,22 +119,22 @@ def precision(name: str, kind: str) -> Any:
         return "bf16-mixed" if half_dtype() == torch.bfloat16 else FLOAT16
     if name not in PRECISIONS:
         raise UserError(
-            f"'{name}' is none of auto, {', '.join(PRECISIONS)}: weights kept in half precision lose small updates",
+            f"'{name}' is not one of auto, {', '.join(PRECISIONS)}: weights kept in half precision lose small updates",
             where="trainer.precision",
-            hint="trainer.precision=auto",
+            hint="set trainer.precision=auto",
         )
     if name == FLOAT16 and kind == "cpu":
         raise UserError(
-            "a CPU does not train in float16", where="trainer.precision", hint="use 32-true, bf16-mixed or auto"
+            "a CPU cannot train in float16", where="trainer.precision", hint="use 32-true, bf16-mixed or auto"
         )
     return name
 
 
 def resolve(config: DictConfig) -> None:
-    """Put the machine's answers in place of `auto` in `trainer`.
+    """Replace `auto` in `trainer` with the accelerator and precision of this machine.
 
     Raises:
-        UserError: naming the key that asks for what is not there.
+        UserError: naming the key whose value is not available.
     """
     trainer = config["trainer"]
     kind = accelerator(plain(config, "trainer.accelerator"))
@@ -143,14 +143,14 @@ def resolve(config: DictConfig) -> None:
 
 
 def check_sharded(config: DictConfig, *, possible: bool) -> None:
-    """What a network that is split over the devices does not go with.
+    """Refuse settings that do not work with a network sharded over the devices.
 
     Args:
-        config: with the machine's answers.
-        possible: whether the training can be split at all.
+        config: the configuration, with `auto` resolved.
+        possible: whether the network can be sharded at all.
 
     Raises:
-        UserError: naming the key, and the other one that it does not go with.
+        UserError: naming the key, and the strategy with which it does not work.
     """
     if plain(config, "trainer.strategy") != SHARDED:
         return
@@ -164,29 +164,29 @@ def check_sharded(config: DictConfig, *, possible: bool) -> None:
     float16 = plain(config, "trainer.precision") == FLOAT16
     compressed = plain(config, "hardware.compress_gradients")
     for key, set_so, why in (
-        ("optimizer", muon, "Muon needs whole matrices, which no device holds"),
-        ("trainer.precision", float16, "float16 scales gradients, each device by its own part"),
-        ("hardware.compress_gradients", compressed, "it averages gradients in float32"),
+        ("optimizer", muon, "Muon needs whole matrices, and each device has only a part"),
+        ("trainer.precision", float16, "float16 would scale each device's part of the gradients separately"),
+        ("hardware.compress_gradients", compressed, "fsdp2 averages gradients in float32"),
     ):
         if set_so:
             hint = f"change {key}, or use trainer.strategy=ddp"
-            raise UserError(f"trainer.strategy=fsdp2 does not go with this: {why}", where=key, hint=hint)
+            raise UserError(f"trainer.strategy=fsdp2 does not work with this: {why}", where=key, hint=hint)
 
 
 def check_float8(config: DictConfig, *, possible: bool) -> None:
-    """What matrices in FP8 do not go with.
+    """Refuse settings that do not work with FP8 matrices.
 
     Args:
-        config: with the machine's answers.
-        possible: whether the training has an XUT, whose matrices they are.
+        config: the configuration, with `auto` resolved.
+        possible: whether the training has an XUT, whose matrices would be in FP8.
 
     Raises:
-        UserError: naming `hardware.float8`, or the key that it does not go with.
+        UserError: naming `hardware.float8`, or the key with which it does not work.
     """
     if not plain(config, float8.WHERE):
         return
     if not possible:
-        raise UserError("is for the blocks of an XUT", where=float8.WHERE, hint=f"leave {float8.WHERE}=false")
+        raise UserError("works only for the blocks of an XUT", where=float8.WHERE, hint=f"set {float8.WHERE}=false")
     float8.require_float8(plain(config, "trainer.accelerator"))
     for key, refused, instead in (
         ("trainer.strategy", SHARDED, "ddp"),
@@ -194,15 +194,15 @@ def check_float8(config: DictConfig, *, possible: bool) -> None:
         ("trainer.precision", "32-true", "bf16-mixed"),
     ):
         if plain(config, key) == refused:
-            what = f"{refused} does not go with {float8.WHERE}=true"
+            what = f"{refused} does not work with {float8.WHERE}=true"
             raise UserError(what, where=key, hint=f"set {key}={instead}, or {float8.WHERE}=false")
 
 
 def check_overlap(config: DictConfig, *, possible: bool) -> None:
-    """What overlapped encoders do not go with.
+    """Refuse overlapped encoders in a training that has none.
 
     Args:
-        config: with the machine's answers.
+        config: the configuration, with `auto` resolved.
         possible: whether the training has frozen encoders.
 
     Raises:
@@ -210,11 +210,11 @@ def check_overlap(config: DictConfig, *, possible: bool) -> None:
     """
     where = "hardware.overlap_encoders"
     if plain(config, where) and not possible:
-        raise UserError("an autoencoder is trained without frozen encoders", where=where, hint=f"leave {where}=false")
+        raise UserError("an autoencoder is trained without frozen encoders", where=where, hint=f"set {where}=false")
 
 
 def prepare_host(kind: str, threads: int, processes: int) -> None:
-    """CPU threads of this process (as asked for, else an even share of the cores) and its use of memory."""
+    """Set this process's CPU threads (as configured, else an even share of the cores) and its use of memory."""
     if kind == "cpu":
         keep_freed_memory()
     if threads:
@@ -224,9 +224,9 @@ def prepare_host(kind: str, threads: int, processes: int) -> None:
 
 
 def keep_compiled(folder: Path, kind: str) -> None:
-    """Have graphs and kernels that are compiled from now on for CUDA devices written to a folder, and read from there.
+    """Cache the graphs and kernels compiled for CUDA devices from now on in a folder.
 
-    Not those for a CPU: a compiler that is killed leaves half a library, which a later run would load and fail with.
+    Not those for a CPU: a compiler that is killed leaves half a library, and a later run would fail on loading it.
     """
     if kind != "cuda":
         return
@@ -236,7 +236,7 @@ def keep_compiled(folder: Path, kind: str) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and devices, for the run's folder."""
+    """Return versions, commit and devices, for the run's folder."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "hdm_lightning": __version__,
@@ -251,7 +251,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree that the package runs from; None for an installed wheel."""
+    """Return the commit of the source tree that the package runs from; None for an installed wheel."""
     here = Path(__file__).resolve().parent
     command = ["git", "-C", str(here), "rev-parse", "HEAD"]
     try:

@@ -1,4 +1,4 @@
-"""What a run has made, on the hub: asked for before the training begins, uploaded when there is something."""
+"""A run's result on the hub: the repository is created before the training and the result uploaded later."""
 
 import re
 from pathlib import Path
@@ -13,13 +13,13 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @settings
 class Hub:
-    """Where a run's result goes.
+    """Where a run's result is uploaded.
 
     Attributes:
-        push: OWNER/NAME of a repository, made where there is none; None keeps everything here.
-        at: when `final/` is written; or also after every other stage, which the next one replaces.
-        private: whether a repository that is made is seen by its owner alone.
-        license: of the model, as the hub names it, e.g. apache-2.0; the card says it.
+        push: OWNER/NAME of a repository, created if missing; None uploads nothing.
+        at: `end`: when `final/` is written; `stages`: also after every other stage, each upload replacing the last.
+        private: whether a new repository is private.
+        license: the model's license for its card, by the hub's identifier, e.g. apache-2.0.
     """
 
     push: str | None = None
@@ -29,19 +29,19 @@ class Hub:
 
 
 def check_name(hub: Hub) -> None:
-    """Raise UserError unless `push` can be the name of a repository, and `license` that of a license."""
+    """Raise UserError unless `push` is a valid repository name and `license` a valid license identifier."""
     if hub.license is not None and not LICENSE.fullmatch(hub.license):
-        hint = "give its identifier, e.g. apache-2.0, cc-by-sa-4.0 or other"
-        raise UserError(f"{hub.license!r:.60} is no license's name", where="hub.license", hint=hint)
+        hint = "use its identifier, e.g. apache-2.0, cc-by-sa-4.0 or other"
+        raise UserError(f"{hub.license!r:.60} is not a license identifier", where="hub.license", hint=hint)
     if hub.push is not None and not _NAME.fullmatch(hub.push):
-        raise UserError(f"{hub.push!r} is no OWNER/NAME", where="hub.push", hint="give both, e.g. hub.push=me/my-model")
+        raise UserError(f"{hub.push!r} is not OWNER/NAME", where="hub.push", hint="set both, e.g. hub.push=me/my-model")
 
 
 def reserve(hub: Hub) -> None:
-    """Make the repository, so that a hub that refuses says so before anything is trained.
+    """Create the repository, so that a refusal by the hub shows before anything is trained.
 
     Raises:
-        UserError: it refuses, or cannot be reached.
+        UserError: the hub refuses, or cannot be reached.
     """
     if hub.push is None:
         return
@@ -53,7 +53,7 @@ def reserve(hub: Hub) -> None:
 
 
 def upload(folder: Path, hub: Hub, message: str) -> str:
-    """Upload a folder to the repository; the address of the commit.
+    """Upload a folder to the repository and return the URL of the commit.
 
     Raises:
         UserError: the hub refuses, or cannot be reached.
@@ -62,7 +62,7 @@ def upload(folder: Path, hub: Hub, message: str) -> str:
     try:
         done = _api().upload_folder(repo_id=hub.push, folder_path=folder, commit_message=message)
     except Exception as error:
-        hint = f"nothing is lost: {folder} is whole, and the same command uploads it again"
+        hint = f"nothing is lost: {folder} is complete, and the same command uploads it again"
         raise _refused(error, hint) from error
     return str(done.commit_url)
 

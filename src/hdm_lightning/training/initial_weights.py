@@ -1,4 +1,4 @@
-"""Start from a trained model: weights only, with what was loaded and what was not said plainly."""
+"""Start from a trained model's weights, and report which tensors were loaded and which were not."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -33,23 +33,23 @@ MODEL_FILE = "model.safetensors"
 _STORED = f"{TRANSFORMER}/{WEIGHTS}.safetensors"
 _OURS = (_STORED, MODEL_FILE, f"final/{_STORED}", f"final/{MODEL_FILE}")
 PLACES = (*_OURS, f"{WEIGHTS}.safetensors", f"{UNET_FOLDER}/{WEIGHTS}.safetensors")
-"""Where a folder has the network: a model's, a run's, a diffusers folder's."""
+"""Where the network's weights are in the folder of a model, of a run, or of diffusers."""
 RECORD = "init.json"
 
 
 @dataclass(frozen=True)
 class InitReport:
-    """What became of each tensor of the network and of the file.
+    """The fate of each tensor of the network and of the file.
 
     Attributes:
-        source: what `init` was.
+        source: the value of `init`.
         loaded: taken from the file.
-        missing: not in the file; they keep their fresh initialisation.
-        reshaped: in the file with another shape; they keep their fresh initialisation.
+        missing: not in the file; they keep their fresh initialization.
+        reshaped: in the file with another shape; they keep their fresh initialization.
         unused: in the file but not in the network.
-        wiring: fields of the wiring in which the file's network differs from this one, as described for each.
-        license: of the file's network, as its metadata, the card beside it or its run says.
-        copies: what stands before the names of further copies of the network in the file.
+        wiring: descriptions of the wiring fields in which the file's network differs from this one.
+        license: license of the file's network, from its metadata, the card beside it or its run.
+        copies: name prefixes of further copies of the network in the file.
     """
 
     source: str
@@ -78,13 +78,13 @@ class InitReport:
 
 
 def record_init(run_dir: Path, report: InitReport) -> None:
-    """Write every name of the report into the run's folder."""
+    """Write the complete report into the run's folder."""
     write_json(run_dir / RECORD, asdict(report))
 
 
 def read_init(run_dir: Path) -> dict[str, Any]:
-    """What the run has recorded of the model it began with; empty where it began with none, or the record is damaged:
-    a card is no reason to lose an export.
+    """Return the run's record of the model it started from; empty if it started from none or the record is damaged:
+    the card is no reason to lose an export.
     """
     return object_or_empty(run_dir / RECORD)
 
@@ -93,7 +93,7 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
     """Copy every tensor that fits from a run's folder, a model folder or a file of tensors into the network.
 
     Raises:
-        UserError: when the file is not there or cannot be read, or no tensor of it fits.
+        UserError: the file is missing or cannot be read, or no tensor fits.
     """
     files = find_weights(source)
     path = files[0]
@@ -101,19 +101,19 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
         read = unwrapped({name: tensor for file in files for name, tensor in read_tensors(file).items()})
         tensors, copies = one_network(read, where=str(path))
     except UserError as error:
-        hint = error.hint or "give a run's or a model's folder, or a file of weights"
+        hint = error.hint or "name a run's or a model's folder, or a file of weights"
         raise UserError(f"{path}: {error.what}", where="init", hint=hint) from error
     found = _own_tensors(network, tensors)
     state = network.state_dict()
     fits = {name for name, value in found.items() if name in state and value.shape == state[name].shape}
     if not fits:
         raise UserError(
-            f"no tensor of {source} fits the model", where="init", hint="choose the model= it was made with"
+            f"no tensor of {source} fits the model", where="init", hint="choose the model= it was trained with"
         )
     try:
         require_finite({name: found[name] for name in fits})
     except ValueError as error:
-        raise UserError(f"{path}: {error}", where="init", hint="take an earlier checkpoint, or get it again") from error
+        raise UserError(f"{path}: {error}", where="init", hint="use an earlier checkpoint, or get it again") from error
     with torch.no_grad():
         for name in fits:
             state[name].copy_(found[name])
@@ -130,8 +130,8 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
 
 
 def find_weights(source: str) -> tuple[Path, ...]:
-    """The files that `init` means: the file itself, or those of a run's, a model's or a published diffusers folder,
-    or of a model of the hub; several where an index splits the weights.
+    """Return the files that `init` names: the file itself, or those in the folder of a run, a model or a published
+    diffusers model, or of a model on the hub; several if an index splits the weights.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -144,12 +144,12 @@ def find_weights(source: str) -> tuple[Path, ...]:
     raise UserError(
         f"there is no model in {source}",
         where="init",
-        hint=f"give the folder of a finished run, a folder with {MODEL_FILE}, or a file of weights",
+        hint=f"name the folder of a finished run, a folder with {MODEL_FILE}, or a file of weights",
     )
 
 
 def _license_of(path: Path) -> str | None:
-    """The license of weights: of a training's checkpoint, of RUN/STAGE/checkpoints, that of the run or of its base."""
+    """Return the license of weights; for a checkpoint in RUN/STAGE/checkpoints, the license of the run or its base."""
     run = path.absolute().parents[2:3]
     if path.suffix != ".ckpt" or not run or not (run[0] / CONFIG).is_file():
         return stated_license(path)
@@ -160,7 +160,7 @@ def _license_of(path: Path) -> str | None:
 
 
 def require_whole(report: InitReport) -> None:
-    """Raise UserError unless `init` gave the whole network: what stays frozen must have been trained."""
+    """Raise UserError unless `init` set the whole network: weights that stay frozen must have been trained."""
     odd = [
         f"{len(names)} {kind} ({', '.join(names[:3])})"
         for kind, names in (
@@ -171,13 +171,13 @@ def require_whole(report: InitReport) -> None:
         if names
     ]
     if odd:
-        what = f"{report.source} is not the whole network that the adapter stands beside: {'; '.join(odd)}"
-        hint = "leave the model to init (experiment=lora does), or take a base that is whole"
+        what = f"{report.source} does not contain the whole network that the adapter needs: {'; '.join(odd)}"
+        hint = "leave the model's keys to init (as experiment=lora does), or use a complete base"
         raise UserError(what, where="init", hint=hint)
 
 
 def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> list[str]:
-    """How the file's network is wired where this one is not, as far as the file or its folder states it."""
+    """Return how the file's network is wired differently from this one, if the file or its folder states it."""
     if (stated := stated_config(path)) is not None:
         wired: Mapping[str, Any] = stated.to_json()
     elif find_prefix(tensors) is not None:
@@ -194,22 +194,22 @@ def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> 
 
 
 def _own_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors under this project's names and in its shapes, whether it has them or the published ones."""
+    """Return the file's tensors with this project's names and shapes, from its own or the published names."""
     own = _under_own_names(network, tensors)
     if own:
         return own
     try:
         if not isinstance(network, XUT):
-            raise ValueError("no tensor has a name of the network's, and only an XUT has published names")
+            raise ValueError("no tensor has a name of the network, and only an XUT has published names")
         return own_tensors(network, strip_prefix(tensors))
     except ValueError as error:
-        raise UserError(str(error), where="init", hint="give a model of this project or a published one") from error
+        raise UserError(str(error), where="init", hint="use a model of this project or a published one") from error
 
 
 def _under_own_names(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the prefix that most names of the network have in the file; none where it has no such name.
+    """Return the tensors without the prefix that most of the network's names have in the file; empty if none match.
 
-    A training checkpoint has `network.`, and wrappers put names of their own there, such as `module.`.
+    A training checkpoint has the prefix `network.`, and wrappers add their own, such as `module.`.
     """
     names = list(network.state_dict())
     ends = {name.rpartition(".")[2] for name in names}

@@ -1,4 +1,4 @@
-"""A training command before its first process: which kind of training it is, and everything that can be checked."""
+"""Check a training command before it starts a process: its kind of training, and everything that can be checked."""
 
 import os
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Job:
         config: the composed configuration, interpolations included.
         recipe: the kind of training.
         plans: its stages.
-        processes: processes on this machine.
+        processes: number of processes on this machine.
     """
 
     config: DictConfig
@@ -43,12 +43,12 @@ class Job:
         return Path(self.config.run_dir)
 
     def order(self) -> dict[str, Any]:
-        """What `schedule.run_schedule` is called with, in whatever process."""
+        """Return the argument of `schedule.run_schedule`, the same in every process."""
         return {"config": OmegaConf.to_yaml(self.config)}
 
 
 def recipe_of(config: DictConfig) -> Recipe:
-    """The kind of training that a configuration describes."""
+    """Return the kind of training that a configuration describes."""
     from hdm_lightning.training.autoencoder_run import AutoencoderRecipe  # noqa: PLC0415 (diffusers takes seconds)
     from hdm_lightning.training.flow_run import FlowRecipe  # noqa: PLC0415 (transformers takes seconds)
 
@@ -88,7 +88,7 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
 
 
 def _check_texts(value: Any, key: str = "") -> None:
-    """No text holds what no file's name, no tokenizer and no terminal can take: a NUL, or half a pair of UTF-16."""
+    """Refuse a NUL and lone surrogates, which no file name, tokenizer or terminal can take."""
     if isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _check_texts(inner, f"{key}.{name}".lstrip("."))
@@ -98,19 +98,19 @@ def _check_texts(value: Any, key: str = "") -> None:
         except UnicodeEncodeError:
             damaged = True
         if damaged:
-            what = f"holds a letter that cannot be written: {value[:80]!r}"
-            raise UserError(what, where=key, hint="type the value anew, in UTF-8 and without NUL")
+            what = f"contains an invalid character: {value[:80]!r}"
+            raise UserError(what, where=key, hint="retype the value in UTF-8 without NUL")
 
 
 def _check_names(config: DictConfig) -> None:
-    """Name, folder and seed are such; a name that Hydra has read as a number is its digits."""
+    """Check name, folder and seed; a name that Hydra has parsed as a number becomes a string."""
     for key in ("name", "run_dir"):
         value = plain(config, key)
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            raise UserError(f"is {value!r}, which is no name", where=key, hint=f"give one: {key}=NAME")
+            raise UserError(f"is {value!r}, which is not a name", where=key, hint=f"give one: {key}=NAME")
         if key == "name" and (str(value).startswith("/") or {".", ".."} & set(str(value).split("/"))):
-            what = f"is {value!r}: a name's folder lies below runs/"
-            raise UserError(what, where=key, hint="give another; run_dir= takes a folder anywhere")
+            what = f"is {value!r}, but the folder of a name must be below runs/"
+            raise UserError(what, where=key, hint="choose another; run_dir= takes any folder")
         config[key] = str(value)
     seed = plain(config, "seed")
     if type(seed) is not int or not 0 <= seed < 2**63:
@@ -126,10 +126,10 @@ def _own_copy(config: DictConfig | Mapping[str, Any]) -> DictConfig:
 
 
 def _world_size(config: DictConfig, processes: int) -> int:
-    """How many processes the run will have, on all machines.
+    """Return the number of the run's processes on all machines.
 
     Raises:
-        UserError: naming `trainer.num_nodes`, for several machines that nothing has started processes on.
+        UserError: naming `trainer.num_nodes`, if it is above 1 and no launcher has started processes on the machines.
     """
     outside = outside_world_size()
     if outside is not None:
@@ -139,47 +139,47 @@ def _world_size(config: DictConfig, processes: int) -> int:
         raise UserError(
             f"{nodes} machines, but neither torchrun nor srun has started this process",
             where="trainer.num_nodes",
-            hint="start the command by torchrun or srun on every machine; see docs/survival.md",
+            hint="start the command with torchrun or srun on every machine; see docs/survival.md",
         )
     return processes
 
 
 def _check_parts(config: DictConfig, recipe: Recipe) -> None:
-    """The groups that every training has: what they call takes what they say."""
+    """Check the groups that every training has against the signatures of their `_target_`."""
     hardware.check_sharded(config, possible=recipe.sharded)
     hardware.check_float8(config, possible=recipe.sharded)
     hardware.check_overlap(config, possible=recipe.sharded)
     strategy = plain(config, "trainer.strategy")
     known = [*hardware.STRATEGIES, *StrategyRegistry.available_strategies()]
     if isinstance(strategy, str) and strategy not in known:
-        raise UserError(f"'{strategy}' is no strategy", where="trainer.strategy", hint=did_you_mean(strategy, known))
+        raise UserError(f"'{strategy}' is not a strategy", where="trainer.strategy", hint=did_you_mean(strategy, known))
     check_call(config, "trainer", supplied=("callbacks", "logger", "plugins"))
     check_call(config, "optimizer")
     check_call(config, "lr_scheduler")
     for groups in ("callbacks", "logger"):
         nodes: Any = config[groups] or {}
         if nodes and not OmegaConf.is_dict(nodes):
-            raise UserError(f"is {nodes!r}, expected keys and values", where=groups, hint=f"choose one: {groups}=none")
+            raise UserError(f"is {nodes!r}, expected keys and values", where=groups, hint=f"use e.g. {groups}=none")
         for name, node in ((str(key), value) for key, value in nodes.items()):
             if node is None or name in _left_out(groups, config):
                 continue
             if not has_target(node):
                 known = [str(each) for each in nodes if has_target(nodes[each])]
-                hint = f"give {groups}.{name}._target_=package.Class; {did_you_mean(str(name), known)}"
-                raise UserError("says nothing that could be called", where=f"{groups}.{name}", hint=hint)
+                hint = f"set {groups}.{name}._target_=package.Class; {did_you_mean(str(name), known)}"
+                raise UserError("has no _target_ to call", where=f"{groups}.{name}", hint=hint)
             check_call(config, f"{groups}.{name}")
             _require_package(str(node["_target_"]), f"{groups}.{name}")
 
 
 def _require_package(target: str, where: str) -> None:
-    """Raise UserError where one of Lightning's loggers lacks its package, before anything is loaded."""
+    """Raise UserError if one of Lightning's loggers lacks its package, before anything is loaded."""
     package = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}.get(target.rpartition(".")[2])
     if package is not None and find_spec(package) is None:
         raise UserError(f"needs the package {package}", where=where, hint=f"pip install {package}")
 
 
 def _left_out(groups: str, config: DictConfig) -> set[str]:
-    """Callbacks that `callbacks=none` has left out, of which a preset of this package still gives a setting."""
+    """Return the callbacks that `callbacks=none` leaves out but a preset of this package still sets a key of."""
     if groups != "callbacks":
         return set()
     folder = resources.files("hdm_lightning.conf") / "callbacks"

@@ -1,7 +1,7 @@
-"""Start one process per device around a worker function, and report once why one of them has failed.
+"""Run a worker function in one process per device, and report once why one of them has failed.
 
 The command's own process stays a thin parent: Lightning's launcher would run the whole Hydra command again in every
-process, and torchrun around a Hydra command makes a run folder per process.
+process, and torchrun around a Hydra command creates a run folder per process.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ Worker = Callable[[dict[str, Any]], int]
 USER_ERROR_STATUS = 2
 PR_SET_PDEATHSIG = 1
 PATIENCE_S = 4
-"""How long a process that has lost another waits to be ended by the launcher, which sees why."""
+"""Seconds that a process which has lost another waits for the launcher, which sees the cause, to end it."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Failure:
     """Why a process has failed.
 
     Attributes:
-        rank: its number.
-        kind: `user error`, `error`, or `lost connection`, which only follows from another process's end.
+        rank: rank of the process.
+        kind: `user error`, `error`, or `lost connection`, which is only a consequence of another process's end.
         text: the whole message.
     """
 
@@ -59,7 +59,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
-        """The failure that an exception is."""
+        """Return the failure for an exception."""
         rank = int(os.environ.get("RANK", "0"))
         if isinstance(error, UserError):
             return cls(rank, "user error", f"error: {error}\n")
@@ -68,14 +68,14 @@ class Failure:
         return cls(rank, "error", printable("".join(traceback.format_exception(error))))
 
     def importance(self) -> tuple[int, int]:
-        """Lowest for the one to report: a mistake of the user, then other errors, lost connections last."""
+        """Return a sort key, lowest for the failure to report: user errors, other errors, then lost connections."""
         return ("user error", "error", "lost connection").index(self.kind), self.rank
 
 
 def start_worker(meeting: str, worker: Worker, order: dict[str, Any]) -> int:
-    """Run the worker in this process, started by `training.launch`; returns its exit status.
+    """Run the worker in this process, started by `training.launch`, and return its exit status.
 
-    The file `meeting` is where the processes find each other; the reasons of failures are written beside it.
+    The processes meet at the file `meeting`; the reasons of failures are written beside it.
     """
     end_with_parent()
     will_meet_at(meeting)
@@ -83,12 +83,12 @@ def start_worker(meeting: str, worker: Worker, order: dict[str, Any]) -> int:
 
 
 def run_worker(worker: Worker, order: dict[str, Any], failures: Path | None = None) -> int:
-    """Run the worker as one of several processes; returns its exit status.
+    """Run the worker as one of several processes and return its exit status.
 
-    A failure ends the process here and now: cleaning up would wait for processes that wait for this one.
+    A failure exits the process at once: cleaning up would wait for processes that wait for this one.
 
     Args:
-        worker: what runs.
+        worker: the function to run.
         order: its argument.
         failures: folder for the reason of a failure, which the parent reports; None reports it here.
     """
@@ -107,13 +107,13 @@ def run_worker(worker: Worker, order: dict[str, Any], failures: Path | None = No
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """The failures of processes in the order in which they are worth telling."""
+    """Return the failures of the processes, the one to report first."""
     found = [Failure(**json.loads(file.read_text())) for file in folder.glob("failure-*.json")]
     return sorted(found, key=Failure.importance)
 
 
 def end_with_parent() -> None:
-    """Let Linux kill this process when its parent dies, so that none keeps running after a `kill -9`."""
+    """Make Linux kill this process when its parent dies, so that none keeps running after a `kill -9`."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -122,13 +122,13 @@ def end_with_parent() -> None:
 
 
 def wait_to_be_ended() -> None:
-    """Leave it to the launcher to end this process, so that it sees the one first that has died of itself."""
+    """Wait for the launcher to end this process, so that it first sees the one that died by itself."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(PATIENCE_S)
 
 
 def lost_connection(error: Exception) -> bool:
-    """Whether an error says that another process is gone."""
+    """Return whether an error means that another process is gone."""
     said_by_gloo = type(error) is RuntimeError and any(word in str(error) for word in ("gloo", "Connection", "peer"))
     return isinstance(error, dist.DistError) or said_by_gloo
 
@@ -138,17 +138,17 @@ SHUTDOWN_S = 25
 
 
 def launch(worker: Worker, order: dict[str, Any], processes: int) -> int:
-    """Run `worker(order)` on so many processes of this machine and return its exit status.
+    """Run `worker(order)` in `processes` processes on this machine and return the exit status.
 
-    One process, or processes that torchrun or SLURM have started, run the worker right here. The worker
-    must be importable by name and the order plain, since other processes get both by pickling.
+    One process, or processes started by torchrun or SLURM, run the worker right here. The worker must be importable and
+    the order plain, since other processes receive both by pickling.
 
     SIGTERM, SIGUSR1 and Ctrl-C are passed on to the processes, which save and stop in their own time; a second Ctrl-C
     ends them. When one of them dies, the others are ended.
 
     Raises:
-        UserError: a process died; names which, and of what. One that torchrun or SLURM has started reports its own
-            error and ends.
+        UserError: a process died; names which, and why. A process started by torchrun or SLURM reports its own error
+            and exits.
     """
     if launched_from_outside() and os.environ.get("WORLD_SIZE") != "1":
         return run_worker(worker, order)
@@ -171,7 +171,7 @@ def launch(worker: Worker, order: dict[str, Any], processes: int) -> int:
 
 
 def _launch_config(processes: int, rendezvous: Path) -> LaunchConfig:
-    """What starts so many processes on this machine, which find each other by a file."""
+    """Return the settings to start `processes` processes on this machine, which meet by a file."""
     patience: dict[str, Any] = {}
     if "shutdown_timeout" in {each.name for each in fields(LaunchConfig)}:  # since torch 2.12; 30 seconds before
         patience["shutdown_timeout"] = SHUTDOWN_S
@@ -194,14 +194,14 @@ def _launch_config(processes: int, rendezvous: Path) -> LaunchConfig:
 
 @contextmanager
 def _ctrl_c_for_this_process_alone() -> Iterator[None]:
-    """Keep from the workers the SIGINT that a terminal sends to every process of a command: they inherit the mask.
+    """Block in the workers, which inherit the mask, the SIGINT that a terminal sends to every process.
 
-    So they hear of each Ctrl-C once, from this process, and also while they are still importing.
+    They then receive each Ctrl-C once, from this process, even while they are still importing.
     """
-    resource_tracker.ensure_running()  # its own start would lift the mask
+    resource_tracker.ensure_running()  # starting later, it would lift the mask
     done = threading.Event()
     ears = threading.Thread(target=done.wait, daemon=True)
-    ears.start()  # not masked: what it hears, the main thread's handler answers
+    ears.start()  # unmasked: it receives the signal, and the main thread runs the handler
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -212,7 +212,7 @@ def _ctrl_c_for_this_process_alone() -> Iterator[None]:
 
 @contextmanager
 def signals_passed_on() -> Iterator[list[int]]:
-    """Pass signals on to this process's workers inside the with statement; yields those that came.
+    """Pass signals on to this process's workers inside the with statement; yield those received.
 
     Ctrl-C reaches them as SIGTERM, a second one as SIGKILL.
     """
@@ -244,10 +244,10 @@ def signals_passed_on() -> Iterator[list[int]]:
 
 
 def _status_of(failure: ChildFailedError, place: Path, *, stopped: bool) -> int:
-    """The exit status that failed processes ask for, once the best reason of one of them is reported.
+    """Report the most important reason of the failed processes and return the exit status.
 
     Raises:
-        UserError: which process has died, and of what.
+        UserError: which process has died, and why.
     """
     rank, first = failure.get_first_failure()
     status = int(first.exitcode)
@@ -262,7 +262,7 @@ def _status_of(failure: ChildFailedError, place: Path, *, stopped: bool) -> int:
         return STOPPED_STATUS
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
     hints = {
-        -signal.SIGKILL: "if nobody sent the signal, the machine ran out of memory: see the kernel's log; "
+        -signal.SIGKILL: "if nobody sent the signal, the machine ran out of memory: check the kernel log; "
         "the same command continues from the last checkpoint",
     }
     raise UserError(

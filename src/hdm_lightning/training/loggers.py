@@ -1,4 +1,4 @@
-"""Loggers of a run: their axis of samples, TensorBoard's charts, a row of settings and outcome."""
+"""A run's loggers: their sample axis, TensorBoard's charts, and a row of settings and results."""
 
 import json
 import re
@@ -15,14 +15,14 @@ AnyLogger = TypeVar("AnyLogger", bound=Logger)
 
 
 def on_sample_axis(logger: AnyLogger, module: LightningModule, samples_before: int = 0) -> AnyLogger:
-    """Let a logger write every entry at the samples that the module has been trained on when it is made.
+    """Make a logger use the module's number of trained samples as the step of every entry.
 
-    Entries of trainings with other batch sizes then stand on one axis, after one another.
+    Stages with different batch sizes then follow each other on one axis.
 
     Args:
         logger: changed in place and returned.
-        module: with `samples_trained`.
-        samples_before: samples of the trainings before this one.
+        module: has an attribute `samples_trained`.
+        samples_before: samples of the stages before this one.
     """
     original = logger.log_metrics
 
@@ -35,16 +35,16 @@ def on_sample_axis(logger: AnyLogger, module: LightningModule, samples_before: i
 
 
 Layout = dict[str, dict[str, list[str | list[str]]]]
-"""Categories and charts of the Custom Scalars page, most asked first; tags are regular expressions."""
+"""Categories and charts of the Custom Scalars page, most wanted first; tags are regular expressions."""
 
 
 def lines(*tags: str) -> list[str | list[str]]:
-    """A chart with every scalar whose tag fits one of the patterns."""
+    """Return a chart of every scalar whose tag matches one of the patterns."""
     return ["Multiline", list(tags)]
 
 
 def flow_layout(time_bins: int) -> Layout:
-    """The page of a flow-matching stage; of the loss by time it shows the first, the middle and the last bin."""
+    """Return the page of a flow-matching stage, with the loss by time in the first, the middle and the last bin."""
     shown = [time_bin_tag(number, time_bins) for number in sorted({0, time_bins // 2, time_bins - 1})]
     return {
         "Is it learning?": {
@@ -55,7 +55,7 @@ def flow_layout(time_bins: int) -> Layout:
             "weight norm": lines("optimizer/weight_norm"),
         },
         "Is it fast?": {
-            "images a second": lines("speed/images_per_s"),
+            "images per second": lines("speed/images_per_s"),
             "where a step's time goes (ms)": lines("step_time_ms/.*"),
             "TFLOP/s of the network": lines("speed/tflops"),
             "shares: of peak (MFU), of the time spent training": lines("speed/mfu", "speed/training_share"),
@@ -76,13 +76,13 @@ VAE_LAYOUT: Layout = {
         "validation: equivariance errors": lines("equivariance/(en|de)coder_(rotation|scale|scale_antialiased)$"),
         "learning rate": lines("lr$"),
     },
-    "Autoencoder: is it fast?": {"images a second": lines("speed/images_per_s")},
+    "Autoencoder: is it fast?": {"images per second": lines("speed/images_per_s")},
 }
-"""The page of an autoencoder's training; beside a network's, below one folder, it keeps its own charts."""
+"""The page of an autoencoder's training, with category names of its own so that it can share a log folder."""
 
 
 def write_page(logger: TensorBoardLogger, layout: Layout, config_text: str, sample: int) -> None:
-    """Give a stage's logger its Custom Scalars page, and the run's configuration under Text."""
+    """Write a stage's Custom Scalars page, and the run's configuration under Text."""
     logger.experiment.add_custom_scalars(layout)
     logger.experiment.add_text("config", f"```yaml\n{config_text}\n```", sample)
 
@@ -96,11 +96,11 @@ LEFT_OUT = (
     r"(text_encoder|vae)\.(max_tokens|max_pixels|cache_size|made_by)",
     r"schedule\.stages\.\w+\.(micro_batch_size|activation_checkpointing|validate_every|save_every|sample_every)",
 )
-"""Settings that say where a run lies, what it shows and how fast it is, not what it learns: patterns of whole keys."""
+"""Patterns of full keys that affect where a run is, what it shows and how fast it is, but not what it learns."""
 
 
 def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, float | str | bool]:
-    """Every leaf under its dotted key; lists become text, None becomes `null`, `LEFT_OUT` is left out."""
+    """Return every leaf under its dotted key, except `LEFT_OUT`; lists become text, None becomes `null`."""
     flat: dict[str, float | str | bool] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -112,9 +112,9 @@ def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, floa
 
 
 def write_row(folder: Path, settings: dict[str, float | str | bool], outcome: dict[str, float], step: int) -> None:
-    """Write settings and outcome as one session of the HParams plugin into `folder`, alone there.
+    """Write settings and results to `folder` as the only session of the HParams plugin there.
 
-    The outcome's tags get `OUTCOME_PREFIX`; `step` is the samples seen.
+    The tags of the results are prefixed with `OUTCOME_PREFIX`; `step` is the number of samples seen.
     """
     for old in folder.glob("events.*"):
         old.unlink()

@@ -1,4 +1,4 @@
-"""What a model's folder and its card say of the training: how long, on what, with which result."""
+"""The record of a training for a model's folder and card: how long, on which data, with which result."""
 
 import math
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ SAMPLES_OF_STAGE = "samples"
 
 
 def sampling_of(run: Run, plan: StagePlan) -> dict[str, Any]:
-    """How the run has drawn, as a model's folder keeps it."""
+    """Return the run's sampling settings for the model's folder."""
     images = OmegaConf.select(run.config, "callbacks.sample_images") or {}
     solver, side = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}, plan.settings.resolution
     return {"height": side, "width": side, **{key: images.get(key, value) for key, value in solver.items()}}
 
 
 def write_samples(run: Run, plan: StagePlan, folder: Path) -> None:
-    """Put the newest sheet of a stage's preview images, the squarest of them, into a model's folder for its card."""
+    """Copy a stage's newest sheet of preview images, the closest to square, into a model's folder for its card."""
     drawn = sorted((run_folder.checkpoint_folder(run.run_dir, plan).parent / SAMPLES_OF_STAGE).glob("*-*x*.png"))
     newest = [path for path in drawn if path.name.partition("-")[0] == drawn[-1].name.partition("-")[0]]
     if newest:
@@ -41,13 +41,13 @@ def write_samples(run: Run, plan: StagePlan, folder: Path) -> None:
 
 
 def _squareness(path: Path) -> float:
-    """0 for a sheet of square images, by its name, and more the longer they are."""
+    """Return 0 for a sheet of square images, by its file name, and more the longer they are."""
     width, height = (int(side) for side in path.stem.rpartition("-")[2].split("x"))
     return abs(math.log(width / height))
 
 
 def run_record(run: Run) -> dict[str, Any]:
-    """What the card of any trained model says: its run's name, seed, time and version, and its license."""
+    """Return what every model card shows of a run: its name, seed, time, version and license."""
     environment = run_folder.read_environment(run.run_dir)
     return {
         "name": str(run.config.name),
@@ -60,7 +60,7 @@ def run_record(run: Run) -> dict[str, Any]:
 
 
 def training_record(run: Run, plan: StagePlan) -> dict[str, Any]:
-    """What the model card says about the training up to a stage's end, without a path of this machine."""
+    """Return the record of the training up to a stage's end for the model card, without local paths."""
     stages = [run_folder.read_done(run.run_dir, each) for each in run.plans[: plan.number]]
     return {
         **run_record(run),
@@ -74,7 +74,7 @@ def training_record(run: Run, plan: StagePlan) -> dict[str, Any]:
 
 
 def base_record(run: Run) -> dict[str, Any]:
-    """Name and license of the model that the run began with, under `base`; empty where it began from scratch."""
+    """Return name and license of the model that the run started from under `base`; empty if from scratch."""
     began = read_init(run.run_dir)
     if not (source := began.get("source")):
         return {}
@@ -83,7 +83,7 @@ def base_record(run: Run) -> dict[str, Any]:
 
 
 def data_record(run: Run, plan: StagePlan) -> dict[str, Any]:
-    """Names of a stage's sources, how many samples they have together, and what is done with their captions."""
+    """Return the names of a stage's sources, their number of samples, and the caption settings."""
     config = with_stage(run.config, plan)
     given = plain(config, "data")
     train = given.get("train")
@@ -93,7 +93,7 @@ def data_record(run: Run, plan: StagePlan) -> dict[str, Any]:
     try:
         data: Any = build(config, "data", **run.recipe.data_arguments(run))
         found["data_samples"] = data.train_plan.samples
-    except (UserError, AttributeError, OSError):  # of a kind that does not tell, or not there any more
+    except (UserError, AttributeError, OSError):  # of a kind without a plan, or no longer there
         found["data_samples"] = None
     rules = {key: value for key, value in (given.get("captions") or {}).items() if not key.startswith("_")}
     found["captions"] = {"tokens at most": plan.settings.context_length, **rules}
@@ -101,7 +101,7 @@ def data_record(run: Run, plan: StagePlan) -> dict[str, Any]:
 
 
 def _source(given: Any) -> dict[str, Any]:
-    """A source by a name that says nothing of this machine, and its weight."""
+    """Return a source's weight, and a name that reveals nothing about this machine."""
     if not isinstance(given, Mapping):
         return {"source": public_name(given)}
     urls = given.get("urls")
@@ -110,10 +110,10 @@ def _source(given: Any) -> dict[str, Any]:
 
 
 def public_name(url: Any) -> str:
-    """A source's address without what belongs to a machine or to a person.
+    """Return a source's name without anything that belongs to a machine or a person.
 
-    A folder's or file's own name, a URL without login and query; of a command only that it is one, as its arguments may
-    be folders, logins or keys.
+    The base name of a folder or file, or a URL without login and query; a command is only called one, as its arguments
+    may contain folders, logins or keys.
     """
     text = str(url)
     if text.startswith("pipe:"):

@@ -1,7 +1,7 @@
-"""A run's config.yaml: what is written of a composed configuration, and how it is read back, as plain data.
+"""A run's config.yaml: how a composed configuration is written, and how it is read back as plain data.
 
-A run's folder may come from somebody else, and what stands in its configuration with it: of what is read nothing is
-resolved, imported, run or written to, and only the fields of `TrainSettings` are looked at.
+A run's folder, and its configuration with it, may come from somebody else: nothing that is read is resolved, imported,
+run or written to, and only the fields of `TrainSettings` are used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,12 +24,12 @@ from hdm_lightning.training.former_keys import present_spelling
 from hdm_lightning.training.stages import Guard, Hardware, Interval, Schedule, Validation, settings
 
 LARGEST_BYTES = 1_000_000
-WHERE_FROM = "look where the folder comes from"
-RESTORE = "restore the file; or delete it, and give the run's command the very settings that it began with"
+WHERE_FROM = "check where the folder comes from"
+RESTORE = "restore the file; or delete it, and repeat the run's command with exactly the settings that it began with"
 OTHERS = ("module", "lr_scheduler", "stage", "logger", "hub", "hydra")
-"""Groups that say nothing to who builds no trainer."""
+"""Groups that matter only to commands that build a trainer."""
 RETIRED = {"text_encoder": "max_batch", "vae": "max_batch"}
-"""Keys that runs of earlier versions have, and that changed nothing in what they learned."""
+"""Keys in runs of earlier versions that did not affect what was learned."""
 _ABSENT = object()
 _UNREADABLE = (OSError, ValueError, TypeError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 
@@ -38,14 +38,14 @@ _UNREADABLE = (OSError, ValueError, TypeError, AssertionError, RecursionError, y
 
 
 def recorded_values(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, without what follows from a stage: `schedule.stages` says that."""
+    """Return the configuration as plain values, without those derived from a stage: `schedule.stages` has them."""
     values = _plain(config, "")
     assert isinstance(values, dict)
     return {key: value for key, value in values.items() if key != "hydra"}
 
 
 def recorded_text(config: DictConfig) -> str:
-    """The same as YAML, as config.yaml in a run's folder has it."""
+    """Return the same as YAML, the content of a run's config.yaml."""
     return OmegaConf.to_yaml(OmegaConf.create(recorded_values(config)))
 
 
@@ -62,7 +62,7 @@ def _plain(config: Any, path: str) -> Any:
 
 
 def _leaf(config: Any, path: str, written: Any) -> Any:
-    """A value filled in; `_ABSENT` where it depends on a stage or on what is missing."""
+    """Return the resolved value; `_ABSENT` if it depends on a stage or on a missing value."""
     if isinstance(written, str) and "${stage." in written:
         return _ABSENT
     try:
@@ -75,21 +75,21 @@ def _leaf(config: Any, path: str, written: Any) -> Any:
 
 
 def read_recorded(file: Path) -> dict[str, Any]:
-    """The plain values of a run's config.yaml.
+    """Return the plain values of a run's config.yaml.
 
     Raises:
-        UserError: it cannot be read, or holds what no run writes: `${…}`, which would be replaced by other keys or by
-            the environment's secrets, and YAML's references, by which a small file becomes a huge one.
+        UserError: it cannot be read, or contains something that no run writes: `${…}`, which could be replaced by other
+            keys or by secrets of the environment, and YAML aliases, by which a small file becomes a huge one.
     """
     content = _parsed(file)
     if any("${" in text for text in _texts(content)):
-        what = "holds ${…}: a run records the values that it ran with, and others are not filled in"
+        what = "contains ${…}: a run records the values that it ran with, and interpolations are not resolved"
         raise UserError(what, where=str(file), hint=f"write the value itself there; {WHERE_FROM}")
     return content
 
 
 def is_training(file: Path) -> bool:
-    """Whether a config.yaml is that of a run of `hdm-train`; the name is common for other things, too."""
+    """Return whether a config.yaml is from a run of `hdm-train`; other tools use this file name, too."""
     try:
         return {"model", "schedule"} <= set(_parsed(file))
     except UserError:
@@ -97,26 +97,26 @@ def is_training(file: Path) -> bool:
 
 
 def _parsed(file: Path) -> dict[str, Any]:
-    """The values of a YAML file as they are written."""
+    """Return the values of a YAML file as written."""
     try:
         text = read_regular(file, LARGEST_BYTES).decode("utf-8")
         if not text.strip():
             raise UserError("is empty", where=str(file), hint=RESTORE)
         require_shallow(text)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UserError("holds a reference (*NAME), which no run writes", where=str(file), hint=WHERE_FROM)
+            raise UserError("contains an alias (*NAME), which no run writes", where=str(file), hint=WHERE_FROM)
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except UserError:
         raise
     except _UNREADABLE as error:
         raise UserError(f"cannot be read ({first_line(error)})", where=str(file), hint=RESTORE) from error
     if not isinstance(content, dict):
-        raise UserError("is no mapping of keys to values", where=str(file), hint=RESTORE)
+        raise UserError("is not a mapping of keys to values", where=str(file), hint=RESTORE)
     return {str(key): value for key, value in content.items()}
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All keys and texts of plain values."""
+    """Yield all keys and strings in plain values."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)
@@ -133,7 +133,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 @settings
 class TextEncoderSettings:
-    """Arguments of `load_text_encoder`, and on how many captions its states were whitened."""
+    """Arguments of `load_text_encoder`, and the number of captions its states were whitened on."""
 
     name: str = ""
     layer: int = -1
@@ -145,7 +145,7 @@ class TextEncoderSettings:
 
 @settings
 class VaeSettings:
-    """Arguments of `load_autoencoder`, and the command that trains the one meant."""
+    """Arguments of `load_autoencoder`, and the command that trains this autoencoder."""
 
     name: str = ""
     dtype: str = "auto"
@@ -158,7 +158,7 @@ class VaeSettings:
 
 @settings
 class TrainSettings:
-    """The plain fields of a run of `hdm-train`, for commands that read one and build none of its parts.
+    """The plain fields of a run of `hdm-train`, for commands that read a run without building its parts.
 
     Attributes:
         model: the fields of `XUTConfig`.
@@ -185,15 +185,15 @@ class TrainSettings:
     guard: Guard = field(default_factory=Guard)
 
     def callback(self, name: str) -> dict[str, Any]:
-        """The keys of a callback, none where it is left out."""
+        """Return the keys of a callback; empty if it is left out."""
         return dict(self.callbacks.get(name) or {})
 
 
 def train_settings_from(config: DictConfig | Mapping[str, Any]) -> TrainSettings:
-    """The fields of a composed configuration, or of one that a run of whatever version has recorded.
+    """Return the settings of a composed configuration, or of one recorded by a run of any version.
 
     Raises:
-        UserError: naming the key: unknown, missing, or with a wrong value.
+        UserError: naming the key that is unknown, missing, or has a wrong value.
     """
     recorded = recorded_values(config) if isinstance(config, DictConfig) else config
     values: Any = OmegaConf.to_container(present_spelling(recorded), resolve=False)
@@ -206,10 +206,10 @@ def train_settings_from(config: DictConfig | Mapping[str, Any]) -> TrainSettings
 
 
 def recorded_settings(file: Path) -> TrainSettings:
-    """The settings of a run of `hdm-train`, also where an earlier version wrote them.
+    """Return the settings of a run of `hdm-train`, also of an earlier version.
 
     Raises:
-        UserError: as `read_recorded`, or naming the key that is wrong.
+        UserError: as in `read_recorded`, or naming the key that is wrong.
     """
     recorded = read_recorded(file)
     try:
@@ -217,12 +217,12 @@ def recorded_settings(file: Path) -> TrainSettings:
     except UserError as error:
         raise UserError(f"{error.where}: {error.what}", where=str(file), hint=RESTORE) from error
     if not found.schedule.stages:
-        raise UserError("schedule.stages: there is none, and every run has some", where=str(file), hint=RESTORE)
+        raise UserError("schedule.stages: is empty, and every run has a stage", where=str(file), hint=RESTORE)
     return found
 
 
 def model_config_from(model: Mapping[str, Any]) -> XUTConfig:
-    """The network's config from the `model` group, unknown keys and wrong values named."""
+    """Return the network's config from the `model` group; errors name unknown keys and wrong values."""
     known = list(XUTConfig.__dataclass_fields__)
     fields = {key: value for key, value in model.items() if key not in OF_HYDRA}
     for key in fields:

@@ -1,4 +1,4 @@
-"""The data of a run that is evaluated: its own rules, its own or given sources, and nothing written."""
+"""The data for evaluating a recorded run: its rules, its own or other sources, and nothing written."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,19 +19,19 @@ MOST_ADDRESSES = 1_000_000
 
 
 def recorded_training_stream(settings: TrainSettings, plan: StagePlan, given: Sources | None) -> StreamConfig:
-    """The training stream of a recorded run, or its rules for the sources `given`.
+    """Return the training stream of a recorded run, or one with its rules over the sources `given`.
 
     Raises:
-        UserError: its own sources are to be read, and are no plain ones; see `_harmless`.
+        UserError: its own sources are not all folders or http(s) addresses; see `_harmless`.
     """
     return _harmless(_recorded_data(settings, plan, settings.validation.seed).training_stream, given, "--train-data")
 
 
 def recorded_validation_stream(settings: TrainSettings, plan: StagePlan, given: Sources | None) -> StreamConfig:
-    """The validation stream of a recorded run in the order of its seed, or its rules for the sources `given`.
+    """Return a recorded run's validation stream in its order, or one with its rules over the sources `given`.
 
     Raises:
-        UserError: its own sources are to be read, and are no plain ones; see `_harmless`.
+        UserError: its own sources are not all folders or http(s) addresses; see `_harmless`.
     """
     data = _recorded_data(settings, plan, settings.seed)
     stream = replace(data.validation_stream, crop=data.training_stream.crop, captions=data.training_stream.captions)
@@ -39,10 +39,10 @@ def recorded_validation_stream(settings: TrainSettings, plan: StagePlan, given: 
 
 
 def caption_lengths(settings: TrainSettings, plan: StagePlan, context_length: int, count: int) -> list[int]:
-    """Tokens of some captions of the first stage's data as training sees them, rising; see `trained_caption_lengths`.
+    """Return token counts of some captions as the stage trains on them, ascending; see `trained_caption_lengths`.
 
     Raises:
-        UserError: the data or the tokenizer are not here.
+        UserError: the data or the tokenizer is not available.
     """
     tokenizer = Tokenizer(settings.text_encoder.name).load().bind(context_length)
     stream = replace(_recorded_data(settings, plan, settings.seed).training_stream, context_length=context_length)
@@ -50,7 +50,7 @@ def caption_lengths(settings: TrainSettings, plan: StagePlan, context_length: in
 
 
 _TAKEN = ("train", "validation", "crop", "captions", "lanes", "window", "max_bad_share", "bad_patience")
-"""Of the recorded arguments of the data; where files are written to, and how many processes read, is decided here."""
+"""Recorded arguments of the data that are used; where files go and how many processes read is decided here."""
 
 
 def _recorded_data(settings: TrainSettings, plan: StagePlan, validation_seed: int) -> ShardDataModule:
@@ -71,12 +71,12 @@ def _recorded_data(settings: TrainSettings, plan: StagePlan, validation_seed: in
 
 
 def _no_tokens(caption: str) -> tuple[list[int], int]:
-    """Stands in for a tokenizer where nothing is trained on."""
+    """Stand in for a tokenizer where nothing is trained."""
     return [0], 1
 
 
 def _harmless(stream: StreamConfig, given: Sources | None, option: str) -> StreamConfig:
-    """The stream, which writes nothing, and reads from what the user gives or from folders and http(s) addresses.
+    """Return a stream that writes nothing and reads the sources `given`, else only folders and http(s) addresses.
 
     Other addresses run commands (`pipe:`) or whatever an fsspec chain stands for.
     """
@@ -86,7 +86,7 @@ def _harmless(stream: StreamConfig, given: Sources | None, option: str) -> Strea
     for address in (address for source in stream.sources for address in _addresses(source)):
         if not (is_local(address) or address.startswith(("http://", "https://"))):
             raise UserError(
-                f"the run's configuration names {address[:200]!r}; of what is recorded, only folders and http(s) "
+                f"the run's configuration names {address[:200]!r}; of recorded sources, only folders and http(s) "
                 "addresses are opened",
                 where=option,
                 hint=f"name the shards yourself: {option} FOLDER_OR_ADDRESS",
@@ -95,7 +95,7 @@ def _harmless(stream: StreamConfig, given: Sources | None, option: str) -> Strea
 
 
 def _addresses(source: Source) -> Iterator[str]:
-    """Every address that a source leads to."""
+    """Yield every address of a source."""
     for pattern in source.urls:
         yield from islice(expanded(pattern), MOST_ADDRESSES)
     if source.index is not None:

@@ -1,7 +1,7 @@
-"""Where a start of a stage resumes: from which checkpoint, and past which samples after a loss that went wrong.
+"""Where a stage resumes: from which checkpoint, and past which samples after a loss that went wrong.
 
-`rewinds.jsonl` in a stage's folder has a line for each rewind. A checkpoint notes how many lines there were
-when the fit that wrote it began; a line that came later and goes back behind the checkpoint supersedes it.
+`rewinds.jsonl` in a stage's folder has a line for each rewind. A checkpoint records how many lines there were when its
+fit began; a later line that goes back to before the checkpoint supersedes it.
 """
 
 import time
@@ -33,15 +33,15 @@ class Rewind:
     """One line of the record.
 
     Attributes:
-        reason: what had happened.
-        step: the optimizer step at which it showed.
+        reason: what happened.
+        step: the optimizer step at which it was noticed.
         checkpoint_step: the step that the stage resumes from; 0 is its beginning.
         first: position of the first sample that is skipped.
         end: position after the last one.
         skipped: samples skipped before the next step by this and all earlier rewinds.
         suspects: keys of the samples whose loss was not finite, or highest.
         keys: keys of the samples skipped, in the order of their positions.
-        keys_forgotten: further samples skipped, whose keys were too many to be kept.
+        keys_forgotten: number of further samples skipped, whose keys were not kept.
     """
 
     reason: str
@@ -63,7 +63,7 @@ class StartPoint:
         checkpoint: the file, or None for the stage's beginning.
         step: optimizer steps done.
         skipped: samples that rewinds have skipped before the next step.
-        rewinds: lines of the record.
+        rewinds: number of lines in the record.
     """
 
     checkpoint: Path | None
@@ -72,12 +72,12 @@ class StartPoint:
     rewinds: int
 
     def consumed(self, batch_size: int) -> int:
-        """Position of the first sample of the next step."""
+        """Return the position of the first sample of the next step."""
         return self.step * batch_size + self.skipped
 
 
 class NoteRewinds(Callback):
-    """Lets every checkpoint say how many rewinds there have been, and how many samples they have skipped.
+    """Record in every checkpoint how many rewinds there have been, and how many samples they skipped.
 
     Args:
         start: where the fit begins.
@@ -87,18 +87,18 @@ class NoteRewinds(Callback):
         self.start = start
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note it beside the module's position."""
+        """Store both beside the module's position."""
         checkpoint.setdefault(KEY, {}).update(skipped=self.start.skipped, rewinds=self.start.rewinds)
 
 
 def skip_window(hit: LossRewind, begun: StartPoint, back: StartPoint, batch_size: int) -> Rewind:
-    """The samples to skip: from the checkpoint gone back to, to the end of the step that went wrong.
+    """Return the rewind that skips the samples from the checkpoint gone back to through the step that went wrong.
 
     Args:
         hit: what went wrong.
-        begun: the newest start of the stage; says how much was skipped before the step that went wrong.
+        begun: the newest start of the stage, with the samples skipped before the step that went wrong.
         back: the start to go back to.
-        batch_size: samples of a step.
+        batch_size: samples per step.
     """
     first, end = back.consumed(batch_size), hit.finding.step * batch_size + begun.skipped
     keys = [key for position, key in hit.samples if first <= position < end]
@@ -116,7 +116,7 @@ def skip_window(hit: LossRewind, begun: StartPoint, back: StartPoint, batch_size
 
 
 def read_position(checkpoint: Path) -> dict[str, Any]:
-    """Where in its stage a checkpoint stands: `step`, `batch_size` and the like.
+    """Return a checkpoint's position in its stage: `step`, `batch_size` and the like.
 
     Raises:
         DamagedCheckpoint: it cannot be read.
@@ -126,7 +126,7 @@ def read_position(checkpoint: Path) -> dict[str, Any]:
 
 
 def newest_position(checkpoints: Path) -> dict[str, Any] | None:
-    """Where the newest of a stage's checkpoints stands that can be read; None where there is none."""
+    """Return the position of a stage's newest readable checkpoint, or None if there is none."""
     for path in reversed(checkpoints_in(checkpoints)):
         with suppress(DamagedCheckpoint):
             return read_position(path)
@@ -134,37 +134,36 @@ def newest_position(checkpoints: Path) -> dict[str, Any] | None:
 
 
 def write_rewind(folder: Path, rewind: Rewind) -> None:
-    """Add a line to the record of the stage in `folder`, synced."""
+    """Append a line to the record of the stage in `folder`, and sync it."""
     append_line(folder / RECORD, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **asdict(rewind)})
 
 
 def read_rewinds(folder: Path) -> list[Rewind]:
-    """The record of the stage in `folder`, oldest first.
+    """Return the record of the stage in `folder`, oldest first.
 
     Raises:
-        UserError: a line is not one of a rewind: what it skips would be trained on.
+        UserError: a line is not a rewind, so the samples it skips would be trained on.
     """
     found = []
     for line in read_lines(folder / RECORD):
         known = {key: value for key, value in line.items() if key in Rewind.__dataclass_fields__}
         numbers = [known.get(key) for key in ("step", "checkpoint_step", "first", "end", "skipped")]
         if not all(type(number) is int for number in numbers) or {"reason", "suspects", "keys"} - set(known):
-            what = f"line {line} is none that a run has written"
-            raise UserError(what[:300], where=str(folder / RECORD), hint="restore the file, or delete that line of it")
+            what = f"line {line} was not written by a run"
+            raise UserError(what[:300], where=str(folder / RECORD), hint="restore the file, or delete that line")
         found.append(Rewind(**known))
     return found
 
 
 def start_point(checkpoints: Path, rewinds: list[Rewind], *, calm: bool = False) -> StartPoint:
-    """The newest checkpoint that is intact and that no later rewind supersedes, and what is skipped after it.
+    """Return the newest intact checkpoint that no later rewind supersedes, and the samples skipped after it.
 
-    Those that turn out to be damaged on the way are set aside; see `training.checkpoint_io`.
+    Damaged checkpoints that are found on the way are set aside; see `training.checkpoint_io`.
 
     Args:
         checkpoints: the stage's folder of checkpoints.
         rewinds: the stage's record.
-        calm: checkpoints written while the guard saw a loss that was high already are taken only where there is no
-            other.
+        calm: use checkpoints written while the guard already saw a high loss only if there is no other.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -187,7 +186,7 @@ def start_point(checkpoints: Path, rewinds: list[Rewind], *, calm: bool = False)
 
 
 def remove_superseded(checkpoints: Path, start: StartPoint) -> None:
-    """Delete the checkpoints beyond the start, which would otherwise pass for those of steps to come."""
+    """Delete the checkpoints after the start, which would otherwise pass for those of later steps."""
     for path in checkpoints_in(checkpoints):
         if start.checkpoint is None or path.name > start.checkpoint.name:
             path.unlink(missing_ok=True)

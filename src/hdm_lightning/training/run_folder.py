@@ -1,4 +1,4 @@
-"""Where things stand inside a run's folder, and what is already done there."""
+"""The layout of a run's folder, and what is already done there."""
 
 import os
 import re
@@ -26,59 +26,59 @@ WHITENING = "text_whitening.safetensors"
 FINAL = "final"
 DONE = "done.json"
 OF_LOGGERS = ("hparams", "ema_snapshots", "wandb", "mlruns", "trackio")
-"""Other folders that callbacks and loggers of this package make beside the stages."""
+"""Other folders that callbacks and loggers of this package create beside the stages."""
 _NUMBERED = re.compile(
     r"\d{12}-?.*\.(png|safetensors)|events\.out\.tfevents\..*|(offline-)?run-.*|metrics\.csv|version_\d+|\.trash|\d{18}"
 )
-"""What they write there, and into the folders of a stage."""
+"""Names of the files they write there and in the stages' folders."""
 DESCRIPTIONS = ("model_index.json", "config.json", "adapter_config.json")
-"""What describes a model, an autoencoder (and models in the layout of before), an adapter."""
+"""The files that describe a model, an autoencoder (and a model in the former layout), and an adapter."""
 
 
 def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
-    """Folder of a stage's checkpoints."""
+    """Return the folder of a stage's checkpoints."""
     return plan.folder(run_dir) / CHECKPOINTS
 
 
 def newest_checkpoint(run_dir: Path, plan: StagePlan) -> Path | None:
-    """The stage's newest checkpoint by its name."""
+    """Return the stage's newest checkpoint by its name."""
     found = checkpoints_in(checkpoint_folder(run_dir, plan))
     return found[-1] if found else None
 
 
 def stage_is_done(run_dir: Path, plan: StagePlan) -> bool:
-    """Whether the stage has ended and its last checkpoint is there."""
+    """Return whether the stage has ended and its last checkpoint is there."""
     return stage_end(run_dir, plan) is not None
 
 
 def stage_end(run_dir: Path, plan: StagePlan) -> Path | None:
-    """The checkpoint of the last step of a stage that has ended; None where it has not, or where that one is gone."""
+    """Return the last checkpoint of a stage that has ended; None if it has not ended or the checkpoint is gone."""
     steps = _steps_done(run_dir, plan)
     path = None if steps is None else checkpoint_path(checkpoint_folder(run_dir, plan), steps)
     return path if path is not None and path.exists() else None
 
 
 def _steps_done(run_dir: Path, plan: StagePlan) -> int | None:
-    """The steps of a stage that has ended; None where it has not, or what says so is damaged."""
+    """Return the steps of a stage that has ended; None if it has not ended or its record is damaged."""
     steps = object_or_empty(plan.folder(run_dir) / DONE).get("steps")
     return steps if isinstance(steps, int) else None
 
 
 def _is_cleared(run_dir: Path, plan: StagePlan) -> bool:
-    """Whether a stage has ended and somebody has deleted all its checkpoints."""
+    """Return whether a stage has ended and all its checkpoints have been deleted."""
     ended = _steps_done(run_dir, plan) is not None
     return ended and not any(checkpoint_folder(run_dir, plan).glob("step-*.ckpt*"))
 
 
 def next_stage(run_dir: Path, plans: list[StagePlan]) -> StagePlan | None:
-    """The stage to train now; None where all are done.
+    """Return the stage to train now, or None if all are done.
 
-    It is the first that is not done. Where it would begin from the end of the one before, or where all are done, that
-    end is read whole, and a damaged one is set aside: its stage is then not done any more. A stage whose checkpoints
-    were deleted after its end is passed over where they are not needed any more.
+    It is the first that is not done. If it would start from the end of the stage before, or if all are done, that last
+    checkpoint is read in full; if it is damaged, it is set aside and its stage is no longer done. A stage whose
+    checkpoints were deleted after its end is skipped if they are no longer needed.
 
     Raises:
-        UserError: all checkpoints of a stage are damaged, or those that the next stage would begin from are deleted.
+        UserError: all checkpoints of a stage are damaged, or those that the next stage would start from are deleted.
     """
     while True:
         pending = next((p for p in plans if not stage_is_done(run_dir, p) and not _is_cleared(run_dir, p)), None)
@@ -94,18 +94,18 @@ def next_stage(run_dir: Path, plans: list[StagePlan]) -> StagePlan | None:
 
 def _cleared_error(run_dir: Path, plan: StagePlan) -> UserError:
     return UserError(
-        f"stage {plan.name} has ended, and its last checkpoint, which comes next, is gone",
+        f"stage {plan.name} has ended, but its last checkpoint, which is needed now, is gone",
         where=str(checkpoint_folder(run_dir, plan)),
-        hint=f"put it back, or delete {plan.folder(run_dir) / DONE} to train the stage anew",
+        hint=f"put it back, or delete {plan.folder(run_dir) / DONE} to train the stage again",
     )
 
 
 def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
-    """Find out before anything is trained whether the run's files can be written.
+    """Check before training that the run's files can be written.
 
     Raises:
-        UserError: naming the folder that no file can be made in or that is another's link to another place, or the
-            file that cannot be continued.
+        UserError: naming a folder that cannot be written to or that links to somebody else's place, or a file that
+            cannot be continued.
     """
     folders = [run_dir, *(plan.folder(run_dir) for plan in plans), *(checkpoint_folder(run_dir, p) for p in plans)]
     _refuse_links(run_dir, plans)
@@ -117,9 +117,9 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
             raise _unwritable(folder, error) from error
     for file in (run_dir / CONFIG, run_dir / ENVIRONMENT, *(plan.folder(run_dir) / DONE for plan in plans)):
         if file.exists() and not file.is_file():
-            what = "is no file, and the run writes one there"
+            what = "is not a file, and the run writes one there"
             raise UserError(what, where=str(file), hint="move it away, or choose another run_dir=")
-    # Not the lock's file: who closes it frees the lock.
+    # Not the lock's file: closing it would free the lock.
     for file in (run_dir / LEDGER, *(plan.folder(run_dir) / REWINDS for plan in plans)):
         try:
             if file.exists() and not file.is_symlink():
@@ -129,40 +129,40 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
 
 
 def _refuse_links(run_dir: Path, plans: list[StagePlan]) -> None:
-    """Raise UserError where a folder of a run that somebody may have sent leads elsewhere: a run writes in its own."""
+    """Raise UserError if a folder of the run, which somebody may have sent, is a link that leads elsewhere."""
     stages = [plan.folder(run_dir) for plan in plans]
     moved = [*stages, run_dir / FINAL, *(run_dir / name for name in OF_LOGGERS)]
     moved += [inside for stage in stages if stage.is_dir() for inside in stage.iterdir()]
     exported = [Path(place, name) for place, names, _ in os.walk(run_dir / FINAL) for name in names]
     for folder in [*moved, *exported]:
-        if not folder.is_symlink() or (folder.exists() and not folder.is_dir()):  # files are replaced, links or not
+        if not folder.is_symlink() or (folder.exists() and not folder.is_dir()):  # files are replaced, even links
             continue
         inside = folder.resolve().is_relative_to(run_dir.resolve())
         if not inside and (folder in exported or not _is_own_link(folder)):
             what = (
-                f"is a link to {in_one_line(os.path.realpath(folder))}: another user's, or to a folder of other things"
+                f"is a link to {in_one_line(os.path.realpath(folder))}, made by another user or leading to other things"
             )
-            hint = f"move what the link leads to here; for another disk choose run_dir= there, or make {run_dir} a link"
+            hint = f"move the link's target here; to use another disk, choose run_dir= there, or make {run_dir} a link"
             raise UserError(what, where=str(folder), hint=hint)
 
 
 def _is_own_link(link: Path) -> bool:
-    """Whether who trains has made a link, to a larger disk: to a folder that is empty or has what a run puts there.
+    """Return whether the user made a link, e.g. to a larger disk: to a folder that is empty or has a run's files.
 
-    Its owner alone does not tell: links that come in an archive belong to whoever unpacks it.
+    Its owner alone is not enough: links in an archive belong to whoever unpacks it.
     """
     if link.lstat().st_uid != os.geteuid():
         return False
     try:
         inside = os.listdir(link)
-    except OSError:  # such as of a disk that is not there: whether it can be written to is asked next
+    except OSError:  # e.g. a disk that is not mounted; whether it is writable is checked next
         return True
     written = {CHECKPOINTS, DONE, *DESCRIPTIONS} & set(inside) or checkpoints_in(link)
     return not inside or bool(written) or any(_NUMBERED.fullmatch(name) for name in inside)
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or what there is of the way to it."""
+    """Return the folder, or its nearest parent that exists."""
     return next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
 
 
@@ -174,17 +174,17 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the run has exported its model or its autoencoder to the end.
+    """Return whether the run has completely exported its model or autoencoder.
 
-    A model's description is written after its card, an autoencoder's card after its config.json: both are there only
-    when all is.
+    A model's description is written after its card, an autoencoder's card after its config.json: only a complete export
+    has both.
     """
     written = {name for name in (*DESCRIPTIONS, "README.md") if (run_dir / FINAL / name).exists()}
     return "README.md" in written and len(written) > 1
 
 
 def way_on(config: DictConfig, run_dir: Path) -> str:
-    """What starts another run from the result of a finished one."""
+    """Return the setting that starts another run from the result of a finished one."""
     return f"init={run_dir}" if "schedule" in config else f"autoencoder.source={run_dir / FINAL}"
 
 
@@ -194,26 +194,26 @@ def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> 
 
 
 def read_done(run_dir: Path, plan: StagePlan) -> dict[str, Any]:
-    """What was recorded of a stage's end."""
-    return read_object(plan.folder(run_dir) / DONE, hint="delete it: the same command ends the stage again")
+    """Return the record of a stage's end."""
+    return read_object(plan.folder(run_dir) / DONE, hint="delete it, and the same command repeats the end of the stage")
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:
-    """Versions, commit and devices of the run's last start; empty where they cannot be read, which ends no run."""
+    """Return versions, commit and devices of the run's last start; empty if they cannot be read."""
     return object_or_empty(run_dir / ENVIRONMENT)
 
 
 def check_resume(run_dir: Path, resume: str) -> None:
-    """Refuse a folder that holds a run when the user asked for a fresh one.
+    """Refuse a folder that already contains a run if the user asked for a new one.
 
     Raises:
-        UserError: for an unknown value of `resume`, or `never` with something there.
+        UserError: an unknown value of `resume`, or `never` with checkpoints in the folder.
     """
     if resume not in ("auto", "never"):
         raise UserError(f"'{resume}' is neither 'auto' nor 'never'", where="resume", hint="resume=auto")
     if resume == "never" and any(run_dir.glob("*/checkpoints/step-*.ckpt")):
         raise UserError(
-            f"{run_dir} already holds checkpoints",
+            f"{run_dir} already contains checkpoints",
             where="run_dir",
             hint="choose another name=..., or resume=auto to continue, or delete the folder",
         )

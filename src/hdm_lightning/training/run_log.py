@@ -1,4 +1,4 @@
-"""What a run tells its user: on the screen, and with the time in the run's `train.log`."""
+"""Messages of a run: on the screen, and with the time in the run's `train.log`."""
 
 import time
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from hdm_lightning.whole_files import no_follow
 
 NAME = "train.log"
 _OPEN: list[Path] = []
-"""The log of the run that this process works for, if it keeps one."""
+"""The log of the run that this process works for, if it writes one."""
 
 
 @contextmanager
 def kept_in(run_dir: Path) -> Iterator[None]:
-    """Keep what is said inside the with statement in the run's log, behind what earlier starts have said.
+    """Append the messages inside the with statement to the run's log.
 
-    An exception that leaves the statement is kept too.
+    An exception that leaves the statement is logged too.
     """
     _OPEN.append(run_dir / NAME)
     try:
@@ -30,13 +30,13 @@ def kept_in(run_dir: Path) -> Iterator[None]:
 
 
 def say(text: object) -> None:
-    """Print a line or several, and keep them."""
+    """Print and log one or more lines."""
     print(printable(text), flush=True)
     note(text)
 
 
 def note(text: object) -> None:
-    """Keep a line or several without printing them; a log that cannot be written stops no training."""
+    """Log one or more lines without printing them; a log that cannot be written does not stop the training."""
     if not _OPEN:
         return
     now = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,4 +1,4 @@
-"""What the trainings of networks and of autoencoders differ in, for one runner of both; what a run's stages share."""
+"""How network and autoencoder trainings differ behind one runner, and what the stages of a run share."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ COMMON = (
 
 
 class Recipe(ABC):
-    """One kind of training: what its configuration must say, and what it builds and leaves behind.
+    """One kind of training: how its configuration is checked, its parts are built and its result is exported.
 
     Attributes:
         groups: the groups of plain keys, with their schemas.
         others: all other keys of the configuration.
-        sharded: whether the network can be split over devices.
+        sharded: whether the network can be sharded over devices.
     """
 
     groups: ClassVar[dict[str, type[Any]]]
@@ -34,19 +34,19 @@ class Recipe(ABC):
 
     @abstractmethod
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
-        """The stages for so many processes."""
+        """Return the stages for `world_size` processes."""
 
     def stage_values(self, config: DictConfig, plan: StagePlan) -> dict[str, Any]:
-        """What `${stage.…}` stands for beside the plan's values, as far as the configuration says it."""
+        """Return values of `${stage.…}` beyond the plan's, as far as the configuration determines them."""
         return {}
 
     @abstractmethod
     def check(self, config: DictConfig, plans: list[StagePlan]) -> None:
-        """All that can be known to be wrong before a weight is allocated."""
+        """Check everything that can be checked before a weight is allocated."""
 
     @abstractmethod
     def check_continued(self, config: DictConfig, plans: list[StagePlan]) -> None:
-        """What the run's folder holds goes with the configuration; see `continued.check_continued`."""
+        """Check that the configuration matches the run's folder; see `continued.check_continued`."""
 
     @abstractmethod
     def build(self, run: "Run") -> nn.Module:
@@ -54,70 +54,70 @@ class Recipe(ABC):
 
     @abstractmethod
     def module_arguments(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
-        """What the module's `_target_` is called with beside its keys."""
+        """Return the arguments of the module's `_target_` in addition to its keys."""
 
     @abstractmethod
     def data_arguments(self, run: "Run") -> dict[str, Any]:
-        """What the data's `_target_` is called with beside its keys."""
+        """Return the arguments of the data's `_target_` in addition to its keys."""
 
     @abstractmethod
     def begin(self, run: "Run") -> None:
-        """Give the network the weights that the first stage begins with."""
+        """Load the weights that the first stage starts with into the network."""
 
     def values(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
-        """As `stage_values`, with what has been built."""
+        """Return `stage_values`, and values that depend on the built parts."""
         return self.stage_values(run.config, plan)
 
     @abstractmethod
     def layout(self, config: DictConfig) -> Any:
-        """TensorBoard's page of a stage."""
+        """Return the TensorBoard page of a stage."""
 
     @abstractmethod
     def missing_callbacks(self, config: DictConfig, made: list[Any]) -> list[Any]:
-        """What the training cannot do without and the configuration has left out."""
+        """Return the callbacks that the training requires and the configuration has left out."""
 
     def trainer_arguments(self, config: DictConfig) -> dict[str, Any]:
-        """What the trainer is called with beside its keys."""
+        """Return the arguments of the trainer in addition to its keys."""
         return {}
 
     @abstractmethod
     def summary(self, trainer: Any) -> dict[str, Any]:
-        """What is noted of a stage's end beside its length."""
+        """Return what to record of a stage's end in addition to its length."""
 
     def after_stage(self, run: "Run", plan: StagePlan, checkpoint: Path) -> None:
-        """Whatever is to be done with the last checkpoint of a stage; the first process works."""
+        """Process the last checkpoint of a stage; only the first process acts."""
         del run, plan, checkpoint
 
     @abstractmethod
     def kind(self, run: "Run") -> str:
-        """What is trained, for people."""
+        """Return what is trained, for display."""
 
     @abstractmethod
     def outcome(self, summary: dict[str, Any]) -> str:
-        """The most telling number of a stage's summary, for people; empty where there is none."""
+        """Return the most important number of a stage's summary, for display; empty if there is none."""
 
     @abstractmethod
     def next_command(self, run: "Run", folder: str) -> str:
-        """A command that does something with the result of the run in `folder`."""
+        """Return a command that uses the result of the run in `folder`."""
 
     @abstractmethod
     def export(self, run: "Run", checkpoint: Path) -> None:
-        """Write `final/` from the last checkpoint; the first process works."""
+        """Write `final/` from the last checkpoint; only the first process writes."""
 
 
 @dataclass
 class Run:
-    """What the stages of a run have in common.
+    """What the stages of a run share.
 
     Attributes:
         config: the composed configuration, interpolations of `stage` included.
         recipe: the kind of training.
         plans: the stages.
         run_dir: the run's folder.
-        rewinds: how often a stage may go back.
-        carry_moments: whether a stage begins with the optimizer's moments of the one before.
-        network: what is trained; on the CPU between stages, a sharded one on its devices.
-        parts: what else the recipe has built.
+        rewinds: how often a stage may rewind.
+        carry_moments: whether a stage starts with the optimizer moments of the one before.
+        network: the network to train; on the CPU between stages, a sharded one on its devices.
+        parts: other objects that the recipe has built.
     """
 
     config: DictConfig
@@ -136,7 +136,7 @@ class Run:
 
 
 def group(config: DictConfig, recipe: Recipe, name: str) -> Any:
-    """A group of plain keys, checked.
+    """Return a group of plain keys, checked.
 
     Raises:
         UserError: naming the key.
@@ -145,7 +145,7 @@ def group(config: DictConfig, recipe: Recipe, name: str) -> Any:
 
 
 def with_stage(config: DictConfig, plan: StagePlan, **values: Any) -> DictConfig:
-    """The configuration of one stage: `stage` filled in, the stage's own keys of groups laid over them."""
+    """Return the configuration of one stage, with `stage` filled in and its overrides of other groups applied."""
     filled = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert isinstance(filled, DictConfig)
     filled["stage"] = {**plan.values(), **values}

@@ -1,4 +1,4 @@
-"""A run in one process: for each stage data, module, callbacks and trainer, a fit, and at the end the export."""
+"""A run in one process: build data, module, callbacks and trainer of each stage, fit it, and export at the end."""
 
 import gc
 import time
@@ -50,7 +50,7 @@ from hdm_lightning.whole_files import write_json, write_text
 
 
 def run_schedule(order: dict[str, Any]) -> int:
-    """One process of a run: every stage that is not done yet, then the export; returns the exit status.
+    """Run one process: every stage that is not done yet, then the export; return the exit status.
 
     Args:
         order: `config`, the composed configuration as YAML with its interpolations.
@@ -74,7 +74,7 @@ def run_schedule(order: dict[str, Any]) -> int:
 
 
 def _check_again(run: Run) -> None:
-    """Another start may have been at work in the folder since the command was checked."""
+    """Check again, as another start may have used the folder since the command was checked."""
     run_folder.require_writable(run.run_dir, run.plans)
     run.recipe.check_continued(run.config, run.plans)
     for late in asked_too_late(run.config, run.plans):
@@ -82,7 +82,7 @@ def _check_again(run: Run) -> None:
 
 
 def pending_stages(run: Run) -> Iterator[StagePlan]:
-    """Each stage when it is its turn, the same on every process; one that is done already has none."""
+    """Yield each stage when it is its turn, the same on every process, skipping those that are done."""
     if run.is_trial:
         yield from run.plans
         return
@@ -96,7 +96,7 @@ def pending_stages(run: Run) -> Iterator[StagePlan]:
             f"needs another name=; {run_folder.way_on(run.config, run.run_dir)} starts it from this result"
         )
         if late := without_effect(run.config, run.plans):
-            say(f"warning: it was trained with other settings, and these change nothing any more: {', '.join(late)}")
+            say(f"warning: it was trained with other settings, and these have no effect any more: {', '.join(late)}")
     while pending is not None:
         describe(run)
         yield pending
@@ -104,11 +104,11 @@ def pending_stages(run: Run) -> Iterator[StagePlan]:
 
 
 def export(run: Run) -> None:
-    """Write the result; a trial has none."""
+    """Write the result; a trial run has none."""
     if run.is_trial:
         return
     end = run_folder.stage_end(run.run_dir, run.plans[-1])
-    if end is not None:  # else its checkpoints were deleted once all was written
+    if end is not None:  # else its checkpoints were deleted after the export
         run.recipe.export(run, end)
         if processes.rank() == 0:
             announce_end(run)
@@ -116,18 +116,18 @@ def export(run: Run) -> None:
 
 
 def describe(run: Run) -> None:
-    """Write the configuration and the environment that the run trains with; the first process works."""
+    """Write the configuration and the environment that the run trains with; only the first process writes."""
     if processes.rank() == 0:
         write_text(run.run_dir / run_folder.CONFIG, recorded_text(run.config))
         write_json(run.run_dir / run_folder.ENVIRONMENT, hardware.environment())
 
 
 def fit_stage(run: Run, plan: StagePlan) -> None:
-    """Train one stage to its end, going back as often as `guard.rewinds` allows.
+    """Train one stage to its end, rewinding as often as `guard.rewinds` allows.
 
     Raises:
-        StoppedBySignal: on every process, when one was asked to stop.
-        UserError: on every process, when the loss goes wrong once more than allowed, or no checkpoint is intact.
+        StoppedBySignal: on every process, if one was asked to stop.
+        UserError: on every process, if the loss goes wrong more often than allowed, or no checkpoint is intact.
     """
     while True:
         start = processes.decided_by_first(partial(begin, run, plan))
@@ -142,7 +142,7 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
         began = time.monotonic()
         try:
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
-        except LossRewind as hit:  # kept without the frames that hold on to its trainer
+        except LossRewind as hit:  # kept without the frames that reference its trainer
             hit.__context__ = None
             gone_wrong = hit.with_traceback(None)
         else:
@@ -155,14 +155,14 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
 
 
 def report_profile(trainer: Trainer) -> None:
-    """Print what a profiler (`trainer.profiler=simple`) has found: Lightning's own messages are kept off the screen."""
+    """Print the results of a profiler (`trainer.profiler=simple`): Lightning's own messages are not shown."""
     summary = trainer.profiler.summary()  # type: ignore[attr-defined]
     if summary and trainer.is_global_zero:
         say(summary)
 
 
 def begin(run: Run, plan: StagePlan) -> StartPoint:
-    """Where the next fit begins; what a rewind has superseded is cleared away."""
+    """Return where the next fit starts, and delete checkpoints that a rewind has superseded."""
     checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)
     start = start_point(checkpoints, read_rewinds(plan.folder(run.run_dir)))
     remove_superseded(checkpoints, start)
@@ -170,10 +170,10 @@ def begin(run: Run, plan: StagePlan) -> StartPoint:
 
 
 def _before(run: Run, plan: StagePlan) -> dict[str, Any] | None:
-    """The last checkpoint of the stage before; the network has its weights then, else those that the run begins with.
+    """Load the weights that a stage starts with; return the last checkpoint of the stage before, if there is one.
 
-    A stage always starts from the file, also when the last stage ran in the same process, so that an interrupted
-    schedule and an uninterrupted one take the same way.
+    A stage always starts from the file, even if the last stage ran in the same process, so that an interrupted schedule
+    and an uninterrupted one do the same.
     """
     if plan.number == 1 or run.is_trial:
         run.recipe.begin(run)
@@ -184,14 +184,14 @@ def _before(run: Run, plan: StagePlan) -> dict[str, Any] | None:
 
 
 def hand_over(checkpoint: dict[str, Any], network: nn.Module) -> dict[str, Any]:
-    """Give the network the weights of a checkpoint, those that are not trained excepted; returns the checkpoint."""
+    """Load a checkpoint's weights into the network, except frozen ones, and return the checkpoint."""
     put_back_frozen(checkpoint, network)
     load_weights(network, network_weights(checkpoint))
     return checkpoint
 
 
 def _finish(run: Run, plan: StagePlan, trainer: Trainer, module: LightningModule, seconds: float) -> None:
-    """Note the stage's end, once its last checkpoint is there."""
+    """Save the stage's last checkpoint and record its end."""
     if run.is_trial:
         return
     save = next(each for each in trainer.checkpoint_callbacks if isinstance(each, StageCheckpoint))
@@ -214,17 +214,17 @@ def _finish(run: Run, plan: StagePlan, trainer: Trainer, module: LightningModule
 
 
 def _ended_by(plan: StagePlan, trainer: Trainer) -> str:
-    """What has ended a stage of which no callback says so."""
+    """Return what ended a stage if no callback gives a reason."""
     if trainer.global_step >= plan.steps:
         return "samples"
     return "trainer.max_steps" if trainer.global_step >= trainer.max_steps else "another callback"
 
 
 def rewind(run: Run, plan: StagePlan, hit: LossRewind) -> None:
-    """Write down what is to be skipped, so that this process and any later one starts accordingly.
+    """Record the samples to skip, so that this process and any later one starts accordingly.
 
     Raises:
-        UserError: on every process, when the stage has gone back as often as it may.
+        UserError: on every process, if the stage has rewound as often as it may.
     """
     folder, allowed = plan.folder(run.run_dir), run.rewinds
     rewinds = processes.from_first(read_rewinds(folder))
@@ -232,8 +232,8 @@ def rewind(run: Run, plan: StagePlan, hit: LossRewind) -> None:
         raise UserError(
             f"{hit}, after {allowed} rewind(s) of stage {plan.name}",
             where=str(folder / RECORD),
-            hint=f"look at the samples named here and there, lower {plan.written_at}.learning_rate or gradient_clip, "
-            "or raise guard.rewinds; the same command resumes from the last good checkpoint",
+            hint=f"look at the samples named above and in the file, lower {plan.written_at}.learning_rate or "
+            "gradient_clip, or raise guard.rewinds; the same command resumes from the last good checkpoint",
         )
     if processes.rank() == 0:
         checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)

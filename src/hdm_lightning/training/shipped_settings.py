@@ -1,4 +1,4 @@
-"""The values that the configuration files of this package give a key: what a run has that says nothing of it."""
+"""The values that this package's configuration files set for a key, and that a run has unless it sets its own."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,24 +15,24 @@ OF_A_STAGE = "${stage."
 
 
 def is_shipped(key: str, value: Any) -> bool:
-    """Whether a value of a key may come from this package, and not from who runs the command.
+    """Return whether a value may come from this package rather than from the user.
 
     Args:
         key: its dotted name; keys of a stage are below `stage`.
-        value: plain.
+        value: a plain value.
     """
     shipped = _shipped().get(key, ())
     return any(each == value or (isinstance(each, str) and _follows(each)) for each in shipped)
 
 
 def _follows(value: str) -> bool:
-    """Whether a value follows from other keys. What follows from a stage is in no record: one that is was typed."""
+    """Return whether a value refers to other keys; one that refers to a stage is never recorded, so it was typed."""
     return "${" in value and OF_A_STAGE not in value
 
 
 @cache
 def _shipped() -> dict[str, list[Any]]:
-    """By key, the values in all files, interpolations as they are written."""
+    """Return the values of each key in all files, with interpolations as written."""
     found: dict[str, list[Any]] = defaultdict(list)
     for file in ROOT.rglob("*.yaml"):
         folder = file.parent.relative_to(ROOT).parts

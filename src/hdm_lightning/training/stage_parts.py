@@ -1,4 +1,4 @@
-"""Data, module, callbacks, loggers and trainer of one fit, all new around the run's network."""
+"""Build data, module, callbacks, loggers and trainer of one fit around the run's network."""
 
 from functools import partial
 from typing import Any
@@ -35,20 +35,20 @@ LEAVING_FILES = (KeepLedger, StoreAverages, SampleImages, ReconstructionImages)
 
 
 def stage_config(run: Run, plan: StagePlan, start: StartPoint) -> DictConfig:
-    """The configuration of a fit, with `stage` filled in."""
+    """Return the configuration of a fit, with `stage` filled in."""
     sample = plan.samples_before + start.step * plan.settings.batch_size
     return with_stage(run.config, plan, **run.recipe.values(run, plan), next_sample=sample + 1)
 
 
 def stage_data(run: Run, config: DictConfig, consumed: int) -> LightningDataModule:
-    """The data from the position of the first sample that is not consumed."""
+    """Return the data, positioned at the first sample that is not consumed."""
     data: Any = build(config, "data", **run.recipe.data_arguments(run))
     data.skip_to(consumed)
     return data
 
 
 def stage_module(run: Run, config: DictConfig, plan: StagePlan) -> LightningModule:
-    """The module with its optimizer and schedule."""
+    """Return the module with its optimizer and schedule."""
     optimizer, schedule = build(config, "optimizer"), build(config, "lr_scheduler")
     parts = run.recipe.module_arguments(run, plan)
     module: LightningModule = build(config, "module", optimizer=optimizer, lr_scheduler=schedule, **parts)
@@ -56,13 +56,13 @@ def stage_module(run: Run, config: DictConfig, plan: StagePlan) -> LightningModu
 
 
 def stage_callbacks(run: Run, config: DictConfig, start: StartPoint, before: dict[str, Any] | None) -> list[Callback]:
-    """The callbacks of the configuration in their order, around them those that a run cannot do without.
+    """Return the configured callbacks in their order, between those that every run requires.
 
     Args:
         run: what the stages share.
         config: see `stage_config`.
         start: the checkpoint to resume from, or the stage's beginning.
-        before: the last checkpoint of the stage before, where the stage is at its beginning.
+        before: the last checkpoint of the stage before, if this stage is at its beginning.
     """
     names = [name for name in config.callbacks if has_target(config.callbacks[name])]
     made = [each for each in (build(config, f"callbacks.{name}") for name in names) if each is not None]
@@ -96,7 +96,7 @@ def _missing(made: list[Callback], kind: type[Callback], make: Any) -> list[Call
 
 
 def stage_loggers(run: Run, config: DictConfig, module: LightningModule, plan: StagePlan, start: StartPoint) -> Any:
-    """The loggers of the configuration, on the run's axis of samples; False where there is none."""
+    """Return the configured loggers, on the run's sample axis; False if there are none."""
     nodes_ = config.logger or {}
     loggers: list[Logger] = [build(config, f"logger.{name}") for name in nodes_ if has_target(nodes_[name])]
     for logger in loggers:
@@ -107,7 +107,7 @@ def stage_loggers(run: Run, config: DictConfig, module: LightningModule, plan: S
 
 
 def stage_trainer(run: Run, config: DictConfig, callbacks: list[Callback], loggers: Any) -> Trainer:
-    """The trainer of the configuration on the processes that there are."""
+    """Return the configured trainer for the processes of the run."""
     given = plain(config, "trainer")
     own: dict[str, Any] = {
         "callbacks": [*callbacks, *_made_of(config, "trainer.callbacks")],

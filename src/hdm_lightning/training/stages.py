@@ -1,4 +1,4 @@
-"""Groups of plain keys that make no object: their types and ranges; of a stage also what follows from them."""
+"""Schemas of the groups of plain keys, and everything derived from a stage's settings."""
 
 import re
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from hdm_lightning.errors import UserError
 
 Kind = TypeVar("Kind")
 MOST_RESOLUTION = 1 << 14
-"""Pixels; the sides of images that decoders take at all end there."""
+"""Largest side in pixels of the images that decoders accept."""
 MOST_THREADS = 1024
-"""Of a process; torch crashes where the system starts no more."""
+"""Largest number of threads of a process; torch crashes if the system cannot start that many."""
 Count = Annotated[int, Field(gt=0)]
 Interval = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -25,25 +25,25 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass_transform(field_specifiers=(field, Field))
 def settings(kind: type[Kind]) -> type[Kind]:
-    """Make a group of keys of a class: unknown ones are refused, values are checked against the annotations."""
+    """Turn a class into a group of keys: unknown keys are refused, values are checked against the annotations."""
     made: Any = pydantic.dataclasses.dataclass(config=ConfigDict(extra="forbid"))(kind)
     return made
 
 
 @settings
 class Hardware:
-    """What is not the trainer's.
+    """Hardware settings that are not the trainer's.
 
     Attributes:
         compile: compile the network block by block, for the shapes of the training.
-        compile_cache: keep what was compiled in the run's folder, for a machine that comes back empty (CUDA only). It
-            is code: only in a folder that nobody else writes to.
+        compile_cache: keep compiled code in the run's folder, for a machine that comes back empty (CUDA only). Use it
+            only if nobody else can write to the folder: the code is run.
         float8: multiply the blocks' matrices in FP8 (needs torchao, and a card of compute capability 8.9 or later).
         threads: CPU threads of each process; 0 leaves torch's choice.
-        usd_per_device_hour: price for the ledger.
-        peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.
+        usd_per_device_hour: price of a device-hour in USD, for the ledger.
+        peak_tflops: a device's peak rate in 10^12 operations per second, for the MFU; None looks up a known GPU.
         compress_gradients: exchange gradients in bfloat16 under DDP (CUDA only).
-        overlap_encoders: encode a micro-batch while the network still works on the one before (CUDA only).
+        overlap_encoders: encode a micro-batch while the network still processes the one before (CUDA only).
     """
 
     compile: bool = False
@@ -58,13 +58,14 @@ class Hardware:
 
 @settings
 class Guard:
-    """When a training counts as diverged, and how often it goes back and skips the samples that led there.
+    """When training counts as diverged, and how often it rewinds and skips the samples that led there.
 
     Attributes:
-        spike_factor: a step's loss is high above so many running means; None: only a loss that is not finite counts.
-        spike_steps: high steps in a row that count as a spike.
+        spike_factor: a step's loss is high above this multiple of the running mean; None: only a loss that is not
+            finite counts.
+        spike_steps: consecutive high steps that count as a spike.
         warmup_steps: steps of a stage before high losses count.
-        rewinds: how often a stage goes back before the run stops.
+        rewinds: how often a stage rewinds before the run stops.
     """
 
     spike_factor: Annotated[float, Field(gt=1)] | None = 3.0
@@ -78,9 +79,10 @@ class Validation:
     """The fixed validation set.
 
     Attributes:
-        samples: how many samples, all devices together.
-        batch_size: per device.
-        seed: which samples, and their noise and times: apart from the run's seed, so that runs of other seeds compare.
+        samples: number of samples, all devices together.
+        batch_size: samples per device and batch.
+        seed: seed of the samples and of their noise and times: separate from the run's seed, so that runs with
+            different seeds are comparable.
     """
 
     samples: Interval = 256
@@ -90,11 +92,11 @@ class Validation:
 
 @settings
 class StopSettings:
-    """What ends a stage before its samples are spent; None means never.
+    """What ends a stage before all its samples are seen; None means never.
 
     Attributes:
-        max_hours: wall-clock hours of the stage, restarts counted in.
-        max_cost_usd: dollars of the stage at `hardware.usd_per_device_hour`.
+        max_hours: wall-clock hours of the stage, including restarts.
+        max_cost_usd: cost of the stage in dollars at `hardware.usd_per_device_hour`.
         plateau_samples: samples without an improvement of the validation loss by `plateau_delta`.
         plateau_delta: the smallest improvement that counts.
     """
@@ -107,21 +109,21 @@ class StopSettings:
 
 @settings
 class BasicStageSettings:
-    """What stages of every training have. Sizes are in pixels, progress in samples, whatever the number of devices.
+    """Settings of every training's stages: sizes in pixels, progress in samples of all devices together.
 
     Attributes:
         resolution: side of the square crop in pixels.
         samples: samples to see in this stage, all devices together.
         batch_size: samples of one optimizer step, all devices and accumulation steps together.
-        micro_batch_size: samples that one device takes at once.
-        learning_rate: base rate.
-        weight_decay: AdamW's decoupled decay.
+        micro_batch_size: samples that one device processes at once.
+        learning_rate: base learning rate.
+        weight_decay: AdamW's decoupled weight decay.
         betas: AdamW's two moment decays.
         gradient_clip: largest gradient norm; 0 means no clipping.
         warmup_samples: samples of linear warm-up.
-        final_learning_rate_ratio: where the cosine ends, as a share of the rate; 1 keeps the rate.
-        activation_checkpointing: recompute each block in the backward pass to save memory; `selective`, of an XUT
-            alone, keeps what attention gave.
+        final_learning_rate_ratio: where the cosine ends, as a fraction of the base rate; 1 keeps the rate constant.
+        activation_checkpointing: recompute each block in the backward pass to save memory; `selective` (XUT only) keeps
+            the output of attention.
         validate_every: samples between validations; 0 means at the stage's start and end only.
         save_every: samples between checkpoints; 0 means by time and at the stage's end only.
     """
@@ -146,15 +148,15 @@ class StageSettings(BasicStageSettings):
     """One stage of `hdm-train`.
 
     Attributes:
-        routing_rate: TREAD's share of image tokens that skip the U (arXiv 2501.04765); 0 means none.
+        routing_rate: TREAD's fraction of image tokens that skip the U (arXiv 2501.04765); 0 means none.
         time_mean: mean of the logit-normal time; above 0 trains more near noise (a time shift of e^mean),
             which pays where latents are redundant: large flat areas, high resolutions.
-        time_std: its standard deviation.
+        time_std: standard deviation of the logit-normal time.
         context_length: caption tokens kept.
         activation_checkpointing: as for every training, or `selective`: all but attention is recomputed.
         sample_every: samples between sample images; 0 means at the stage's end only.
-        latents: whether `data.train` is to hold latents, which `hdm-plan` goes by and a run checks; None: either.
-        stop: other ends of the stage.
+        latents: whether `data.train` must contain latents, which `hdm-plan` assumes and a run checks; None: either.
+        stop: what ends the stage early.
         data, module, trainer: keys of these groups that differ in this stage.
     """
 
@@ -173,11 +175,11 @@ class StageSettings(BasicStageSettings):
 
 @settings
 class Schedule:
-    """An ordered mapping of named stages and what goes from one to the next.
+    """An ordered mapping of named stages, and what is carried from one to the next.
 
     Attributes:
         stages: name to stage; names begin with a letter so that they can be overridden on the command line.
-        carry_moments: hand the optimizer's moments over to the next stage.
+        carry_moments: pass the optimizer's moments on to the next stage.
     """
 
     stages: dict[str, StageSettings] = field(default_factory=dict)
@@ -186,7 +188,7 @@ class Schedule:
 
 @settings
 class AutoencoderStageSettings(BasicStageSettings):
-    """The one stage of `hdm-train-vae`, which keeps its rate and has EQ-VAE's moment decays where nothing is said."""
+    """The one stage of `hdm-train-vae`; by default with a constant rate and EQ-VAE's moment decays."""
 
     weight_decay: NotNegative = 0.0
     betas: tuple[Decay, Decay] = (0.5, 0.9)
@@ -206,7 +208,7 @@ class StagePlan:
         accumulation: micro-batches per optimizer step on each device.
         steps: optimizer steps; `steps * batch_size` samples are seen, the configured count rounded up.
         samples_before: samples of the stages before this one, as planned.
-        written_at: the key under which the user finds the stage's settings.
+        written_at: the key under which the user sets the stage's settings.
     """
 
     number: int
@@ -229,15 +231,15 @@ class StagePlan:
         return f"{self.number:02d}-{self.name}"
 
     def folder(self, run_dir: Path) -> Path:
-        """The stage's folder."""
+        """Return the stage's folder."""
         return run_dir / self.folder_name
 
     def steps_for(self, samples: int) -> int:
-        """Optimizer steps that cover so many samples; 0 stays 0."""
+        """Return the optimizer steps that cover `samples` samples; 0 stays 0."""
         return -(-samples // self.settings.batch_size)
 
     def values(self) -> dict[str, Any]:
-        """What `${stage.…}` stands for in a configuration: the settings, and what follows from them."""
+        """Return the values of `${stage.…}` in a configuration: the settings, and what is derived from them."""
         settings = asdict(self.settings)
         accumulation = {"accumulation": self.accumulation, "clip": settings["gradient_clip"] or None}
         interval = self.steps_for(settings["validate_every"]) or self.steps
@@ -262,11 +264,11 @@ class StagePlan:
 
 
 def plan_stages(schedule: Schedule, world_size: int) -> list[StagePlan]:
-    """Every stage's plan for `world_size` processes.
+    """Return every stage's plan for `world_size` processes.
 
     Args:
         schedule: name to settings of every stage.
-        world_size: processes of all machines.
+        world_size: processes on all machines.
 
     Raises:
         UserError: naming the key.
@@ -275,7 +277,7 @@ def plan_stages(schedule: Schedule, world_size: int) -> list[StagePlan]:
 
 
 def plans_of(stages: Mapping[str, Any], world_size: int) -> list[StagePlan]:
-    """As `plan_stages`, of settings by the key they are written at."""
+    """Return the plans as `plan_stages` does, for settings by the key under which they are set."""
     if not stages:
         raise UserError("the schedule has no stage", where="schedule.stages", hint="choose one, e.g. schedule=demo")
     plans: list[StagePlan] = []
@@ -295,7 +297,7 @@ def _check_plateau(stage: Any, where: str) -> None:
     if stop is None or stop.plateau_samples is None or 0 < stage.validate_every <= stop.plateau_samples:
         return
     raise UserError(
-        f"a plateau of {stop.plateau_samples} samples cannot be seen with validate_every={stage.validate_every}",
+        f"a plateau of {stop.plateau_samples} samples cannot be detected with validate_every={stage.validate_every}",
         where=f"{where}.stop.plateau_samples",
         hint="validate at least once within it, better several times",
     )
@@ -304,7 +306,7 @@ def _check_plateau(stage: Any, where: str) -> None:
 def _check_name(name: str, where: str) -> None:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise UserError(
-            "a stage's name begins with a letter and holds letters, digits, '_' and '-'",
+            "a stage's name must begin with a letter and contain only letters, digits, '_' and '-'",
             where=where,
             hint=f"rename it, e.g. px{name}",
         )
@@ -323,7 +325,7 @@ def _accumulation(stage: Any, world_size: int, where: str) -> int:
 
 
 def _divisible(stage: Any, world_size: int, where: str) -> str:
-    """A smaller micro-batch of two samples or more, which changes no step, if one divides; else the nearest batch."""
+    """Return a hint: a smaller micro-batch of at least two samples if one divides, else the nearest batch size."""
     share, rest = divmod(stage.batch_size, world_size)
     smaller = next((each for each in range(stage.micro_batch_size, 1, -1) if share % each == 0), None)
     if smaller and not rest:

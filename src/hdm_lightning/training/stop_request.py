@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C as a flag of the process, from its first import to its end."""
+"""Turn SIGTERM, SIGUSR1 and Ctrl-C into a flag of the process."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from hdm_lightning.training.world import launched_from_outside
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED_STATUS, INTERRUPTED_STATUS = 143, 130
-"""How a command ends that a signal has stopped, and one that Ctrl-C has."""
+"""Exit statuses of a command stopped by a signal and by Ctrl-C."""
 
 
 class StopRequest:
     """Whether this process has been asked to stop.
 
-    The handlers set a flag and do nothing else: what stops the processes of a run together must be decided by all
-    of them at the same place (see `callbacks.stop_on_signal`). A second Ctrl-C does not wait for that.
+    The handlers only set a flag: the processes of a run must all decide at the same place to stop together (see
+    `callbacks.stop_on_signal`). A second Ctrl-C does not wait for that.
 
     Attributes:
         received: whether a signal came.
@@ -30,7 +30,7 @@ class StopRequest:
 
     @property
     def is_pending(self) -> bool:
-        """Whether a signal came to what listens now; `received` stays up afterwards."""
+        """Whether a signal came while the handlers are in place; `received` stays set afterwards."""
         return self.is_listening and self.received
 
     @property
@@ -40,7 +40,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen inside the with statement, the flag down at first; afterwards the former handlers are back."""
+        """Clear the flag and listen inside the with statement; restore the former handlers afterwards."""
         self.received = self.interrupted = False
         self.is_listening = True
         previous = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -61,10 +61,10 @@ class StopRequest:
 
 
 def report_interruption() -> None:
-    """Say what a first Ctrl-C does; safe in a handler, which may have come in the middle of another print."""
+    """Print what a first Ctrl-C does; safe in a handler, which may interrupt another print."""
     if os.environ.get("RANK", "0") != "0":
         return
-    with suppress(OSError):  # the same Ctrl-C has ended the `tee` that read it
+    with suppress(OSError):  # the same Ctrl-C has ended the `tee` that reads it
         os.write(2, b"\ninterrupted: finishing the step and saving; Ctrl-C again ends at once\n")
 
 

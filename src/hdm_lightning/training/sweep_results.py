@@ -1,4 +1,4 @@
-"""What the jobs of a sweep came to: a row a job, read from the jobs' folders, as summary.csv, .md and .png."""
+"""Results of a sweep: one row per job, read from the jobs' folders, as summary.csv, .md and .png."""
 
 import csv
 import io
@@ -25,17 +25,17 @@ VAE_OBJECTIVE = "reconstruction/l1"
 
 @dataclass(frozen=True)
 class JobResult:
-    """One job.
+    """The result of one job.
 
     Attributes:
-        folder: the job's.
-        settings: what it overrides, key to value as text.
+        folder: the job's folder.
+        settings: its overrides, key to value as text.
         status: `done`, `failed` or `unfinished`.
-        objective: what a sweeper minimises, see `objective`; None unless done.
-        losses: all final figures of the job's last validation.
-        device_hours, cost_usd: spent, restarts included.
-        error: first line of why it failed.
-        baseline: whether its settings are those of the configuration without the sweep, seeds aside.
+        objective: the value that a sweeper minimizes, see `objective`; None unless done.
+        losses: all figures of the job's last validation.
+        device_hours, cost_usd: spent, including restarts.
+        error: first line of the error if it failed.
+        baseline: whether its settings, except the seed, are those of the configuration without the sweep.
     """
 
     folder: Path
@@ -51,12 +51,12 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Setting:
-    """Jobs that differ in their seed alone.
+    """Jobs that differ only in their seed.
 
     Attributes:
-        name: what they override, `key=value` with commas; seeds and what all jobs share left out.
-        values: the objectives of those that are done.
-        baseline: as of their jobs.
+        name: their overrides, `key=value` with commas, without seeds and without values that all jobs share.
+        values: the objectives of the jobs that are done.
+        baseline: as in `JobResult`.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Setting:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation over seeds; not a number for a single one."""
+        """Standard deviation over seeds; NaN for a single seed."""
         return stdev(self.values) if len(self.values) > 1 else math.nan
 
 
 def objective(run_dir: Path) -> float | None:
-    """What a sweeper minimises: the final validation loss of the exported weights (the first average), or None.
+    """Return what a sweeper minimizes: the last validation loss of the exported weights (the first average), or None.
 
     For an autoencoder it is the L1 error of its reconstructions.
     """
@@ -87,7 +87,7 @@ def objective(run_dir: Path) -> float | None:
 
 
 def final_losses(run_dir: Path) -> dict[str, float]:
-    """The figures of the last validation of the last stage, in the order in which they were taken."""
+    """Return the figures of the last stage's last validation, in the order in which they were measured."""
     done = sorted(run_dir.glob(f"*/{run_folder.DONE}"))
     if not done:
         return {}
@@ -98,7 +98,7 @@ def final_losses(run_dir: Path) -> dict[str, float]:
 
 
 def read_results(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:
-    """All jobs of a sweep, done ones first by their objective.
+    """Return all jobs of a sweep, those that are done first, by their objective.
 
     Args:
         sweep_dir: the sweep's folder.
@@ -112,12 +112,12 @@ def read_results(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list
 
 
 def overridden_keys(sweep_dir: Path) -> list[str]:
-    """Every key that some job overrides."""
+    """Return every key that some job overrides."""
     return sorted({key for folder in _folders(sweep_dir) for key in _overrides(folder)})
 
 
 def settings_of(results: list[JobResult]) -> list[Setting]:
-    """The done jobs gathered over seeds, best first."""
+    """Return the jobs that are done grouped over seeds, best first."""
     varied = _varied([job.settings for job in results]) - {SEED}
     gathered: dict[str, list[JobResult]] = {}
     for job in results:
@@ -153,12 +153,12 @@ def _result(folder: Path, settings: dict[str, str], varied: set[str], base: Mapp
 
 
 def _same(text: str | None, value: Any) -> bool:
-    """Whether an override (None: none is given) leaves the value as it is."""
+    """Return whether an override (None: there is none) leaves the value unchanged."""
     return text is None or text == str(value) or _parsed(text) == value
 
 
 def _parsed(text: str) -> Any:
-    """The value that an override's text stands for; nothing in it is resolved."""
+    """Return the value of an override's text, without resolving anything in it."""
     plain = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
     return plain["value"] if isinstance(plain, dict) else None
 
@@ -175,7 +175,7 @@ def _overrides(folder: Path) -> dict[str, str]:
 
 
 def _varied(settings: list[dict[str, str]]) -> set[str]:
-    """Keys whose values differ between jobs."""
+    """Return the keys whose values differ between jobs."""
     keys = {key for each in settings for key in each}
     return {key for key in keys if len({each.get(key) for each in settings}) > 1}
 
@@ -206,7 +206,7 @@ def summarise(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[Jo
 
 
 def table_csv(results: list[JobResult]) -> str:
-    """One row a job: folder, status, objective, every overridden key, every final figure, what it cost."""
+    """Return one row per job: folder, status, objective, every overridden key, every final figure, and the cost."""
     keys = sorted({key for job in results for key in job.settings})
     figures = sorted({name for job in results for name in job.losses})
     text = io.StringIO()
@@ -220,9 +220,9 @@ def table_csv(results: list[JobResult]) -> str:
 
 
 def table_markdown(name: str, results: list[JobResult], settings: list[Setting]) -> str:
-    """Settings with mean and deviation over seeds, then every job; best first."""
+    """Return a table of the settings with mean and deviation over seeds, then one of every job; best first."""
     done = sum(job.status == "done" for job in results)
-    lines = [f"# Sweep {name}", "", f"{done} of {len(results)} jobs done. Less is better.", ""]
+    lines = [f"# Sweep {name}", "", f"{done} of {len(results)} jobs done. Lower is better.", ""]
     lines += ["| setting | seeds | objective | ± over seeds |", "|---|---|---|---|"]
     for setting in settings:
         spread = "" if math.isnan(setting.deviation) else f"{setting.deviation:.2g}"
@@ -238,7 +238,7 @@ def table_markdown(name: str, results: list[JobResult], settings: list[Setting])
 
 
 def chart_png(settings: list[Setting]) -> bytes | None:
-    """A dot a job and a bar at the mean, a row a setting, best on top; None without matplotlib or without a job."""
+    """Return a chart: best setting on top, a dot per job, a bar at the mean; None without matplotlib or jobs."""
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  (optional)
     except ModuleNotFoundError:
@@ -255,7 +255,7 @@ def chart_png(settings: list[Setting]) -> bytes | None:
             axes.legend(loc="lower right", frameon=False)
     axes.set_yticks(range(len(settings)), [setting.name for setting in settings])
     axes.invert_yaxis()
-    axes.set_xlabel("final objective (less is better); | mean over seeds")
+    axes.set_xlabel("final objective (lower is better); | mean over seeds")
     axes.grid(axis="x", alpha=0.3)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)

@@ -1,4 +1,4 @@
-"""Lightning's loggers have none for trackio, which keeps a run's metrics in files on this machine or in a Space."""
+"""A Lightning logger for trackio, which keeps a run's metrics in files on this machine or in a Space."""
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from hdm_lightning.errors import UserError
 
 
 class TrackioLogger(Logger):
-    """Metrics and pictures to trackio (`pip install trackio`; `trackio show` opens its page).
+    """Log metrics and images to trackio (`pip install trackio`; `trackio show` opens its page).
 
     Args:
-        project: to which the run belongs.
-        name: of the run; a run of this name is continued.
-        options: others of `trackio.init`, such as `space_id`.
+        project: project that the run belongs to.
+        name: name of the run; an existing run of this name is continued.
+        options: other arguments of `trackio.init`, such as `space_id`.
 
     Raises:
         UserError: the package trackio is missing.
@@ -44,7 +44,7 @@ class TrackioLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run, begun at first use."""
+        """The trackio run, started at first use."""
         if self._run is None:
             import trackio  # noqa: PLC0415  (an extra)
 
@@ -53,16 +53,16 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Metrics at a step."""
+        """Log metrics at a step."""
         self.experiment.log(dict(metrics), step=step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a run's settings stand in its config.yaml."""
+        """Do nothing: a run's settings are in its config.yaml."""
 
     @rank_zero_only
     def log_image(self, key: str, images: Sequence[Image.Image], step: int | None = None) -> None:
-        """Pictures under one name, as Lightning's WandbLogger takes them."""
+        """Log images under one name, with the signature of Lightning's WandbLogger."""
         import trackio  # noqa: PLC0415  (an extra)
 
         shown = [trackio.Image(image) for image in images]
@@ -70,7 +70,7 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left; a later stage goes on with the run."""
+        """Write what is left; a later stage continues the run."""
         if self._run is not None:
             self._run.finish()
             self._run = None

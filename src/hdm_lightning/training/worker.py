@@ -1,6 +1,6 @@
-"""One process of a run: alone in the run's folder, with its signals, process group and host settings.
+"""One process of a run: its lock on the run's folder, signals, process group and host settings.
 
-One start at a time works in a run's folder: a lock that the kernel frees when its process ends, however it ends.
+Only one start at a time may use a run's folder. The kernel frees the lock when the process ends, however it ends.
 """
 
 import errno
@@ -35,10 +35,10 @@ from hdm_lightning.whole_files import disk_full_error, is_disk_full, is_link_err
 
 LESS = (
     "lower the stage's micro_batch_size, which costs some speed, or set its activation_checkpointing; "
-    "hdm-plan tells what fits. The same command resumes from the last checkpoint"
+    "hdm-plan shows what fits. The same command resumes from the last checkpoint"
 )
 PATIENCE_S = 30.0
-"""How long a start waits for one that is at work: a killed one takes a moment to die, a stopped one to save."""
+"""Seconds to wait for another start: a killed one takes a moment to die, a stopped one to save."""
 POLL_S = 0.1
 TAKEN = (errno.EACCES, errno.EAGAIN)
 
@@ -47,13 +47,12 @@ TAKEN = (errno.EACCES, errno.EAGAIN)
 def alone_in(run_dir: Path) -> Iterator[None]:
     """Keep other starts out of the run's folder inside the with statement; the first process holds the lock.
 
-    It is a POSIX record lock: data workers do not inherit it, it holds between machines on NFS, and it goes when the
-    process closes any descriptor of the file, so that nothing else may open the file here.
+    It is a POSIX record lock: data workers do not inherit it, it works between machines on NFS, and it is released when
+    the process closes any descriptor of the file, so nothing else may open the file here.
 
     Raises:
-        UserError: on every process alike, another start is at work in the folder and does not end, or the lock's file
-            is a symbolic link.
-        StoppedBySignal: on every process alike, one was asked to stop meanwhile.
+        UserError: on every process, if another start keeps using the folder, or the lock's file is a symbolic link.
+        StoppedBySignal: on every process, if one was asked to stop in the meantime.
     """
     lock = None
 
@@ -71,12 +70,12 @@ def alone_in(run_dir: Path) -> Iterator[None]:
 
 
 def take(run_dir: Path) -> int | None:
-    """Lock the folder, waiting `PATIENCE_S` where it is locked; returns the descriptor whose closing frees it.
+    """Lock the folder, waiting up to `PATIENCE_S`; return the descriptor whose closing frees the lock.
 
-    None where there can be no lock, which is printed, and where a signal ended the waiting.
+    None if the folder cannot be locked, which is printed, or if a signal ended the wait.
 
     Raises:
-        UserError: another process holds the lock and keeps it, or the lock's file is a symbolic link.
+        UserError: another process keeps the lock, or the lock's file is a symbolic link.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
@@ -98,7 +97,7 @@ def take(run_dir: Path) -> int | None:
 
 
 def _locked(lock: int, run_dir: Path) -> bool:
-    """Whether the lock could be had in time; False where a signal ended the waiting."""
+    """Return whether the lock was acquired in time; False if a signal ended the wait."""
     begin, reported = time.monotonic(), False
     while not STOP.is_pending:
         try:
@@ -111,21 +110,21 @@ def _locked(lock: int, run_dir: Path) -> bool:
             raise _refusal(lock, run_dir)
         if not reported:
             holder, reported = _holder(lock), True
-            print(f"{holder} is at work in {run_dir}: waiting up to {PATIENCE_S:.0f} s for its end", flush=True)
+            print(f"{holder} is using {run_dir}: waiting up to {PATIENCE_S:.0f} s for it to end", flush=True)
         time.sleep(POLL_S)
     return False
 
 
 def _refusal(lock: int, run_dir: Path) -> UserError:
     return UserError(
-        f"{_holder(lock)} is at work in {run_dir}: two starts in one folder would overwrite each other's files",
+        f"{_holder(lock)} is using {run_dir}: two starts in one folder would overwrite each other's files",
         where="run_dir",
-        hint="let it work, or stop it (a SIGTERM lets it save); for another run choose another name= or run_dir=",
+        hint="let it finish, or stop it (a SIGTERM lets it save); for another run choose another name= or run_dir=",
     )
 
 
 def _sign(lock: int) -> None:
-    """Write into the locked file who holds it."""
+    """Write this process's identity into the locked file."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n"
     os.ftruncate(lock, 0)
@@ -133,7 +132,7 @@ def _sign(lock: int) -> None:
 
 
 def _holder(lock: int) -> str:
-    """Who holds the lock, by what it has written."""
+    """Return which process holds the lock, from what it has written."""
     try:
         signed = json.loads(os.pread(lock, 4096, 0))
         return in_one_line(f"process {signed['pid']} on {signed['host']} (since {signed['since']})")
@@ -153,10 +152,10 @@ class Outcome:
 
 
 class _LastingPipe(io.FileIO):
-    """A pipe that swallows what nobody reads any more."""
+    """A pipe that discards output once nobody reads it."""
 
     def write(self, content: Any) -> int:
-        """Write, or pass over."""
+        """Write, or discard."""
         try:
             return super().write(content)
         except BrokenPipeError:
@@ -165,7 +164,7 @@ class _LastingPipe(io.FileIO):
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Inside the with statement, a reader of the output that has gone, such as a `tee` after Ctrl-C, ends nothing."""
+    """Keep running inside the with statement if a reader of the output is gone, such as a `tee` after Ctrl-C."""
     with ExitStack() as undo:
         for number, name in ((1, "stdout"), (2, "stderr")):
             stream = getattr(sys, name)
@@ -185,7 +184,7 @@ def lasting_output() -> Iterator[None]:
 
 @contextmanager
 def own_folder(config: DictConfig) -> Iterator[Path]:
-    """The run's folder; for a `fast_dev_run` one that goes afterwards, so that a run's own stays as it is."""
+    """Yield the run's folder; for a `fast_dev_run` a temporary one, so that the run's own is not touched."""
     with ExitStack() as made:
         if config.trainer.get("fast_dev_run"):
             folder = made.enter_context(TemporaryDirectory(prefix="hdm-trial-")) if processes.rank() == 0 else None
@@ -194,16 +193,16 @@ def own_folder(config: DictConfig) -> Iterator[Path]:
 
 
 def _log(run_dir: Path) -> AbstractContextManager[None]:
-    """The run's log, which the first process writes."""
+    """Return a context that writes the run's log in the first process."""
     return kept_in(run_dir) if processes.rank() == 0 else nullcontext()
 
 
 @contextmanager
 def working(config: DictConfig) -> Iterator[Outcome]:
-    """Be one of a run's processes inside the with statement, which a signal leaves; yields how it ended.
+    """Be one of a run's processes inside the with statement, which a signal leaves; yield how it ended.
 
     Raises:
-        UserError: a mistake that only shows now; another start is at work in the folder; the disk is full.
+        UserError: a mistake that shows only now; another start is using the folder; the disk is full.
     """
     kind = hardware.accelerator(plain(config, "trainer.accelerator"))
     outcome = Outcome()
@@ -222,12 +221,12 @@ def working(config: DictConfig) -> Iterator[Outcome]:
             if processes.rank() == 0:
                 print(stop)
             outcome.status = STOP.status
-        except Exception as error:  # each library has one of its own for a full disk
+        except Exception as error:  # each library has its own for a full disk
             if is_disk_full(error):
                 raise disk_full_error(getattr(error, "filename", None) or "run_dir") from error
             if is_dead_worker(error):
                 hint = (
-                    "free memory, or take fewer: data.num_workers=N; the same command resumes from the last checkpoint"
+                    "free memory, or use fewer: data.num_workers=N; the same command resumes from the last checkpoint"
                 )
                 raise UserError(in_one_line(str(error)), where="data.num_workers", hint=hint) from error
             if spent := memory_error(error, hint=LESS):

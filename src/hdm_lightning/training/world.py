@@ -1,4 +1,4 @@
-"""The processes of a run: who has started them, how they join each other, and on how many machines they are."""
+"""The processes of a run: who started them, how they form a group, and on how many machines they run."""
 
 import os
 import re
@@ -22,28 +22,28 @@ FIRST_PORT, PORTS = 15_000, 20_000
 
 
 def launched_from_outside() -> bool:
-    """Whether torchrun or SLURM has already started this process as one of several."""
+    """Return whether torchrun or SLURM has started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def adopt_outside_launch() -> None:
-    """Set the variables that torchrun sets where SLURM has started the processes."""
+    """Set torchrun's variables if SLURM has started the processes."""
     if "WORLD_SIZE" not in os.environ:
         os.environ.update(from_slurm(os.environ))
 
 
 def outside_world_size() -> int | None:
-    """How many processes torchrun or SLURM has started, or None where neither has."""
+    """Return the number of processes that torchrun or SLURM has started, or None if neither has."""
     if not launched_from_outside():
         return None
     return int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_STEP_NUM_TASKS"])
 
 
 def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """Torchrun's variables from those of a task of a SLURM step (srun), or nothing where there is no such step.
+    """Return torchrun's variables from those of a SLURM step's task (srun); empty if there is no such step.
 
-    A batch script outside srun is one process whatever the number of tasks reserved, so the job's own
-    SLURM_NTASKS is not asked.
+    A batch script outside srun is one process regardless of the number of tasks reserved, so the job's own
+    SLURM_NTASKS is not used.
     """
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks < 2:
@@ -63,7 +63,7 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """SLURM's `4(x2),3` as [4, 4, 3]."""
+    """Return SLURM's `4(x2),3` as [4, 4, 3]."""
     counts = []
     for entry in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
@@ -74,9 +74,9 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def join_group(accelerator: str) -> bool:
-    """Join the process group when the environment says that there are several processes.
+    """Join the process group if the environment defines several processes; return whether it does.
 
-    Those of one machine's own launcher meet by a file, those of torchrun and SLURM at an address and a port.
+    Processes started by this package's launcher meet at a file, those of torchrun and SLURM at an address and port.
     """
     adopt_outside_launch()
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
@@ -94,26 +94,26 @@ def join_group(accelerator: str) -> bool:
 
 
 def local_world_size() -> int:
-    """How many of the processes run on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed() else 1
 
 
 def nodes() -> int:
-    """How many machines the processes run on."""
+    """Return the number of machines that the processes run on."""
     return world_size() // local_world_size()
 
 
 def require_even_machines() -> None:
-    """Every machine has as many processes as the others, which Lightning counts on.
+    """Check that every machine has the same number of processes, as Lightning assumes.
 
     Raises:
-        UserError: on every process alike, with the numbers.
+        UserError: on every process, with the numbers.
     """
     counts = dict(gathered((int(os.environ.get("GROUP_RANK", "0")), local_world_size())))
     if len(set(counts.values())) > 1:
         counted = ", ".join(str(counts[machine]) for machine in sorted(counts))
         raise UserError(
-            f"the machines have {counted} processes, but each must have as many as the others",
+            f"the machines have {counted} processes, but each must have the same number",
             where="trainer.num_nodes",
             hint=f"start {min(counts.values())} on each (torchrun --nproc-per-node, srun --ntasks-per-node), "
             "or leave out the machines with fewer devices",
@@ -121,5 +121,5 @@ def require_even_machines() -> None:
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """Where Lightning learns the ranks: torchrun's variables, whatever else it would find in the environment."""
+    """Return where Lightning reads the ranks: torchrun's variables, whatever else is in the environment."""
     return TorchElasticEnvironment() if distributed() else LightningEnvironment()

@@ -88,6 +88,6 @@ def test_where_none_is_left_the_run_does_not_begin_anew_unasked(whole, toy, serv
     for _ in range(2):
         assert server.run(run) == [2]
         told = server.log.read_text()
-        assert "no checkpoint is left that is not damaged" in told and "delete the folder" in told
+        assert "all checkpoints are damaged" in told and "delete the folder" in told
     shutil.rmtree(run.stage_folder(2) / "checkpoints")
     assert server.run(run) == [0]

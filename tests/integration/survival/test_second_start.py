@@ -61,4 +61,4 @@ def test_a_start_after_a_kill_finds_the_folder_free(toy, server):
     assert server.run(ours, 2, die={"at": "forward", "nth": 6, "how": "kill all", "on": 0}) == [-9, -9]
     assert (ours.folder / "run.lock").exists()
     assert server.run(ours, 2, lose_patience={"seconds": 0.0}) == [0, 0]
-    assert "at work" not in server.log.read_text()
+    assert "is using" not in server.log.read_text()
