@@ -23,7 +23,7 @@ from hdm_lightning.autoencoding.transforms import (
 
 
 class Branch(StrEnum):
-    """The decoder's input and its target."""
+    """A branch of a step: decoder input -> target."""
 
     EQUIVARIANT = "equivariant"  # τ(z) -> τ(x)
     DOWNSCALED = "downscaled"  # z of s·x -> s·x
@@ -136,7 +136,7 @@ def _draw_scale(settings: BranchSettings, height: int, width: int, source: rando
     both = [scale for scale in rows if scale in columns]
     if not rows or not columns or (not both and not settings.anisotropic):
         raise ValueError(
-            f"scale_numerators: no scale n/{settings.scale_denominator} gives a {height}×{width} latent a whole size"
+            f"scale_numerators: no scale n/{settings.scale_denominator} gives a whole size for {height}×{width} cells"
         )
     if settings.anisotropic:
         return Scale(source.choice(rows), source.choice(columns), settings.antialias)

@@ -35,7 +35,7 @@ class Guide:
 
     Args:
         velocity: the weak prediction: without the prompt, or with a higher routing rate.
-        scale: 1 has no effect and costs no evaluation.
+        scale: guidance scale; 1 has no effect and costs no evaluation.
         interval: times (low, high) within which the guide acts (arXiv 2404.07724); outside it costs nothing.
     """
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments of XUT.forward, with messages that name the argument, and latents to tokens and back.
+"""Check the arguments of XUT.forward, naming them in messages, and convert latents to tokens and back.
 
 Shapes: B batch, C channels, H×W latent, p patch, L text tokens, N image tokens, K kept tokens.
 Checks of values (not of shapes) read the tensor, so they run only on CPU tensors and outside compilation: an

@@ -70,7 +70,7 @@ class ReconstructionDistances:
 class AutoencoderReport(Callback):
     """Measures reconstruction, equivariance and latents in every validation, with the weights that it runs on.
 
-    Put it after a `WeightAverages`, which replaces the weights by its first average for a validation.
+    Put it after a `WeightAverages`, which replaces the weights with its first average for a validation.
 
     Args:
         perceptual: perceptual distance to report, as (name, distance), or None.

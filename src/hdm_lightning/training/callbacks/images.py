@@ -159,7 +159,7 @@ def size_of(aspect_ratio: float, resolution: int, multiple: int) -> tuple[int, i
 class ReconstructionImages(Callback):
     """Reconstructs the first validation images in every validation, as PNG and to the loggers, on the first process.
 
-    Put it after a `WeightAverages`, which replaces the weights by its first average for a validation.
+    Put it after a `WeightAverages`, which replaces the weights with its first average for a validation.
 
     Args:
         count: number of images; 0 disables it.

@@ -147,7 +147,7 @@ SECTIONS = {
 class SectionTimer(Profiler):
     """Passes every action on to the trainer's own profiler, and adds up the seconds of those in `SECTIONS`.
 
-    `attach` replaces the trainer's profiler by this one, `detach` restores it. Only training counts.
+    `attach` replaces the trainer's profiler with this one, `detach` restores it. Only training counts.
 
     Args:
         device: a section is timed by two events on the stream on CUDA, by the host's clock elsewhere.

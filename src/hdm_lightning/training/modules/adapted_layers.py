@@ -35,7 +35,7 @@ class LayerAdapter(ABC):
 
     def __init__(self, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
         if rank < 1:
-            raise UserError(f"{rank} is not a rank", where="rank", hint="set 1 or more; for no adapter, adapter=null")
+            raise UserError(f"{rank} is below 1", where="rank", hint="set 1 or more, or adapter=null for no adapter")
         self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
 
     @abstractmethod
@@ -48,13 +48,13 @@ class LayerAdapter(ABC):
 
     @abstractmethod
     def elements_beside(self, size: int, out: int) -> int:
-        """Return the number of matrix elements that each token is multiplied by in addition to a layer (out, size)."""
+        """Return the number of multiplications per token added to a layer (out, size)."""
 
     def layers(self, network: nn.Module) -> list[str]:
         """Return the names of the layers to adapt, in the network's order.
 
         Raises:
-            UserError: the network is already adapted, or a target matches no layer.
+            UserError: the network is already adapted, there are no targets, or one matches no layer.
         """
         if is_adapted(network):
             raise UserError("the network already has an adapter", where="adapter", hint="merge it first")

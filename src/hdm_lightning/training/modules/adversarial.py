@@ -41,7 +41,7 @@ class LossWeights(Protocol):
 
 
 class GeneratorObjective:
-    """The reconstruction terms and the KL divergence; a discriminator adds the adversarial term elsewhere.
+    """The reconstruction terms and the KL divergence; `AdversarialSteps` adds the adversarial term.
 
     Args:
         settings: kind of the pixel term and the weights.

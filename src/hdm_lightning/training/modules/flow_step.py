@@ -72,7 +72,7 @@ def other_autoencoder(of_latents: str, of_run: str, *, named: str = "") -> UserE
         f"the latents of the training or validation set are from another autoencoder{named and f', {named}'} "
         f"({of_latents[:12]}), not this run's ({of_run[:12]})",
         where="vae.name",
-        hint="set the autoencoder passed to `hdm-shards encode` as --vae, or encode the images with this one",
+        hint="set the autoencoder that `hdm-shards encode` used as --vae, or encode the images with this one",
     )
 
 

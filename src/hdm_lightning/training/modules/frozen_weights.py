@@ -53,15 +53,15 @@ def put_back_frozen(checkpoint: dict[str, Any], network: nn.Module) -> None:
     if own != set(saved) or not frozen:
         odd = sorted(own ^ set(saved))[:3]
         raise UserError(
-            f"the checkpoint is of an adapter, but the network trains other parameters: {', '.join(odd)}",
+            f"the checkpoint contains an adapter, but the network trains other parameters: {', '.join(odd)}",
             where="ckpt_path",
             hint="pass the network with the same adapter: LoRA(…)(network), with the same rank and targets",
         )
     if noted != _checksum(network, frozen):
         raise UserError(
-            "the checkpoint is of an adapter that was trained on another base than this network",
+            "the checkpoint's adapter was trained on another base than this network",
             where="init",
-            hint="use the base that the run started from, as its config.yaml has it under init",
+            hint="set the base that the run started from, which is init in its config.yaml",
         )
     checkpoint["state_dict"].update({NETWORK_PREFIX + name: value for name, value in frozen.items()})
 

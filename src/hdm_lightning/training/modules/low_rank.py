@@ -51,7 +51,7 @@ class LoRA(LayerAdapter):
         return self.rank * (size + out)
 
     def elements_beside(self, size: int, out: int) -> int:
-        """Return the number of matrix elements that each token is multiplied by in addition to a layer (out, size)."""
+        """Return the number of multiplications per token added to a layer (out, size)."""
         return self.parameters_beside(size, out)
 
     def __call__(self, network: nn.Module) -> Any:

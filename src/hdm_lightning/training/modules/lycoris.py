@@ -1,4 +1,4 @@
-"""LoHa and LoKr (LyCORIS, arXiv 2309.14859): adapters with fewer parameters per rank than LoRA.
+"""LoHa and LoKr (LyCORIS, arXiv 2309.14859): adapters that need fewer parameters than LoRA for the same rank.
 
 The layers are implemented here, since those of the packages peft and lycoris-lora draw a random number in every
 forward pass and branch on it: blocks could then be neither compiled whole nor recomputed in the backward pass.
@@ -39,11 +39,11 @@ class LyCORIS(LayerAdapter):
 
     Args:
         kind: "lokr", a Kronecker product of two small matrices; "loha", an elementwise product of two low-rank ones.
-        rank: rank of the factors, at least 1; from half the size of LoKr's second factor, that factor is a full matrix.
+        rank: rank of the factors, at least 1; from half the size of LoKr's second factor on, that is a full matrix.
         alpha: the adapter's output is scaled by alpha / rank; None means rank, so a scale of 1. A LoKr of two full
             matrices always has a scale of 1.
         targets: names in `adapted_layers.TARGETS`, or regular expressions that match whole layer names.
-        factor: for LoKr, most rows and columns of its first factor; -1 for about the square root of the layer's.
+        factor: for LoKr, largest size of its first factor; -1 for about the square root of the layer's.
         decompose_both: for LoKr, whether the first factor is also a low-rank product.
 
     Raises:
@@ -80,7 +80,7 @@ class LyCORIS(LayerAdapter):
         return sum(tensor.numel() for tensor in self.tensors(out, size, torch.device("meta")).values())
 
     def elements_beside(self, size: int, out: int) -> int:
-        """Return the number of matrix elements that each token is multiplied by in addition to a layer (out, size)."""
+        """Return the number of multiplications per token added to a layer (out, size)."""
         if self.kind == "loha":
             rank = self.rank**2
         else:

@@ -159,7 +159,7 @@ class ResumableModule(LightningModule, ABC):
     the position in the schedule from the checkpoint. A validation due at that step is neither lost nor repeated.
 
     Args:
-        seed: determines every random draw, with the stage.
+        seed: with the stage, determines every random draw.
         stage: name of this training, which separates its random draws from others with the same seed.
 
     Attributes:
@@ -304,7 +304,7 @@ class ResumableModule(LightningModule, ABC):
 
     @property
     def fused(self) -> bool:
-        """Whether optimizers may be fused; not under float16, where a fused one takes scaled, unclippable gradients."""
+        """Whether optimizers may be fused; not in float16, where they take scaled gradients, which cannot be clipped."""
         return self.trainer.precision != FLOAT16
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -354,5 +354,5 @@ def call_optimizer(factory: OptimizerFactory, groups: list[Any], *, fused: bool)
     except UserError:
         raise
     except ValueError as error:
-        hint = "change the setting that it names; `--explain optimizer` shows them"
+        hint = "change the setting that the message names; `--explain optimizer` shows all of them"
         raise UserError(f"a setting was rejected: {error}", where="optimizer", hint=hint) from error

@@ -1,4 +1,4 @@
-"""Work that a device does in parallel to work queued earlier."""
+"""Work that a device does in parallel with work queued earlier."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +14,7 @@ class SideStream:
     on it or do not change. Its results may be used on the current stream after `take_over`.
 
     Args:
-        device: device of both streams; copies to it already queued on the current stream, such as weights, come first.
+        device: device of both streams; work queued so far on the current one, such as copies of weights, comes first.
     """
 
     def __init__(self, device: torch.device) -> None:
