@@ -304,7 +304,7 @@ class ResumableModule(LightningModule, ABC):
 
     @property
     def fused(self) -> bool:
-        """Whether optimizers may be fused; not in float16, where they take scaled gradients, which cannot be clipped."""
+        """Whether optimizers may be fused; not in float16, where they take scaled gradients that cannot be clipped."""
         return self.trainer.precision != FLOAT16
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
