@@ -134,7 +134,7 @@ def test_a_run_does_not_go_on_over_another_base(lora_job, base, toy_job, tmp_pat
         ({"init": "runs/nowhere"}, "init", "no model in runs/nowhere"),
         ({"adapter": {"rank": 0}}, "adapter.rank", "1 or more"),
         ({"adapter": {"targets": ["atention"]}}, "adapter.targets", "attention"),
-        ({"adapter": {"targets": ["(("]}}, "adapter.targets", "no pattern"),
+        ({"adapter": {"targets": ["(("]}}, "adapter.targets", "not a valid pattern"),
         ({"adapter": {"dropout": 0.1}}, "adapter.dropout", "unknown key"),
         ({"model": {"decoder_blocks": 5}}, "model.decoder_blocks", "model.decoder_blocks=null"),
         ({"text_encoder": {"layer": -2}}, "text_encoder.layer", "text_encoder.layer=null"),

@@ -111,9 +111,9 @@ def test_a_size_that_would_not_be_whole_is_refused():
         Scale.uniform(Fraction(3, 5))(torch.zeros(1, 4, 8, 8))
     with pytest.raises(ValueError, match="not a whole number of cells"):
         Crop(0, 0, 1, 1)(torch.zeros(1, 3, 30, 32), FACTOR)
-    with pytest.raises(ValueError, match="does not lie inside"):
+    with pytest.raises(ValueError, match="is not inside a grid"):
         Crop(6, 0, 3, 3)(torch.zeros(1, 4, 8, 8))
-    with pytest.raises(ValueError, match="not one whole multiple"):
+    with pytest.raises(ValueError, match="not the same whole multiple"):
         pixels_per_cell(torch.zeros(1, 3, 32, 40), torch.zeros(1, 4, 8, 8))
 
 

@@ -82,7 +82,7 @@ def test_impossible_probabilities_are_refused():
 def test_scales_that_enlarge_and_transforms_that_do_nothing_are_refused():
     with pytest.raises(ValueError, match="got 33/32, expected at most 1"):
         BranchSettings(scale_numerators=(16, 33))
-    with pytest.raises(ValueError, match="leave every picture as it is"):
+    with pytest.raises(ValueError, match="leave every image unchanged"):
         BranchSettings(scale_numerators=(32,), quarter_turns=(0, 4))
     assert BranchSettings(scale_numerators=(), quarter_turns=(), flips=True).flips
 

@@ -46,7 +46,7 @@ BAD = {
     "keep batch": ({"keep": torch.zeros(1, 1, dtype=torch.int64)}, "keep", "(1, 1)", "(2, K)"),
     "keep range": ({"keep": torch.tensor([[0, 12], [1, 2]])}, "keep", "0 to 12", "0 to 11"),
     "keep negative": ({"keep": torch.tensor([[0, -1], [1, 2]])}, "keep", "-1 to 2", "0 to 11"),
-    "keep twice": ({"keep": torch.tensor([[0, 3], [2, 2]])}, "keep", "twice", "distinct"),
+    "keep twice": ({"keep": torch.tensor([[0, 3], [2, 2]])}, "keep", "repeated", "distinct"),
     "keep none": ({"keep": torch.zeros(2, 0, dtype=torch.int64)}, "keep", "0 indices", "1 to 12"),
     "keep many": ({"keep": torch.zeros(2, 13, dtype=torch.int64)}, "keep", "13 indices", "1 to 12"),
     "mask shape": ({"keep": torch.ones(2, 11, dtype=torch.bool)}, "keep", "(2, 11)", "(2, 12)"),

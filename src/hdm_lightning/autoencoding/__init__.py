@@ -1,1 +1,1 @@
-"""What trains an autoencoder: equivariance transforms, branches, losses, perceptual features (torch only)."""
+"""Math of autoencoder training: equivariance transforms, branches, losses, perceptual features (torch only)."""

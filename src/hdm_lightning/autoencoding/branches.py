@@ -1,9 +1,9 @@
-"""Which of its three branches an EQ-VAE step takes, and what decoder input and target that branch means.
+"""The three branches of an EQ-VAE step, each with its decoder input and target, and the draw of one of them.
 
-Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); noise = standard normal, the latent's shape.
+Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); noise = standard normal, in the latent's shape.
 
 One branch is drawn for the whole global batch (arXiv 2502.09509, section 4), from the seed and the number of samples
-seen before it: never from the rank, so that all ranks of a step work on equal shapes and on the same τ.
+seen so far, never from the rank, so that all ranks of a step work on equal shapes and the same τ.
 """
 
 import random
@@ -23,7 +23,7 @@ from hdm_lightning.autoencoding.transforms import (
 
 
 class Branch(StrEnum):
-    """What the decoder gets and what it must give back."""
+    """A branch of a step: decoder input -> target."""
 
     EQUIVARIANT = "equivariant"  # τ(z) -> τ(x)
     DOWNSCALED = "downscaled"  # z of s·x -> s·x
@@ -32,22 +32,22 @@ class Branch(StrEnum):
 
 @dataclass(frozen=True)
 class BranchSettings:
-    """How branches and transforms are drawn.
+    """The distribution of branches and transforms.
 
     The defaults are EQ-VAE's (arXiv 2502.09509, section 4): half of the steps equivariant, a quarter of the rest on
-    down-scaled images, τ = scale by {8…31}/32 then 1…3 quarter turns. `BranchSettings.anime()` gives the variant of the
+    downscaled images, τ = scale by {8…31}/32 then 1…3 quarter turns. `BranchSettings.anime()` is the variant of the
     anime EQ-SDXL-VAE, `BranchSettings.off()` plain reconstruction.
 
     Args:
         equivariant: probability of the equivariant branch, in [0, 1].
-        downscaled: probability of the down-scaled branch, in [0, 1 - equivariant].
-        scale_numerators: n of the scales n/scale_denominator, none above 1; those without an exact size are left out
-            of the draw.
+        downscaled: probability of the downscaled branch, in [0, 1 - equivariant].
+        scale_numerators: n of the scales n/scale_denominator, none above 1; scales without an exact size are not
+            drawn.
         scale_denominator: denominator of the scales.
-        quarter_turns: the k of which one is drawn.
-        anisotropic: draw height's and width's scales independently.
-        antialias: let every pixel and every cell count where it scales; the published experiment does not.
-        flips: mirror the target and latent left-right with probability 1/2 in the equivariant branch.
+        quarter_turns: numbers of quarter turns to draw from.
+        anisotropic: draw the scales of height and width independently.
+        antialias: scale with an antialiasing filter; the published experiment does not.
+        flips: mirror target and latent left-right with probability 1/2 in the equivariant branch.
     """
 
     equivariant: float = 0.5
@@ -62,7 +62,7 @@ class BranchSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.equivariant <= 1 or not 0 <= self.downscaled <= 1 - self.equivariant + 1e-9:
             raise ValueError(
-                f"equivariant, downscaled: probabilities {self.equivariant} and {self.downscaled} must lie in [0, 1] "
+                f"equivariant, downscaled: probabilities {self.equivariant} and {self.downscaled} must be in [0, 1] "
                 "and sum to at most 1"
             )
         if self.scale_denominator < 1 or any(n < 1 for n in self.scale_numerators):
@@ -74,13 +74,13 @@ class BranchSettings:
         moves = self.flips or any(turns % 4 for turns in self.quarter_turns)
         if self.equivariant and not moves and not any(n < self.scale_denominator for n in self.scale_numerators):
             raise ValueError(
-                "equivariant: scale_numerators, quarter_turns and flips leave every picture as it is; "
+                "equivariant: scale_numerators, quarter_turns and flips leave every image unchanged; "
                 "expected a transform, or probability 0"
             )
 
     @classmethod
     def anime(cls) -> "BranchSettings":
-        """Return the anime EQ-SDXL-VAE's draw: 0.65 equivariant, the rest plain, scales {8,10,…,30}/32."""
+        """Return the settings of the anime EQ-SDXL-VAE: 0.65 equivariant, the rest plain, scales {8,10,…,30}/32."""
         return cls(equivariant=0.65, downscaled=0.0, scale_numerators=tuple(range(8, 31, 2)))
 
     @classmethod
@@ -91,24 +91,24 @@ class BranchSettings:
 
 @dataclass(frozen=True)
 class Draw:
-    """One step's branch with its transform; identity for the plain branch."""
+    """The branch of one step and its transform, the identity for the plain branch."""
 
     branch: Branch
     transform: Transform = IDENTITY
 
 
 def draw_branch(settings: BranchSettings, height: int, width: int, *, seed: int, samples_seen: int) -> Draw:
-    """Draw branch and τ of one step.
+    """Draw the branch and τ of one step.
 
     Args:
         settings: probabilities and ranges.
         height: latent rows.
         width: latent columns.
         seed: the run's seed.
-        samples_seen: samples that all ranks together had seen before this step; the same on every rank.
+        samples_seen: samples seen by all ranks together before this step; the same on every rank.
 
     Raises:
-        ValueError: none of the scales gives a whole number of cells for this latent size.
+        ValueError: no scale gives a whole number of cells for this latent size.
     """
     source = random.Random(f"eq-vae branch {seed} {samples_seen}")
     where = source.random()
@@ -136,7 +136,7 @@ def _draw_scale(settings: BranchSettings, height: int, width: int, source: rando
     both = [scale for scale in rows if scale in columns]
     if not rows or not columns or (not both and not settings.anisotropic):
         raise ValueError(
-            f"scale_numerators: no scale n/{settings.scale_denominator} gives a whole size of a {height}×{width} latent"
+            f"scale_numerators: no scale n/{settings.scale_denominator} gives a whole size for {height}×{width} cells"
         )
     if settings.anisotropic:
         return Scale(source.choice(rows), source.choice(columns), settings.antialias)

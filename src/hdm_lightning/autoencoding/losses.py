@@ -1,10 +1,10 @@
-"""The terms of an autoencoder's generator loss, each one mean per sample.
+"""The terms of an autoencoder's generator loss, each one a mean per sample.
 
 Shapes: image (B,3,H,W) in [-1, 1]; mean and log_variance of the posterior (B,C,h,w); every term (B,).
 
-All terms are means over their elements, so that no weight depends on resolution, scale or factor. A batch's loss is the
-mean over its samples with a hole's share set to 0: ranks need no talk about how many holes each of them met, and two
-ranks give exactly the loss of one process with twice the batch.
+All terms are means over their elements, so no weight depends on resolution, scale or factor. A batch's loss is the
+mean over its samples, to which a hole adds 0: ranks need not communicate how many holes each of them has, and two
+ranks compute exactly the loss of one process with twice the batch.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ PIXEL_LOSSES = tuple(_POINTWISE)
 def pixel_loss(output: Tensor, target: Tensor, kind: PixelLoss = "l1") -> Tensor:
     """Return the mean pointwise difference per sample (B,).
 
-    "huber" is quadratic below a difference of 0.1 (about 13 of 255 grey levels) and linear above.
+    "huber" is quadratic below a difference of 0.1 (about 13 of 255 gray levels) and linear above.
     """
     if kind not in _POINTWISE:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(_POINTWISE)}")
@@ -64,7 +64,7 @@ def generator_adversarial(fake_logits: Tensor) -> Tensor:
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor, largest: float = 1e4) -> Tensor:
     """Return λ = clamp(‖∇rec‖ / (‖∇adv‖ + 1e-4), 0, largest), detached.
 
-    Both gradients are those of the decoder's last convolution (taming transformers, arXiv 2012.09841, equation 7).
+    Both gradients are with respect to the decoder's last convolution (VQGAN, arXiv 2012.09841, equation 7).
     """
     norms = torch.linalg.vector_norm(reconstruction_gradient), torch.linalg.vector_norm(adversarial_gradient)
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, largest).detach()

@@ -1,4 +1,4 @@
-"""Patches of the training images, cut on the latent grid: cheap steps before whole images are trained on.
+"""Patches of the training images, cut on the latent grid: cheap steps before training on whole images.
 
 Shapes: image (B,3,f·H,f·W); latent (B,C,H,W).
 """
@@ -9,14 +9,14 @@ from hdm_lightning.autoencoding.transforms import Crop
 
 
 def draw_patch(height: int, width: int, size: int, *, seed: int, samples_seen: int) -> Crop:
-    """Return a size × size box (in latent cells) at a random place of a height × width latent.
+    """Return a size × size box (in latent cells) at a random position in a height × width latent.
 
     Args:
         height: latent rows.
         width: latent columns.
-        size: side of the box, at most both.
+        size: side of the box, at most `height` and `width`.
         seed: the run's seed.
-        samples_seen: samples that all ranks together had seen before; the same on every rank.
+        samples_seen: samples seen by all ranks together so far; the same on every rank.
     """
     if not 1 <= size <= min(height, width):
         raise ValueError(f"size: got {size} cells, expected 1…{min(height, width)} for a {height}×{width} latent")

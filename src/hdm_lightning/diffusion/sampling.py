@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor
 
 Velocity = Callable[[Tensor, float], Tensor]
-"""v(x, t): the velocity of a whole batch at one time; a float, so that choices by time never wait for a device.
+"""v(x, t): the velocity of a whole batch at one time; t is a float, so branching on it never waits for a device.
 
-One that jumps at some times, as guidance does at the edges of its interval, has a method `piece(t)`: the velocity that
-is smooth in time and holds around t, equal to that of another time where no jump lies between. A step is made with the
-piece of its beginning alone, and nothing is extrapolated from one piece into the next.
+A velocity that jumps at some times, as guidance does at the ends of its interval, has a method `piece(t)`: a velocity
+that is smooth in time and agrees with it around t. Pieces of two times compare equal if no jump lies between them.
+Each step uses only the piece at its start, and no solver extrapolates across a jump.
 """
 
 OnStep = Callable[[int, Tensor], Tensor]
-"""Called after each step with (steps done, the state); returns the state to continue from."""
+"""Called after each step as (steps done, state); returns the state to continue from."""
 
 Solver = Callable[..., Tensor]
 """(velocity, x, grid, on_step=…) -> x at the grid's last time."""
@@ -29,11 +29,11 @@ def _unchanged(done: int, x: Tensor) -> Tensor:
 
 
 def euler(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
-    """Euler's method: first order, one evaluation a step.
+    """Euler's method: first order, one evaluation per step.
 
     Args:
         velocity: v(x, t).
-        x: state at the grid's first time, in the dtype to integrate in.
+        x: state at the grid's first time; its dtype is used for the integration.
         grid: decreasing times.
         on_step: called after each step.
 
@@ -46,10 +46,10 @@ def euler(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchan
 
 
 def heun(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
-    """Heun's method (arXiv 2206.00364, algorithm 1): second order, two evaluations a step.
+    """Heun's method (arXiv 2206.00364, algorithm 1): second order, two evaluations per step.
 
-    A step that ends at t = 0 is an Euler step, as there: the network hardly sees that time in training, and one
-    uncorrected step leaves the order as it is. Arguments as for `euler`.
+    As in the paper, a step that ends at t = 0 is an Euler step: the network hardly sees that time in training, and
+    one uncorrected step does not lower the order. Arguments as for `euler`.
     """
     for done, now, then in _steps(grid):
         piece = _piece(velocity, now)
@@ -62,19 +62,19 @@ def heun(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchang
 
 
 def adams_bashforth_2(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
-    """Two-step Adams–Bashforth on steps of any length: second order, one evaluation a step.
+    """Two-step Adams–Bashforth with variable step size: second order, one evaluation per step.
 
-    The velocity is extrapolated linearly in t from this step's and the one before; the first step is Euler's, and so is
-    the first one behind a jump of the velocity.
+    The velocity is extrapolated linearly in t from this step and the previous one; the first step, and the first one
+    after each jump of the velocity, is an Euler step.
     Arguments as for `euler`.
     """
     return _adams_bashforth(velocity, x, grid, on_step, order=2)
 
 
 def adams_bashforth_3(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
-    """Three-step Adams–Bashforth on steps of any length: third order, one evaluation a step.
+    """Three-step Adams–Bashforth with variable step size: third order, one evaluation per step.
 
-    The first step is Heun's (one evaluation more), the second one two-step, and so again behind a jump of the velocity.
+    It starts, and restarts after each jump of the velocity, with a Heun step (one extra evaluation) and a two-step one.
     Arguments as for `euler`.
     """
     return _adams_bashforth(velocity, x, grid, on_step, order=3)
@@ -86,11 +86,11 @@ SOLVERS: Mapping[str, Solver] = {
     "ab2": adams_bashforth_2,
     "ab3": adams_bashforth_3,
 }
-"""The solvers by the names that configurations and commands use."""
+"""The solvers by their names in configurations and commands."""
 
 
 def _adams_bashforth(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep, *, order: int) -> Tensor:
-    """Adams–Bashforth of a given order (Hairer, Nørsett, Wanner: Solving ODEs I, section III.1 and III.5)."""
+    """Adams–Bashforth of a given order (Hairer, Nørsett, Wanner: Solving ODEs I, sections III.1 and III.5)."""
     slopes: list[tuple[float, Tensor]] = []
     before = None
     for done, now, then in _steps(grid):
@@ -117,7 +117,7 @@ def _piece(velocity: Velocity, t: float) -> Velocity:
 
 
 def _integrals_of_lagrange_basis(nodes: Sequence[float], start: float, end: float) -> list[float]:
-    """∫ ℓⱼ(t) dt from start to end for each of at most four nodes; Simpson's rule is exact for cubics."""
+    """Return ∫ ℓⱼ(t) dt from start to end for each of at most four nodes; Simpson's rule is exact for cubics."""
     integrals = []
     for node in nodes:
         others = [other for other in nodes if other != node]
@@ -129,7 +129,7 @@ def _integrals_of_lagrange_basis(nodes: Sequence[float], start: float, end: floa
 
 
 def _steps(grid: Tensor) -> Iterator[tuple[int, float, float]]:
-    """For each step its number, from 1, and its times (now, then)."""
+    """Yield each step as (number from 1, start time, end time)."""
     times: list[float] = grid.tolist()
     if grid.dim() != 1 or len(times) < 2 or any(a <= b for a, b in itertools.pairwise(times)):
         raise ValueError(f"grid: got {times}, expected at least two decreasing times")

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 LARGEST_SHIFT = 1e6
-"""Of a time grid; beyond, all steps but the last are taken in pure noise."""
+"""Largest shift of a time grid; beyond it, all steps but the last are in pure noise."""
 
 
 def uniform_grid(steps: int, *, start: float = 1.0) -> Tensor:
-    """Equal steps from `start` to 0.
+    """Return a grid of equal steps from `start` to 0.
 
     Args:
         steps: number of steps, at least 1.
@@ -18,7 +18,7 @@ def uniform_grid(steps: int, *, start: float = 1.0) -> Tensor:
         `steps` + 1 decreasing times, float64 on the CPU.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: an argument is out of range.
     """
     if steps < 1:
         raise ValueError(f"steps: got {steps}, expected at least 1")
@@ -28,7 +28,7 @@ def uniform_grid(steps: int, *, start: float = 1.0) -> Tensor:
 
 
 def shifted_grid(steps: int, shift: float, *, start: float = 1.0) -> Tensor:
-    """A uniform grid moved towards noise, t ← shift·t / (1 + (shift − 1)·t) (arXiv 2403.03206, equation 23).
+    """Return a uniform grid shifted toward noise, t ← shift·t / (1 + (shift − 1)·t) (arXiv 2403.03206, equation 23).
 
     Args:
         steps: number of steps, at least 1.
@@ -39,12 +39,12 @@ def shifted_grid(steps: int, shift: float, *, start: float = 1.0) -> Tensor:
         `steps` + 1 decreasing times, float64 on the CPU.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: an argument is out of range.
     """
     if not 0.0 < shift <= LARGEST_SHIFT:
         raise ValueError(f"shift: got {shift}, expected above 0 and at most {LARGEST_SHIFT:g}")
     if not 0.0 < start <= 1.0:
         raise ValueError(f"start: got {start}, expected 0 < start ≤ 1")
-    start_before_shift = start / (shift * (1.0 - start) + start)  # no difference of two large shifts
+    start_before_shift = start / (shift * (1.0 - start) + start)  # this form subtracts no two large numbers
     grid = uniform_grid(steps, start=start_before_shift)
     return shift * grid / (1.0 + (shift - 1.0) * grid)

@@ -1,4 +1,4 @@
-"""The networks: XUT, its blocks, positions, routing and counts, and the discriminator (pure torch)."""
+"""The networks: XUT, with its blocks, positions and routing, and the discriminator (pure torch)."""
 
 from hdm_lightning.models.config import PUBLISHED, XUTConfig
 from hdm_lightning.models.xut import XUT

@@ -1,6 +1,6 @@
 """Self-attention and cross-attention with axial rotary embedding.
 
-Its frequencies are learned per head.
+The rotary frequencies are learned per head.
 
 Shapes: B batch, S query tokens, M key tokens, H heads, d head dim, D = H·d width, A = d/2 angles (y and x alternate).
 """
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` whose parameters are allocated only: `initialization` fills those of the whole network once."""
+    """`torch.nn.Linear` that leaves its parameters uninitialized: `initialization` fills the whole network once."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is."""
+        """Do nothing."""
 
 
 class SelfAttention(nn.Module):
@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
         self.log_frequencies = nn.Parameter(torch.empty(heads, head_dim // 4, 2))
 
     def forward(self, tokens: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """(B,S,D) with positions (B or 1,S,2) to (B,S,D); ``key_mask`` (B,1,1,S) is true where a key counts."""
+        """(B,S,D) with positions (B or 1,S,2) to (B,S,D); ``key_mask`` (B,1,1,S) is true for keys to attend to."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, self.head_dim))
         query_key, value = qkv.split((2, 1), dim=2)
         angles = rotation_angles(positions, self.log_frequencies)
@@ -50,7 +50,7 @@ class CrossAttention(nn.Module):
         self.log_frequencies = nn.Parameter(torch.empty(heads, head_dim // 4, 2))
 
     def forward(self, tokens: Tensor, memory: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """(B,S,D) reading (B,S,D) at the same positions (B or 1,S,2), to (B,S,D)."""
+        """(B,S,D) attending to a memory (B,S,D) at the same positions (B or 1,S,2), to (B,S,D)."""
         query = self.query(tokens).unflatten(-1, (self.heads, self.head_dim))
         key_value = self.key_value(memory).unflatten(-1, (2, self.heads, self.head_dim))
         key, value = key_value.unbind(2)
@@ -67,9 +67,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) 
 
 
 def rotation_angles(positions: Tensor, log_frequencies: Tensor) -> Tensor:
-    """Angle 2j of a token is y·exp(f[j,0]) and angle 2j+1 is x·exp(f[j,1]).
+    """Return rotary angles: angle 2j of a token is y·exp(f[j,0]) and angle 2j+1 is x·exp(f[j,1]).
 
-    Angles are formed in float32 or better, whatever the dtype of the activations.
+    Angles are computed in at least float32, whatever the dtype of the activations.
 
     Args:
         positions: (B or 1,S,2) as (y, x).
@@ -84,14 +84,14 @@ def rotation_angles(positions: Tensor, log_frequencies: Tensor) -> Tensor:
 
 
 def rotate(features: Tensor, angles: Tensor) -> Tensor:
-    """Rotate each adjacent channel pair (2i, 2i+1) of (…,d) by angle i of (…,A), which broadcasts to it.
+    """Rotate each adjacent channel pair (2i, 2i+1) of (…,d) by angle i of (…,A), which is broadcast.
 
     Returns:
         (…,d) in the dtype of the features.
     """
     pairs = features.unflatten(-1, (-1, 2))
-    # One complex product is several times faster in eager mode; the compiler fuses the real form and cannot
-    # the complex one, which has no half precision either.
+    # One complex product is several times faster in eager mode; the compiler fuses the real form but not the
+    # complex one, which does not exist in half precision either.
     if features.dtype == angles.dtype and not torch.compiler.is_compiling():
         turned = torch.view_as_complex(pairs) * torch.polar(torch.ones_like(angles), angles)
         return torch.view_as_real(turned).flatten(-2)

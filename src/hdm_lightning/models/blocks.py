@@ -1,4 +1,4 @@
-"""The transformer block of XUT: self-attention, in some blocks cross-attention, SwiGLU.
+"""The transformer block of XUT: self-attention, cross-attention in some blocks, and SwiGLU.
 
 Shapes: B batch, S tokens, D width.
 """
@@ -17,7 +17,7 @@ NORM_EPS = 1e-6
 
 
 class ModulatedNorm(nn.Module):
-    """RMSNorm whose gain is multiplied, and whose result is shifted, by a modulation."""
+    """RMSNorm with a modulation that multiplies its gain and shifts its result."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -25,15 +25,15 @@ class ModulatedNorm(nn.Module):
 
     def forward(self, tokens: Tensor, modulation: Modulation) -> Tensor:
         """(B,S,D) to (B,S,D): RMSNorm(x)·weight·gain + shift, rounded once to the dtype of the tokens."""
-        # The norm accumulates in float32 by itself. Autocast would also hand back, and keep for the backward
-        # pass, float32 copies of the sequence, twice the memory and traffic.
+        # The norm already accumulates in float32. Autocast would also return float32 copies of the sequence and
+        # keep them for the backward pass, at twice the memory and traffic.
         with torch.autocast(autocast_device(tokens), enabled=False):
             normed = F.rms_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
             return torch.addcmul(modulation.shift, normed, self.weight * modulation.gain).to(tokens.dtype)
 
 
 class SwiGLU(nn.Module):
-    """silu(first half)·second half of a packed Linear, then Linear back to the width."""
+    """silu(first half)·second half of a packed Linear, then a Linear back to the width."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class SwiGLU(nn.Module):
 
 
 class XUTBlock(nn.Module):
-    """One block.
+    """One block of the network.
 
     Args:
-        config: of the network.
-        reads_memory: adds the cross-attention to the memory between the other two sublayers.
-        joins_memory: begins with a projection of each token beside the memory's at its place (U-ViT, arXiv 2209.12152).
+        config: the network's configuration.
+        reads_memory: whether to cross-attend to the memory between the other two sublayers.
+        joins_memory: whether to first concatenate each token with the memory's and project (U-ViT, arXiv 2209.12152).
     """
 
     def __init__(self, config: XUTConfig, *, reads_memory: bool = False, joins_memory: bool = False) -> None:
@@ -86,7 +86,7 @@ class XUTBlock(nn.Module):
             positions: (B or 1,S,2) as (y, x), zero for text.
             modulation: the shared modulations.
             key_mask: (B,1,1,S) boolean, true where a token may be attended to; None for all.
-            memory: (B,S,D) an encoder level's output, for a block that reads or joins one.
+            memory: (B,S,D) output of an encoder level, for a block that reads or joins one.
         """
         if self.joins_memory:
             assert memory is not None

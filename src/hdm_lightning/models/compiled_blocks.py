@@ -1,6 +1,6 @@
-"""Blocks of an XUT compiled one by one, for static shapes, and where not to compile.
+"""Compile the blocks of an XUT one by one, for static shapes, and switch compilation off where it does not pay.
 
-The names in a state dict stay what they are.
+The names in a state dict do not change.
 """
 
 import copy
@@ -16,34 +16,34 @@ from hdm_lightning.models.conditioning import BlockModulation
 from hdm_lightning.models.xut import XUT
 
 GRAPHS = 256
-"""Graphs that dynamo may make of a function before it gives up: three a shape, of which buckets have tens."""
+"""Graphs that dynamo may compile per function before it gives up: three per shape, for tens of bucket shapes."""
 
 
 def compile_blocks(network: XUT) -> None:
-    """Compile each block by itself, with what recomputes it, for static shapes.
+    """Compile each block by itself, with its activation checkpointing, for static shapes.
 
-    Blocks of a kind share a graph, so that few are made and in seconds. A sharded block is gathered before its graph
-    and given up after it; under DDP a block's gradients are exchanged as soon as its graph has made them. A block that
-    cannot be traced whole is an error. Every shape gets a graph of its own: call the network `uncompiled` with shapes
-    that come up now and then.
+    Blocks of the same kind share a graph, so few are compiled, within seconds. A sharded block is gathered before its
+    graph runs and freed after it; under DDP a block's gradients are reduced as soon as its graph has computed them. A
+    block that cannot be traced as one graph raises an error. Every shape gets its own graph: run shapes that occur
+    rarely under `uncompiled`.
     """
-    torch.compiler.reset()  # else the graphs of the stage before would count towards the limit
+    torch.compiler.reset()  # otherwise the graphs of the previous stage would count toward the limit
     torch._dynamo.config.recompile_limit = GRAPHS
-    torch._dynamo.config.optimize_ddp = False  # it would cut a block's graph where a bucket of gradients is full
+    torch._dynamo.config.optimize_ddp = False  # it would split a block's graph where a gradient bucket is full
     for block in network.blocks():
         replace_forward(block, _CompiledForward(block.forward))
     network.has_compiled_blocks = True
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """Inside the with statement everything that is compiled runs in eager mode, and no graph is made."""
-    if "torch._dynamo" not in sys.modules:  # seconds to import, for nothing
+    """Return a context in which compiled code runs in eager mode and no graph is compiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled yet, and the import takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 
 
 class _CompiledForward:
-    """A block's forward, compiled; a copy of the block compiles its own."""
+    """The compiled forward of a block; a copy of the block compiles its own."""
 
     def __init__(self, forward: Callable[..., Tensor]) -> None:
         self._forward = forward
@@ -57,8 +57,8 @@ class _CompiledForward:
         key_mask: Tensor | None = None,
         memory: Tensor | None = None,
     ) -> Tensor:
-        # The first block of the decoder reads the very tensor that it continues from. The compiler would make a graph
-        # for the case that both are one.
+        # In the decoder's first block, tokens and memory may be the same tensor. The compiler would make an extra graph
+        # for that case.
         read = tokens.view_as(tokens) if memory is tokens else memory
         return self._compiled(tokens, positions, modulation, key_mask, read)
 
@@ -67,6 +67,6 @@ class _CompiledForward:
 
 
 def replace_forward(block: nn.Module, forward: Callable[..., Any]) -> None:
-    """Have one block compute otherwise, under the same names."""
-    # The attribute shadows the method on this one instance: no wrapper module, so no other names.
+    """Replace the forward of one block; the names of its parameters do not change."""
+    # The attribute shadows the method on this instance only: there is no wrapper module to add a prefix.
     object.__setattr__(block, "forward", forward)

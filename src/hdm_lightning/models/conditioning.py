@@ -17,7 +17,7 @@ from hdm_lightning.models.attention import Linear
 
 
 class Modulation(NamedTuple):
-    """Shared adaLN of one kind of sublayer, each (B,1,D): n ← norm(x)·gain + shift, output·gate."""
+    """Shared adaLN of one kind of sublayer: n ← norm(x)·gain + shift, output·gate; each (B,1,D)."""
 
     gain: Tensor
     shift: Tensor
@@ -25,7 +25,7 @@ class Modulation(NamedTuple):
 
 
 class BlockModulation(NamedTuple):
-    """The modulations of a block's sublayers; that of the cross-attention is None where no block has one."""
+    """The modulations of a block's sublayers; `cross_attention` is None if no block of the network has one."""
 
     self_attention: Modulation
     cross_attention: Modulation | None
@@ -49,8 +49,8 @@ class TimeEmbedding(nn.Module):
         return F.mish(self.projection(features.to(self.projection.weight.dtype)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimeEmbedding:
-        # 1000·t times a half-precision frequency is off by up to a radian, so the table never goes
-        # below float32, whatever dtype the network is cast to.
+        # 1000·t times a half-precision frequency is off by up to a radian, so the table stays at least
+        # float32, whatever dtype the network is cast to.
         exact = self.frequencies
         super()._apply(fn, recurse)
         if self.frequencies.dtype.itemsize < 4:
@@ -59,14 +59,14 @@ class TimeEmbedding(nn.Module):
 
 
 def time_frequencies(width: int) -> Tensor:
-    """exp(−ln 10000·i/(D/2)) for i < D/2, float32, rounded once, on the CPU."""
+    """Return exp(−ln 10000·i/(D/2)) for i < D/2, in float32, rounded once, on the CPU."""
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float64, device="cpu") * (-math.log(10000) / half)
     return exponents.exp().float()
 
 
 class AspectRatioEmbedding(nn.Module):
-    """log(W/H) to a vector that is added to the time embedding; nothing at initialisation."""
+    """Map log(W/H) to a vector that is added to the time embedding; zero at initialization."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class AspectRatioEmbedding(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """The modulation of one kind of sublayer from the conditioning vector."""
+    """Map the conditioning vector to the modulation of one kind of sublayer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -89,9 +89,9 @@ class AdaptiveNorm(nn.Module):
         self.output = Linear(4 * width, 3 * width)
 
     def forward(self, condition: Tensor) -> Modulation:
-        """(B,D) to gain, shift and gate, gain and gate around one; in at least float32, whatever the autocast.
+        """(B,D) to gain, shift and gate, with gain and gate around 1; in at least float32, even under autocast.
 
-        Above one bfloat16 has steps of 2⁻⁷, and as every block uses the same numbers their errors would add up.
+        Above 1, bfloat16 has steps of 2⁻⁷, and every block uses the same numbers, so their errors would add up.
         """
         dtype = torch.promote_types(condition.dtype, torch.float32)
         with torch.autocast(autocast_device(condition), enabled=False):
@@ -105,7 +105,7 @@ class AdaptiveNorm(nn.Module):
 
 
 def _exact(layer: nn.Linear, values: Tensor) -> Tensor:
-    """A layer in the dtype of what goes in, whatever its weights have; an adapter in a layer's place acts, too."""
+    """Apply a layer in the dtype of its input; an adapter in its place computes in the dtype of its own weights."""
     if layer.weight.dtype == values.dtype:
         return layer(values)
     if type(layer) is not Linear:
@@ -114,17 +114,17 @@ def _exact(layer: nn.Linear, values: Tensor) -> Tensor:
 
 
 def autocast_device(tensor: Tensor) -> str:
-    """The type of device that autocast is to be told for a tensor.
+    """Return the device type to pass to `torch.autocast` for a tensor.
 
-    The meta device, on which shapes and operations are counted, has no autocast, so that any other's will do. Asking
-    torch which device has one would break the graph: the compiler of torch 2.11 cannot trace the question.
+    The meta device, used to count shapes and operations, has no autocast, so any other type will do. Asking torch
+    which devices support autocast would break the graph: the compiler of torch 2.11 cannot trace that call.
     """
     kind = tensor.device.type
     return "cpu" if kind == "meta" else kind
 
 
 class SharedModulation(nn.Module):
-    """An adaptive norm for each kind of sublayer of the whole network (arXiv 2509.06068, shared adaLN)."""
+    """One adaptive norm per kind of sublayer, shared by the whole network (arXiv 2509.06068, shared adaLN)."""
 
     def __init__(self, width: int, *, cross_attention: bool = True) -> None:
         super().__init__()
@@ -133,6 +133,6 @@ class SharedModulation(nn.Module):
         self.feed_forward = AdaptiveNorm(width)
 
     def forward(self, condition: Tensor) -> BlockModulation:
-        """(B,D) to the modulations that every block uses."""
+        """(B,D) to the modulations that all blocks share."""
         cross = None if self.cross_attention is None else self.cross_attention(condition)
         return BlockModulation(self.self_attention(condition), cross, self.feed_forward(condition))

@@ -1,4 +1,4 @@
-"""What an XUT is made of: one frozen dataclass, its checks, and the presets of conf/model."""
+"""The configuration of an XUT: one frozen dataclass, its checks, and the presets of conf/model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PRESETS = ("xut_tiny", "xut_demo", "xut_small", "xut_base", "xut_large", "publis
 
 
 def preset_fields(name: str, *, own: bool = False) -> dict[str, Any]:
-    """The fields of an `XUTConfig` that a file of conf/model gives.
+    """Return the fields of an `XUTConfig` that a file of conf/model sets.
 
     Args:
         name: one of `PRESETS`.
-        own: only those that the file itself gives, without the preset that it begins with.
+        own: return only the fields that the file itself sets, not those of the preset it is based on.
 
     Raises:
-        ValueError: no such preset.
+        ValueError: there is no such preset.
     """
     if name not in PRESETS:
         raise ValueError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}")
@@ -41,7 +41,7 @@ PUBLISHED: Mapping[str, Any] = preset_fields("published", own=True)
 """The wiring of the released network, as overrides: ``XUTConfig.preset("xut_base", **PUBLISHED)``."""
 
 WIRING = ("residual", "skips", "positions")
-"""The fields that decide what a network computes with its weights without showing in their shapes."""
+"""The fields that change what a network computes without showing in the shapes of its weights."""
 
 _MINIMUM = {
     "channels": 1,
@@ -58,7 +58,7 @@ _MINIMUM = {
     "blocks_after": 0,
 }
 LARGEST = 1 << 30
-"""Of a side: JSON may hold whole numbers beyond all that torch takes."""
+"""Largest value of a size: JSON may contain integers that are too large for torch."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "residual": get_args(Residual),
@@ -82,19 +82,19 @@ class XUTConfig:
         context_width: width of the text encoder's hidden states.
         depth: levels of the U.
         encoder_blocks: blocks per encoder level.
-        decoder_blocks: blocks per decoder level; the first of them reads an encoder level.
+        decoder_blocks: blocks per decoder level; the first one reads an encoder level.
         blocks_before: full-sequence blocks before the routed U.
         blocks_after: full-sequence blocks after it.
         aspect_ratio: whether the network takes log(W/H) as an input.
         residual: what a sublayer's output is added to: its ``input``, or the ``normed`` and modulated
             input (the released network).
         skips: which encoder level decoder level d reads by cross-attention: the ``mirrored`` one (the paper's
-            formula) or always the ``last`` one (the released network). For comparison, none of them: ``none``, a plain
-            transformer, and ``concatenation``, where each decoder level begins with a Linear(2D, D) of its tokens
-            beside those of the mirrored encoder level (the long skips of U-ViT, arXiv 2209.12152).
+            formula) or always the ``last`` one (the released network). Two baselines without it: ``none``, a plain
+            transformer, and ``concatenation``, where each decoder level starts with a Linear(2D, D) of its tokens
+            concatenated with those of the mirrored encoder level (the long skips of U-ViT, arXiv 2209.12152).
         positions: convention of `positions.token_positions`.
-        rope_init: where the learnable rotary frequencies start: log-spaced from π to 5π or to 10π over
-            heads and channels, or ``all_pi`` (the released network, by a slip).
+        rope_init: initial values of the learnable rotary frequencies: log-spaced from π to 5π or 10π over
+            heads and channels, or ``all_pi`` (the released network, by mistake).
 
     Raises:
         ValueError: a field is out of range, or ``width`` is not ``heads * head_dim``.
@@ -138,19 +138,19 @@ class XUTConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> XUTConfig:
-        """One of `PRESETS`, with fields replaced.
+        """Return one of `PRESETS`, with fields replaced.
 
         Raises:
-            ValueError: no such preset, no such field, or a value out of range.
+            ValueError: there is no such preset or field, or a value is out of range.
         """
         return cls.from_json({**preset_fields(name), **overrides})
 
     @classmethod
     def from_json(cls, mapping: Mapping[str, Any]) -> XUTConfig:
-        """The configuration that `to_json` wrote; fields left out take their defaults.
+        """Return the configuration that `to_json` wrote; missing fields take their defaults.
 
         Raises:
-            ValueError: a key is no field, or a value is out of range.
+            ValueError: a key is not a field, or a value is out of range.
         """
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(mapping) - known)
@@ -159,15 +159,15 @@ class XUTConfig:
         return cls(**mapping)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain values, for a config.json."""
+        """Return all fields as plain values, for a config.json."""
         return asdict(self)
 
     @property
     def reads_encoder(self) -> bool:
-        """Whether the first block of each decoder level has a cross-attention to an encoder level."""
+        """Whether the first block of each decoder level cross-attends to an encoder level."""
         return self.skips in ("mirrored", "last")
 
     @property
     def is_published_wiring(self) -> bool:
-        """Whether the forward pass is that of the released network (initialisation does not count)."""
+        """Whether the forward pass is that of the released network (initialization does not matter)."""
         return all(getattr(self, name) == PUBLISHED[name] for name in WIRING)

@@ -1,4 +1,4 @@
-"""A PatchGAN discriminator (arXiv 1611.07004, section 3.2.2): real or made, judged patch by patch.
+"""A PatchGAN discriminator (arXiv 1611.07004, section 3.2.2): classifies each patch as real or generated.
 
 Shapes: image (B,3,H,W) in [-1, 1]; logits (B,1,h,w) with h = H/2^layers − 2.
 """
@@ -17,17 +17,17 @@ def smallest_side(layers: int) -> int:
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions 4×4: `layers` of stride 2, two of stride 1; channels double up to eightfold.
+    """4×4 convolutions: `layers` of stride 2, then two of stride 1; channels double up to eightfold.
 
     Args:
         channels: channels of the first layer.
-        layers: downsampling layers; 3 sees patches of 70×70 pixels.
-        norm: `batch` as published (needs synchronised statistics over devices), `group` (independent of the batch), or
+        layers: downsampling layers; 3 give a receptive field of 70×70 pixels.
+        norm: `batch` as published (needs statistics synchronized over devices), `group` (independent of the batch), or
             `none`.
         image_channels: channels of the image.
 
     Raises:
-        ValueError: for an unknown norm or no layer.
+        ValueError: the norm is unknown, or `channels` or `layers` is below 1.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3, norm: Norm = "group", *, image_channels: int = 3) -> None:
@@ -66,7 +66,7 @@ def _groups(channels: int) -> int:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Normal weights of deviation 0.02, as published; leaves biases as torch makes them."""
+    """Draw weights with standard deviation 0.02, as published; biases keep torch's initialization."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

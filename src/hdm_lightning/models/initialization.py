@@ -1,10 +1,10 @@
-"""Initial values of every kind of tensor of an XUT, one explicit line a kind.
+"""Initial values of the parameters of an XUT, one explicit line per kind.
 
 Matrices are normal with standard deviation 1/√fan_in, so that the scale of activations does not depend on the
-width. The last matrix of each residual branch is divided by √(number of sublayers) as well, so that the sum over
-branches stays of the order of one. Zero: all biases, the adaLN outputs (modulation starts at the identity), the
-aspect-ratio output (the input starts without effect) and the output projection (the first velocity is 0, and
-under muP an output layer may start at zero at any width).
+width. The last matrix of each residual branch is also divided by √(number of sublayers), so that the sum over
+branches stays of order one. Zero: all biases, the adaLN outputs (modulation starts at the identity), the
+aspect-ratio output (the aspect ratio has no effect at first) and the output projection (the first velocity is 0,
+and under muP an output layer may start at zero at any width).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _HIGHEST_FREQUENCY = {"spread_5pi": 5 * math.pi, "spread_10pi": 10 * math.pi, "a
 
 @torch.no_grad()
 def initialize(network: nn.Module, rope_init: RopeInit, zero_outputs: list[nn.Linear]) -> None:
-    """Fill every parameter of ``network`` in place, drawing from torch's default generator; none on meta.
+    """Fill every parameter of ``network`` in place from torch's default generator; does nothing on the meta device.
 
     Args:
         network: the whole XUT.
-        rope_init: where the rotary frequencies start.
-        zero_outputs: linear layers to zero besides those of the conditioning.
+        rope_init: initial values of the rotary frequencies.
+        zero_outputs: linear layers to zero in addition to those of the conditioning.
     """
     if next(network.parameters()).is_meta:
         return
@@ -48,9 +48,9 @@ def initialize(network: nn.Module, rope_init: RopeInit, zero_outputs: list[nn.Li
 
 
 def log_frequencies(heads: int, head_dim: int, rope_init: RopeInit) -> torch.Tensor:
-    """Log-spaced from π over channels, and within a channel over heads, the same for y and x: (H,d/4,2).
+    """Return (H,d/4,2), log-spaced from π over channels and, within a channel, over heads; the same for y and x.
 
-    The spread over heads and channels is that of HDiT (arXiv 2401.11605), whose range is π…10π.
+    The spread over heads and channels follows HDiT (arXiv 2401.11605), which uses the range π…10π.
     """
     channels = head_dim // 4
     low, high = math.log(math.pi), math.log(_HIGHEST_FREQUENCY[rope_init])
@@ -60,7 +60,7 @@ def log_frequencies(heads: int, head_dim: int, rope_init: RopeInit) -> torch.Ten
 
 
 def _fill(module: nn.Module) -> None:
-    """What every tensor of a kind starts at, wherever in the network it is."""
+    """Set a module's own parameters to the initial values of its kind."""
     if isinstance(module, nn.Linear):
         module.weight.normal_(std=1 / math.sqrt(module.in_features))
         if module.bias is not None:

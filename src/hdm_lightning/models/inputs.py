@@ -1,8 +1,8 @@
-"""What XUT.forward accepts, checked with messages that name the argument, and the way between latent and tokens.
+"""Check the arguments of XUT.forward, naming them in messages, and convert latents to tokens and back.
 
 Shapes: B batch, C channels, H×W latent, p patch, L text tokens, N image tokens, K kept tokens.
-Checks of values (not of shapes) read the tensor, so they are made on CPU tensors outside of compilation only: on
-an accelerator they would stop it.
+Checks of values (not of shapes) read the tensor, so they run only on CPU tensors and outside compilation: an
+accelerator would have to synchronize.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def check_latent(latent: Tensor, config: XUTConfig) -> None:
 def check_conditions(
     batch: int, t: Tensor, context: Tensor, log_aspect_ratio: Tensor | None, config: XUTConfig
 ) -> None:
-    """Raise ValueError unless t is (B,) and finite, the context (B,L,ctx) and the log aspect ratio (B,) or None."""
+    """Raise ValueError unless t is (B,) and finite, the context (B,L,ctx), and the log aspect ratio (B,) or None."""
     if t.shape != (batch,):
         raise ValueError(f"t has shape {tuple(t.shape)}; expected ({batch},)")
     if _readable(t) and not bool(torch.isfinite(t).all()):
@@ -53,11 +53,11 @@ def check_positions(positions: Tensor, batch: int, tokens: int) -> None:
 
 
 def kept_indices(keep: Tensor, batch: int, tokens: int) -> Tensor | None:
-    """``keep`` as (B,K) int64 indices, or None where it keeps every token.
+    """Return ``keep`` as (B,K) int64 indices, or None if it keeps every token.
 
     Raises:
-        ValueError: neither (B,K) int64 nor (B,N) bool; rows of different counts; an index that is out of range
-            or twice in a row.
+        ValueError: `keep` is neither (B,K) int64 nor (B,N) bool, its rows keep different numbers of tokens, or a row
+            has an index that is out of range or repeated.
     """
     if keep.dtype == torch.bool:
         return _indices_of_mask(keep, batch, tokens)
@@ -67,18 +67,18 @@ def kept_indices(keep: Tensor, batch: int, tokens: int) -> Tensor | None:
             f"({batch}, {tokens}) bool"
         )
     if not 1 <= keep.shape[1] <= tokens:
-        raise ValueError(f"keep has {keep.shape[1]} indices a row; expected 1 to {tokens}")
+        raise ValueError(f"keep has {keep.shape[1]} indices per row; expected 1 to {tokens}")
     if _readable(keep):
         ordered = keep.sort(dim=1).values
         if bool((ordered[:, 0] < 0).any() | (ordered[:, -1] >= tokens).any()):
             raise ValueError(f"keep has indices {int(keep.min())} to {int(keep.max())}; expected 0 to {tokens - 1}")
         if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-            raise ValueError("keep has an index twice in a row; expected distinct indices")
+            raise ValueError("keep has a repeated index in a row; expected distinct indices")
     return None if keep.shape[1] == tokens else keep
 
 
 def patchify(latent: Tensor, patch: int) -> Tensor:
-    """(B,C,H,W) to (B,N,C·p·p), channel slowest, as a convolution's weight lies."""
+    """(B,C,H,W) to (B,N,C·p·p), channel slowest, in the order of a convolution's weight."""
     batch, channels, height, width = latent.shape
     grid = latent.view(batch, channels, height // patch, patch, width // patch, patch)
     return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
@@ -98,7 +98,7 @@ def _indices_of_mask(keep: Tensor, batch: int, tokens: int) -> Tensor | None:
     if len(set(counts)) != 1:
         raise ValueError(f"keep has rows with counts {counts}; expected the same count in every row")
     if counts[0] == 0:
-        raise ValueError("keep has no token in any row; expected at least 1")
+        raise ValueError("keep selects no tokens; expected at least 1 per row")
     if counts[0] == tokens:
         return None
     return keep.nonzero()[:, 1].view(batch, counts[0])

@@ -1,4 +1,4 @@
-"""Where each image token lies in the full image, as (y, x) pairs.
+"""Positions of the image tokens in the full image, as (y, x) pairs.
 
 Shapes: B batch, N = height·width tokens in row-major order.
 """
@@ -25,27 +25,27 @@ def token_positions(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Positions of token centres (arXiv 2509.06068, position map and camera control).
+    """Return the positions of token centers (arXiv 2509.06068, position map and camera control).
 
     A full image spans ±r_H in y and ±r_W in x: ``area`` has r_H = √(H/W), r_W = √(W/H); ``long_side`` has ±1
-    on the long side and ±short/long on the other. A crop keeps the positions it had in its full image.
+    on the long side and ±short/long on the other. The tokens of a crop keep their positions in the full image.
 
     Args:
-        height: rows of tokens in the grid (of the crop, where there is one).
+        height: rows of tokens in the grid (in the crop, if there is one).
         width: columns of tokens.
-        crop: (B,4) of (top, left, full_height, full_width) in tokens, fractions allowed; None for the whole
-            image, whose positions are the same for every sample.
+        crop: (B,4) of (top, left, full_height, full_width) in tokens, fractions allowed; None for the full
+            image, where positions are the same for every sample.
         convention: ``area`` (the paper) or ``long_side`` (the released network).
         shift: (y, x) added to every position: y > 0 moves the camera down, x > 0 to the right.
         zoom: positions are divided by it; above 1 moves the camera in.
-        device: where to make them; the crop's by default.
+        device: device of the result; the crop's by default.
         dtype: floating dtype; the crop's by default, at least float32.
 
     Returns:
         (B,N,2), or (1,N,2) without a crop, as (y, x).
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
     if height < 1 or width < 1:
         raise ValueError(f"token grid is {height}x{width}; expected at least 1x1")
@@ -70,7 +70,7 @@ def _crop_numbers(
     dtype: torch.dtype | None,
 ) -> Tensor:
     if crop is None:
-        # Filled on the device: a tensor made from a list would wait for an accelerator.
+        # Filled on the device: copying a tensor made from a list would wait for the accelerator.
         numbers = [
             torch.full((1, 1), value, device=device, dtype=dtype or torch.float32) for value in (0, height, width)
         ]

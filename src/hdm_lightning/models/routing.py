@@ -1,4 +1,4 @@
-"""Token routing of TREAD (arXiv 2501.04765): which image tokens pass through the U, there and back.
+"""Token routing of TREAD (arXiv 2501.04765): choose the image tokens that pass through the U, gather and scatter them.
 
 Shapes: B batch, N image tokens, L text tokens, K kept image tokens, D width.
 """
@@ -12,24 +12,24 @@ from torch import Tensor
 
 
 def tokens_kept(tokens: int, rate: float) -> int:
-    """K = N − int(rate·N), the image tokens that pass through the U.
+    """Return K = N − int(rate·N), the number of image tokens that pass through the U.
 
     Raises:
         ValueError: the rate is outside [0, 1).
     """
     if not 0 <= rate < 1:
-        raise ValueError(f"rate is {rate}; expected the share that skips, at least 0 and below 1")
+        raise ValueError(f"rate is {rate}; expected the share of tokens that skip the U, at least 0 and below 1")
     return tokens - int(rate * tokens)
 
 
 def keep_from_scores(scores: Tensor, rate: float) -> Tensor:
-    """The K tokens of each row with the highest scores.
+    """Return the K tokens with the highest scores in each row.
 
-    With uniform scores this is a uniform choice without replacement; scores drawn per sample make the choice
-    independent of how samples are spread over ranks.
+    With uniform scores this is a uniform choice without replacement; scores drawn per sample make it independent
+    of how samples are distributed over ranks.
 
     Args:
-        scores: (B,N) floating, distinct within a row.
+        scores: (B,N) floating point, distinct within a row.
         rate: share γ of tokens that skip the U, in [0, 1).
 
     Returns:
@@ -49,14 +49,14 @@ def random_keep(
     *,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """A uniform random choice of K = N − int(γ·N) image tokens for each sample.
+    """Choose K = N − int(γ·N) image tokens of each sample uniformly at random.
 
     Args:
         batch: B.
         tokens: N.
         rate: share γ of tokens that skip the U, in [0, 1).
-        generator: source of randomness; its device is where the indices are made.
-        device: where to make them without a generator.
+        generator: source of randomness; the indices are created on its device.
+        device: device of the indices if there is no generator.
 
     Returns:
         (B,K) int64 indices, ascending in each row.
@@ -66,21 +66,21 @@ def random_keep(
 
 
 def with_text(keep: Tensor, tokens: int, text: int) -> Tensor:
-    """Indices (B,K) into image tokens, extended by all text tokens, which lie behind them: (B,K+L)."""
+    """Return indices (B,K) of image tokens followed by those of all text tokens: (B,K+L)."""
     behind = torch.arange(tokens, tokens + text, device=keep.device).expand(keep.shape[0], -1)
     return torch.cat((keep, behind), dim=1)
 
 
 def gather_tokens(sequence: Tensor, indices: Tensor) -> Tensor:
-    """Rows of (B or 1,S,F) at (B,K), distinct in each row: (B,K,F)."""
+    """Return the rows of (B or 1,S,F) at indices (B,K), distinct in each row: (B,K,F)."""
     gathered: Tensor = _GatherDistinct.apply(sequence.expand(indices.shape[0], -1, -1), indices)
     return gathered
 
 
 class _GatherDistinct(torch.autograd.Function):
-    """`Tensor.gather` of whole rows, whose backward pass writes each gradient to its place.
+    """`Tensor.gather` of whole rows with a backward pass that writes each gradient instead of adding it.
 
-    The one of torch adds them up, by atomic operations on a GPU, as an index might come twice.
+    Torch must add them, with atomic operations on a GPU, since an index could be repeated.
     """
 
     @staticmethod
@@ -106,5 +106,5 @@ def _of_rows(indices: Tensor, features: int) -> Tensor:
 
 
 def scatter_tokens(sequence: Tensor, indices: Tensor, routed: Tensor) -> Tensor:
-    """A copy of (B,S,D) with the rows at (B,K) replaced by (B,K,D)."""
+    """Return a copy of (B,S,D) with the rows at indices (B,K) replaced by (B,K,D)."""
     return sequence.scatter(1, _of_rows(indices, routed.shape[-1]), routed.to(sequence.dtype))

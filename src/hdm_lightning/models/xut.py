@@ -1,4 +1,4 @@
-"""The Cross-U-Transformer (arXiv 2509.06068): from a noisy latent and a text to a velocity.
+"""The Cross-U-Transformer (arXiv 2509.06068): predicts a velocity from a noisy latent and a text.
 
 Shapes: B batch, C channels, H×W latent, p patch, N = (H/p)(W/p) image tokens, L text tokens, S = N+L, D width,
 K kept image tokens.
@@ -28,7 +28,7 @@ from hdm_lightning.models.positions import token_positions as full_positions
 
 
 class TokenSequence(NamedTuple):
-    """Tokens on their way through the network, with what every block needs to know of them."""
+    """The tokens between two blocks, with the other inputs of every block."""
 
     tokens: Tensor
     positions: Tensor
@@ -36,21 +36,21 @@ class TokenSequence(NamedTuple):
     modulation: BlockModulation
 
     def through(self, block: nn.Module, memory: Tensor | None = None) -> TokenSequence:
-        """The sequence after a block."""
+        """Return the sequence after a block."""
         return self.with_tokens(block(self.tokens, self.positions, self.modulation, self.key_mask, memory))
 
     def with_tokens(self, tokens: Tensor) -> TokenSequence:
-        """The sequence with other tokens."""
+        """Return the sequence with its tokens replaced."""
         return TokenSequence(tokens, self.positions, self.key_mask, self.modulation)
 
 
 class XUT(nn.Module):
     """Cross-U-Transformer: patch tokens and text through a routed U whose decoder reads its encoder.
 
-    Parameters are drawn by `initialization.initialize` from torch's default generator.
+    Parameters are initialized by `initialization.initialize` from torch's default generator.
 
     Attributes:
-        has_compiled_blocks: whether `compile_blocks` was called, so that batches should keep one shape.
+        has_compiled_blocks: whether `compile_blocks` was called; batches should then keep one shape.
     """
 
     has_compiled_blocks = False
@@ -78,28 +78,28 @@ class XUT(nn.Module):
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:
-        """A new network of a preset, such as ``xut_base``, with some fields of its configuration replaced.
+        """Create a network from a preset, such as ``xut_base``, with some fields of its configuration replaced.
 
         Args:
             name: one of `models.config.PRESETS`.
             changes: fields of `XUTConfig`.
 
         Raises:
-            ValueError: no such preset, no such field, or a value out of range.
+            ValueError: there is no such preset or field, or a value is out of range.
         """
         return cls(XUTConfig.preset(name, **changes))
 
     @classmethod
     def from_fields(cls, **fields: Any) -> Self:
-        """A new network from the fields of `XUTConfig`; those left out take their defaults.
+        """Create a network from the fields of `XUTConfig`; missing ones take their defaults.
 
         Raises:
-            ValueError: no such field, or a value out of range.
+            ValueError: there is no such field, or a value is out of range.
         """
         return cls(XUTConfig.from_json(fields))
 
     def blocks(self) -> Iterator[XUTBlock]:
-        """All blocks in the order of the forward pass."""
+        """Return all blocks in the order of the forward pass."""
         return (module for module in self.modules() if isinstance(module, XUTBlock))
 
     def forward(
@@ -113,25 +113,25 @@ class XUT(nn.Module):
         log_aspect_ratio: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """The predicted velocity ε − x.
+        """Predict the velocity ε − x.
 
         Args:
             latent: (B,C,H,W), H and W divisible by the patch.
-            t: (B,) finite; the path's times are those in [0, 1], 1 is noise.
+            t: (B,) finite; times on the path are in [0, 1], 1 is noise.
             context: (B,L,context_width) hidden states of the text encoder.
-            context_lengths: (B,) integers; tokens past the length count for nothing. None: all L count, and
+            context_lengths: (B,) integers; tokens past the length are ignored. None: all L tokens are used, and
                 attention runs without a mask.
             token_positions: (B or 1,N,2) as (y, x); the full grid in the configured convention by default.
-            log_aspect_ratio: (B,) log(W/H) of the full image; that of the latent by default. A network without
-                this input passes it over.
-            keep: image tokens that pass through the U: (B,K) distinct int64 indices, or (B,N) bool with equal
-                counts (which waits for the device). None, or all of them: no routing.
+            log_aspect_ratio: (B,) log(W/H) of the full image; that of the latent by default. Ignored by a network
+                without this input.
+            keep: image tokens that pass through the U: (B,K) distinct int64 indices, or (B,N) bool with the same
+                count in every row (which waits for the device). None, or all tokens: no routing.
 
         Returns:
             (B,C,H,W), in the dtype of the activations.
 
         Raises:
-            ValueError: an argument does not have the shape or values above. Values of tensors are looked at on
+            ValueError: an argument does not have the shape or values above. Values of tensors are checked on
                 the CPU only.
         """
         inputs.check_latent(latent, self.config)
@@ -196,11 +196,11 @@ class XUT(nn.Module):
         )
 
     def _routed(self, sequence: TokenSequence, kept: Tensor | None, tokens: int) -> TokenSequence:
-        """The U on the kept image tokens and all text, scattered back over the full sequence."""
+        """Run the U on the kept image tokens and all text, and scatter its output back into the full sequence."""
         if kept is None:
             return self._u(sequence)
         indices = routing.with_text(kept, tokens, sequence.tokens.shape[1] - tokens)
-        # Image keys always count, so the mask of the kept ones is any K of them before those of the text.
+        # The mask is true for every image token, so any K of its image entries are the mask of the kept tokens.
         mask = sequence.key_mask
         routed = self._u(
             TokenSequence(
@@ -213,7 +213,7 @@ class XUT(nn.Module):
         return sequence.with_tokens(routing.scatter_tokens(sequence.tokens, indices, routed.tokens))
 
     def _u(self, sequence: TokenSequence) -> TokenSequence:
-        """Encoder levels, then decoder levels whose first block takes an encoder level's output, if there are skips."""
+        """Run the encoder levels, then the decoder levels, whose first blocks take encoder outputs if skips exist."""
         memories = []
         for level in self.encoder:
             assert isinstance(level, nn.ModuleList)
@@ -227,13 +227,13 @@ class XUT(nn.Module):
         return sequence
 
     def _skipped(self, memories: list[Tensor]) -> Sequence[Tensor | None]:
-        """What each decoder level takes of the encoder levels' outputs."""
+        """Return the encoder output that each decoder level takes, or None."""
         if self.config.skips == "none":
             return [None] * len(memories)
         return [memories[-1]] * len(memories) if self.config.skips == "last" else memories[::-1]
 
 
 def _decoder_block(config: XUTConfig, *, first: bool) -> XUTBlock:
-    """A block of a decoder level, the first of which takes an encoder level's output as the skips have it."""
+    """Create a block of a decoder level; the first one takes an encoder level's output as `config.skips` says."""
     joins = config.skips == "concatenation"
     return XUTBlock(config, reads_memory=first and config.reads_encoder, joins_memory=first and joins)

@@ -168,7 +168,7 @@ def test_a_foreign_network_trains_and_must_be_named_again(flow_module, shard_dat
     assert not torch.equal(module.network.scale, torch.ones(4, 1, 1))
     fit.save_checkpoint(tmp_path / "foreign.ckpt")
     parts = dict(zip(("text_encoder", "autoencoder"), encoders, strict=True))
-    with pytest.raises(UserError, match="no XUT"):
+    with pytest.raises(UserError, match="not an XUT"):
         FlowModule.load_from_checkpoint(tmp_path / "foreign.ckpt", **parts)
     loaded = FlowModule.load_from_checkpoint(tmp_path / "foreign.ckpt", network=Scaled(), **parts)
     assert torch.equal(loaded.network.scale, module.network.scale)

@@ -40,7 +40,7 @@ def masking(data, bad, *, validation=False):
 
 def test_a_training_without_any_usable_sample_ends_at_once(flow_module, shard_data, trainer):
     run = trainer(callbacks=[UsableSamples()], limit_val_batches=0)
-    with pytest.raises(UserError, match="none of 16 samples in turn could be used") as caught:
+    with pytest.raises(UserError, match="none of 16 consecutive samples could be used") as caught:
         run.fit(flow_module(), masking(shard_data(), lambda index: True))
     assert caught.value.where == "data.train" and run.global_step == 2  # steps of 8
 
@@ -50,7 +50,7 @@ def test_a_training_that_runs_out_of_usable_samples_ends_at_the_next_checkpoint(
 ):
     save = StageCheckpoint(tmp_path, every_n_steps=2)
     run = trainer(callbacks=[UsableSamples(), save], enable_checkpointing=True, limit_val_batches=0)
-    with pytest.raises(UserError, match="none of 16 samples in turn"):
+    with pytest.raises(UserError, match="none of 16 consecutive samples"):
         run.fit(flow_module(), masking(shard_data(), lambda index: index >= 16))
     assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000002.ckpt"]
 

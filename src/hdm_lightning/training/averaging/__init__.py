@@ -1,1 +1,1 @@
-"""Averages of the weights: half-lives, power functions, reconstruction afterwards."""
+"""Averages of the weights: half-lives, power functions, post-hoc reconstruction."""

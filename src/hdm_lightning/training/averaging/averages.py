@@ -1,4 +1,4 @@
-"""Moving averages of the weights, exponential and power-function, kept in float32 beside the network."""
+"""Moving averages of the weights, exponential and power-function, kept in float32 next to the network."""
 
 import copy
 import math
@@ -19,15 +19,15 @@ class ParameterAverages:
     """Several averages of one network's trainable parameters, counted in samples.
 
     Exponential ones have a half-life: after a step of b samples with n samples seen in all, an average moves by
-    1 − 0.5^(b / h) towards the weights, with h = min(half-life, ramp · n): early averages reach back over a share of
-    the run only (the warm-up of EDM2, arXiv 2312.02696, in its traditional-EMA form). Power-function ones have a
+    1 − 0.5^(b / h) toward the weights, with h = min(half-life, ramp · n), so early averages reach back over only a
+    share of the run (the warm-up of EDM2, arXiv 2312.02696, in its traditional-EMA form). Power-function ones have a
     relative width and reach back over that share of the run, see `training.averaging.power_function`; any other width
-    can be put together from them when training is over. They stand after the exponential ones.
+    can be reconstructed from them after training. They come after the exponential ones.
 
-    Where the processes share the network's parameters out among themselves, the averages are split in the same way.
+    If the network's parameters are sharded over the processes, the averages are sharded in the same way.
 
     Args:
-        network: the network that is trained; its buffers are shared, its parameters are copied.
+        network: the network in training; its buffers are shared, its parameters are copied.
         halflife_samples: one exponential average per entry.
         ramp: see above; 0 disables the warm-up.
         sigma_rel: one power-function average per entry.
@@ -57,59 +57,59 @@ class ParameterAverages:
         return [weight.float().clone() for weight in self._weights()]
 
     def names(self) -> list[str]:
-        """A name per average, such as `ema_500k` or `power_0.050`."""
+        """Return a name per average, such as `ema_500k` or `power_0.050`."""
         exponential = [f"ema_{_short(halflife)}" for halflife in self.halflives]
         return exponential + [f"power_{width:.3f}" for width in self.widths]
 
     @torch.no_grad()
     def update(self, samples: int) -> None:
-        """Move every average after an optimizer step of `samples` samples (all devices together)."""
+        """Update every average after an optimizer step of `samples` samples (all devices together)."""
         self.samples_seen += samples
-        weights = [weight.float() for weight in local_parts(self._weights())]  # no copy where they are float32 already
+        weights = [weight.float() for weight in local_parts(self._weights())]  # no copy if they are already float32
         for shadow, decay in zip(self.shadows, self._decays(samples), strict=True):
             torch._foreach_lerp_(local_parts(shadow), weights, 1 - decay)
 
     def _decays(self, samples: int) -> list[float]:
-        """What each average keeps of itself in the step of `samples` samples that has just been counted."""
+        """Return the decay of each average in the step of `samples` samples that has just been counted."""
         reaches = [min(h, self.ramp * self.samples_seen) if self.ramp else h for h in self.halflives]
         exponential = [0.5 ** (samples / max(reach, 1e-9)) for reach in reaches]
         return exponential + [step_decay(width, self.samples_seen, samples) for width in self.widths]
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Forget the past: every average becomes the network's present weights."""
+        """Reset every average to the network's current weights."""
         self.samples_seen = 0
         for shadow in self.shadows:
             torch._foreach_copy_(local_parts(shadow), local_parts(self._weights()))
 
     def weights(self, which: int) -> dict[str, Tensor]:
-        """State dict of average number `which`, buffers included: what a checkpoint of the model holds."""
+        """Return the network's state dict with the weights of average number `which`, buffers included."""
         averaged = self.averaged(which)
         return {name: averaged.get(name, value.detach()) for name, value in self.network.state_dict().items()}
 
     def averaged(self, which: int) -> dict[str, Tensor]:
-        """The trained parameters alone, by name, of average number `which`."""
+        """Return only the trained parameters of average number `which`, by name."""
         return dict(zip(self._names, self.shadows[which], strict=True))
 
     def to(self, device: torch.device) -> None:
-        """Move the averages; those of a network that is split stay with its parts."""
+        """Move the averages to a device; those of a sharded network stay with its shards."""
         if not is_sharded(self.network):
             self.shadows = [[value.to(device) for value in shadow] for shadow in self.shadows]
 
     def bound(self, which: int) -> "AveragedNetwork":
-        """The network run with average number `which`; the trained weights are not touched."""
+        """Return a callable that runs the network with average number `which`; the trained weights stay as they are."""
         return AveragedNetwork(self, which)
 
     def skeleton(self) -> nn.Module:
-        """The network without weights, to be called with an average's."""
+        """Return a copy of the network without weights, to be called with an average's."""
         if self._skeleton is None:
             self._skeleton = copy.deepcopy(self.network).to("meta").requires_grad_(False)
         return self._skeleton
 
     @contextmanager
     def exchanged(self, which: int) -> Iterator[None]:
-        """Inside the with statement the network runs with average number `which`, which holds the trained weights."""
-        # Taken now: after an exception in the midst of a forward pass the network has gathered tensors in their place.
+        """Swap the network's weights with average number `which` inside a with statement."""
+        # Taken now: after an exception during a forward pass the network has gathered tensors in their place.
         weights = local_parts(self._weights())
         self._exchange(weights, which)
         try:
@@ -123,20 +123,20 @@ class ParameterAverages:
             kept = weight.clone()
             weight.copy_(shadow)
             shadow.copy_(kept)
-        torch.clear_autocast_cache()  # half-precision copies of parameters outlive a change of their values
+        torch.clear_autocast_cache()  # it keeps half-precision copies of the old values
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and whole tensors; every process calls this together."""
+        """Return plain containers and whole tensors; all processes must call this together."""
         shadows = whole([self.averaged(which) for which in range(len(self.shadows))])
         count = {"samples_seen": self.samples_seen, "halflives": list(self.halflives), "widths": list(self.widths)}
         return {**count, "shadows": shadows}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved averages; one whose half-life was not saved starts from the nearest.
+        """Load saved averages; one whose half-life was not saved starts from the nearest.
 
         Raises:
-            UserError: a power-function average was not saved: it needs the run from its first sample.
+            UserError: a power-function average was not saved; it must be kept from the first sample of the run.
         """
         self.samples_seen = int(state["samples_seen"])
         halflives, widths = list(state["halflives"]), list(state.get("widths", []))
@@ -151,7 +151,7 @@ def _nearest(saved: list[float], halflife: float) -> int:
         raise UserError(
             "the checkpoint has no exponential average to start from",
             where="callbacks.weight_averages.halflife_samples",
-            hint="leave it empty, as the run began",
+            hint="leave it empty, as when the run started",
         )
     return min(range(len(saved)), key=lambda i: abs(saved[i] - halflife))
 
@@ -161,30 +161,30 @@ def _place(saved: list[float], width: float) -> int:
         raise UserError(
             f"the checkpoint has no power-function average of width {width} (it has: {saved or 'none'})",
             where="callbacks.weight_averages.sigma_rel",
-            hint="keep the widths that the run began with; others are put together from them afterwards "
+            hint="keep the widths that the run started with; others can be reconstructed from them afterward "
             "(hdm-convert --average)",
         )
     return saved.index(width)
 
 
 def check_averages(halflife_samples: Sequence[float], sigma_rel: Sequence[float]) -> None:
-    """Half-lives and widths make sense.
+    """Check half-lives and relative widths.
 
     Raises:
-        UserError: naming the argument.
+        UserError: a value is out of range or repeated.
     """
     for where, values, top in (("halflife_samples", halflife_samples, math.inf), ("sigma_rel", sigma_rel, WIDEST)):
         if any(not 0 < value <= top for value in values) or len(set(values)) < len(values):
-            hint = f"give different values above 0{'' if top == math.inf else f', at most {top}'}"
-            what = f"{list(values)} has a value that makes no average"
+            hint = f"use distinct values above 0{'' if top == math.inf else f', at most {top}'}"
+            what = f"{list(values)} has a value that is out of range or repeated"
             raise UserError(what, where=f"callbacks.weight_averages.{where}", hint=hint)
 
 
 class AveragedNetwork:
-    """Callable like the network, with averaged weights in place of the trained ones.
+    """The network with averaged weights in place of the trained ones, called in the same way.
 
-    A network that is split over the processes gathers its own parameters only, so there the averages change places with
-    them for the time of a call, which every process makes together.
+    A sharded network gathers only its own parameters, so the averages are swapped with them during a call, which all
+    processes must make together.
     """
 
     def __init__(self, averages: ParameterAverages, which: int) -> None:
@@ -193,7 +193,7 @@ class AveragedNetwork:
         self.config = getattr(averages.network, "config", None)
 
     def parameters(self) -> Iterator[Tensor]:
-        """The averaged weights."""
+        """Iterate over the averaged weights."""
         return iter(self._averages.shadows[self._which])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,8 +1,8 @@
-"""Power-function averages of weights (arXiv 2312.02696), on disk, and any other one put together from them.
+"""Power-function averages of weights (arXiv 2312.02696) on disk, and the reconstruction of any other from them.
 
-An average at time t (in samples) weighs the weights of time τ ≤ t by the profile p(τ) = (γ+1) τ^γ / t^(γ+1). Its
-relative width σ is the profile's standard deviation over t. On disk there is one safetensors file per average and time,
-with the samples seen and the relative width in its header.
+An average at time t (in samples) weighs the weights at time τ ≤ t by the profile p(τ) = (γ+1) τ^γ / t^(γ+1). Its
+relative width σ is the profile's standard deviation divided by t. Each average and time has one safetensors file, with
+the samples seen and the relative width in its header.
 """
 
 import json
@@ -21,17 +21,17 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import write_atomically
 
 WIDEST = 0.28
-"""Largest relative width; at 1/√12 ≈ 0.289 the average is the plain mean of all weights."""
+"""Largest relative width; at 1/√12 ≈ 0.289 the average would be the plain mean of all weights."""
 
 _ROUNDING = 1e-11
-"""Singular values of the inner products below this share of the largest are rounding errors."""
+"""Eigenvalues of the inner products below this share of the largest are rounding errors."""
 
 
 class Profile(NamedTuple):
     """A power-function profile.
 
     Attributes:
-        samples: t, the time it ends, above 0.
+        samples: its end t, above 0.
         gamma: its exponent γ.
     """
 
@@ -40,7 +40,7 @@ class Profile(NamedTuple):
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """Exponent of a relative width (section 3.1 there: σ² (γ+2)² (γ+3) = γ+1).
+    """Return the exponent of a relative width (section 3.1 of the paper: σ² (γ+2)² (γ+3) = γ+1).
 
     Raises:
         ValueError: the width is not in (0, `WIDEST`].
@@ -53,15 +53,15 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def step_decay(sigma_rel: float, samples_seen: float, step: float) -> float:
-    """What an average keeps of itself in the step of `step` samples that ends at `samples_seen` (section 3.1 there).
+    """Return the decay β of an average in a step of `step` samples that ends at `samples_seen` (section 3.1).
 
-    Steps multiply to the profile exactly, for weights that stand still within a step: ∏ β telescopes.
+    For weights that are constant within a step, the product of the decays gives the profile exactly: it telescopes.
     """
     return float(max(0.0, 1.0 - step / samples_seen) ** (gamma_of(sigma_rel) + 1.0))
 
 
 def inner_product(one: Profile, other: Profile) -> float:
-    """Integral of the product of two profiles over all time, in closed form (appendix C there)."""
+    """Return the integral of the product of two profiles over all time, in closed form (appendix C)."""
     first, last = sorted((one, other), key=lambda profile: profile.samples)
     exponent = one.gamma + other.gamma + 1.0
     ratio = first.samples / last.samples
@@ -70,9 +70,9 @@ def inner_product(one: Profile, other: Profile) -> float:
 
 
 def combination(stored: Sequence[Profile], wanted: Profile) -> np.ndarray:
-    """Coefficients (n,) of the stored averages whose sum is nearest to the wanted average, in mean square of profiles.
+    """Return the coefficients (n,) of the combination of stored averages nearest to the wanted one.
 
-    They sum to 1, so that weights keep their scale; within that, least squares as in section 3.2 there.
+    Nearest in the least-squares distance of profiles (section 3.2), with a sum of 1, so that weights keep their scale.
 
     Raises:
         ValueError: nothing is stored, or nothing at or before the wanted time.
@@ -83,7 +83,7 @@ def combination(stored: Sequence[Profile], wanted: Profile) -> np.ndarray:
         raise ValueError(f"wanted ends at {wanted.samples} samples, before every stored profile")
     scaled = [Profile(profile.samples / wanted.samples, profile.gamma) for profile in stored]
     target = Profile(1.0, wanted.gamma)
-    # Scaled to unit norm, else narrow early profiles would drown the rest in rounding errors.
+    # Scaled to unit norm, otherwise narrow early profiles would drown the rest in rounding errors.
     norms = np.array([inner_product(profile, profile) for profile in scaled]) ** 0.5
     products = np.array([[inner_product(one, other) for other in scaled] for one in scaled]) / np.outer(norms, norms)
     aims = np.array([inner_product(profile, target) for profile in scaled]) / norms
@@ -91,7 +91,7 @@ def combination(stored: Sequence[Profile], wanted: Profile) -> np.ndarray:
 
 
 def residual(stored: Sequence[Profile], wanted: Profile, coefficients: np.ndarray) -> float:
-    """Distance of the combined profile from the wanted one, as a share of the wanted one's norm."""
+    """Return the distance of the combined profile from the wanted one, as a share of the wanted one's norm."""
     profiles = [*stored, wanted]
     signed = np.append(coefficients, -1.0)
     products = np.array([[inner_product(one, other) for other in profiles] for one in profiles])
@@ -99,7 +99,7 @@ def residual(stored: Sequence[Profile], wanted: Profile, coefficients: np.ndarra
 
 
 def _constrained(products: np.ndarray, aims: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """Minimum of xᵀAx − 2bᵀx with sᵀx = 1, A symmetric and nearly singular: by its eigenvectors above rounding."""
+    """Minimize xᵀAx − 2bᵀx under sᵀx = 1, for a nearly singular symmetric A, on its eigenvectors above rounding."""
     values, vectors = np.linalg.eigh(products)
     kept = values > _ROUNDING * values.max()
     inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
@@ -109,7 +109,7 @@ def _constrained(products: np.ndarray, aims: np.ndarray, sums: np.ndarray) -> np
 
 FOLDER = "ema_snapshots"
 WORST_FIT = 0.05
-"""Distance of profiles above which a combination is refused: the stored ones are too few or too late."""
+"""Largest accepted distance of profiles; above it, the stored averages are too few or too late."""
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,19 @@ class Snapshot:
 
     @property
     def profile(self) -> Profile:
-        """How it weighs the weights of the run."""
+        """Its power-function profile."""
         return Profile(float(self.samples), gamma_of(self.sigma_rel))
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """An average put together from stored ones.
+    """An average reconstructed from stored ones.
 
     Attributes:
         tensors: the trained parameters in float32, by the network's names.
-        samples: samples seen where it ends.
+        samples: samples seen at its end.
         misfit: distance of its profile from the wanted one, as a share of the wanted one's norm.
-        used: how many stored averages it is made of.
+        used: number of stored averages combined.
     """
 
     tensors: dict[str, Tensor]
@@ -150,27 +150,27 @@ class Reconstruction:
 
 
 def snapshot_path(folder: Path, samples: int, sigma_rel: float) -> Path:
-    """The file of an average."""
+    """Return the path of an average's file."""
     return folder / f"{samples:012d}-{sigma_rel:.3f}.safetensors"
 
 
 def write_snapshot(
     folder: Path, tensors: Mapping[str, Tensor], samples: int, sigma_rel: float, dtype: torch.dtype
 ) -> None:
-    """Write an average atomically; what does not fit the dtype stays float32."""
+    """Write an average atomically; tensors with values too large for the dtype stay float32."""
     largest = torch.finfo(dtype).max
     cast = {
         name: (value.to(dtype) if value.numel() == 0 or value.abs().max() <= largest else value).cpu().contiguous()
         for name, value in tensors.items()
     }
-    # One entry: more would be written in an order that changes from run to run.
+    # A single entry, since several would be written in an order that changes from run to run.
     metadata = {"ema": json.dumps({"samples_seen": samples, "sigma_rel": sigma_rel})}
     data = save(cast, metadata)
     write_atomically(snapshot_path(folder, samples, sigma_rel), lambda file: file.write(data))
 
 
 def read_snapshots(folder: Path) -> list[Snapshot]:
-    """The stored averages, oldest first."""
+    """Return the stored averages, oldest first."""
     found = []
     for path in sorted(folder.glob("[0-9]*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -180,16 +180,16 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
 
 
 def reconstruct(folder: Path, sigma_rel: float, samples: int | None = None) -> Reconstruction:
-    """The average of relative width `sigma_rel` at `samples`, by default the last time stored.
+    """Reconstruct the average of relative width `sigma_rel` at `samples`, by default the last stored time.
 
     Args:
-        folder: of the snapshots.
-        sigma_rel: in (0, `WIDEST`].
-        samples: samples seen; one of the times stored.
+        folder: folder of the snapshots.
+        sigma_rel: relative width in (0, `WIDEST`].
+        samples: samples seen; one of the stored times.
 
     Raises:
-        UserError: no snapshots, a width out of range, a time that is not stored, or stored averages that are too few
-            for this width.
+        UserError: there are no snapshots, the width is out of range, the time is not stored, or the stored averages
+            cannot reconstruct this width.
     """
     stored = read_snapshots(folder)
     if not stored:
@@ -198,12 +198,12 @@ def reconstruct(folder: Path, sigma_rel: float, samples: int | None = None) -> R
         )
         raise UserError("there are no stored averages", where=str(folder), hint=hint)
     if not 0 < sigma_rel <= WIDEST:
-        raise UserError(f"{sigma_rel} is no relative width", where="--average", hint=f"above 0, at most {WIDEST}")
+        raise UserError(f"{sigma_rel} is out of range", where="--average", hint=f"use above 0 and at most {WIDEST}")
     times = sorted({snapshot.samples for snapshot in stored})
     at = times[-1] if samples is None else samples
     if at not in times:
         near = min(times, key=lambda time: abs(time - at))
-        raise UserError(f"no average was stored at {at} samples", where="--samples", hint=f"the nearest is {near}")
+        raise UserError(f"no average was stored at {at} samples", where="--samples", hint=f"use the nearest, {near}")
     return _combined([snapshot for snapshot in stored if snapshot.samples <= at], sigma_rel, at)
 
 
@@ -216,19 +216,19 @@ def _combined(stored: list[Snapshot], sigma_rel: float, at: int) -> Reconstructi
     misfit = residual(profiles, wanted, coefficients)
     if misfit > WORST_FIT:
         raise UserError(
-            f"{len(stored)} stored averages give width {sigma_rel} only to {misfit:.0%}",
+            f"{len(stored)} stored averages reconstruct width {sigma_rel} only with an error of {misfit:.0%}",
             where="--average",
-            hint="ask for a width nearer to the stored ones, or lower callbacks.store_averages.every_n_samples",
+            hint="choose a width closer to theirs, or train with a lower callbacks.store_averages.every_n_samples",
         )
     return Reconstruction(_weighted_sum(stored, coefficients.tolist()), at, misfit, len(stored))
 
 
 def _weighted_sum(stored: list[Snapshot], coefficients: list[float]) -> dict[str, Tensor]:
-    """Summed in float64, one file at a time."""
+    """Sum in float64, reading one file at a time."""
     total: dict[str, Tensor] = {}
     for snapshot, coefficient in zip(stored, coefficients, strict=True):
         with safe_open(snapshot.path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (no mapping)
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
                 value = file.get_tensor(name).double()
                 total[name] = value * coefficient if name not in total else total[name].add_(value, alpha=coefficient)
     return {name: value.float() for name, value in total.items()}

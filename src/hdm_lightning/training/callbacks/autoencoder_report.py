@@ -1,4 +1,4 @@
-"""All measures of an autoencoder on the validation images, of which `AutoencoderModule` itself logs three.
+"""All measures of an autoencoder on the validation images; `AutoencoderModule` itself logs only three of them.
 
 Shapes: image and output (B,3,H,W) in [-1, 1]; index and weight (B,); features (N,D).
 """
@@ -26,10 +26,10 @@ from hdm_lightning.training.strategies.processes import summed
 
 
 class ReconstructionDistances:
-    """Collects the features of images and of their reconstructions.
+    """Collects the features of images and their reconstructions.
 
     Args:
-        network: frozen.
+        network: the frozen feature network.
     """
 
     def __init__(self, network: FeatureNetwork) -> None:
@@ -39,7 +39,7 @@ class ReconstructionDistances:
 
     @torch.no_grad()
     def update(self, image: Tensor, output: Tensor, index: Tensor, weight: Tensor) -> None:
-        """Add images and their reconstructions, those of weight 0 left out; `index` says where each one belongs."""
+        """Add images and their reconstructions, except those of weight 0; `index` is their place in the order."""
         kept = weight > 0
         self._index += index[kept].tolist()
         if not kept.any():
@@ -49,10 +49,10 @@ class ReconstructionDistances:
             self._decoded.append(self.network(to_uint8(output[kept])).cpu())
 
     def report(self) -> dict[str, float]:
-        """Return the distances that so many images allow; every process calls this together, to the same result.
+        """Return the distances that there are enough images for; all processes must call this together.
 
-        The kernel distance is that of one half's reconstructions to the images of the other half, unbiased; the
-        Fréchet distance is that of all reconstructions to their own images, from D + 1 images on.
+        The kernel distance compares one half's reconstructions with the images of the other half, unbiased; the
+        Fréchet distance compares all reconstructions with their own images and needs at least D + 1 images.
         """
         parts = processes.gathered((self._index, torch.cat(self._real), torch.cat(self._decoded)))
         order = torch.tensor([number for index, _, _ in parts for number in index]).argsort()
@@ -68,17 +68,17 @@ class ReconstructionDistances:
 
 
 class AutoencoderReport(Callback):
-    """Measures reconstruction, equivariance and latents in every validation, with whatever weights it runs on.
+    """Measures reconstruction, equivariance and latents in every validation, with the weights that it runs on.
 
-    Put it after a `WeightAverages`, which puts its first average in place of the weights for a validation.
+    Put it after a `WeightAverages`, which replaces the weights with its first average for a validation.
 
     Args:
-        perceptual: distance of two batches of images to report, with its name, or None.
-        features: network of the reconstructions' kernel and Fréchet distances, or None.
+        perceptual: perceptual distance to report, as (name, distance), or None.
+        features: feature network for the reconstructions' kernel and Fréchet distances, or None.
 
     Attributes:
-        measures: of the last validation, by name.
-        latents: the latents' moments in the last validation, or None.
+        measures: measures of the last validation, by name.
+        latents: moments of the latents in the last validation, or None.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class AutoencoderReport(Callback):
         self._distances: ReconstructionDistances | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin empty."""
+        """Reset."""
         self._measured = None
         self._distances = None if self.features is None else ReconstructionDistances(self.features)
 
@@ -110,7 +110,7 @@ class AutoencoderReport(Callback):
                 self._distances.update(image, output, batch["index"], batch["weight"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add up over processes, and log."""
+        """Sum over processes, and log."""
         if self._measured is None:
             return
         reduce = _summed_on(pl_module.device)
@@ -122,11 +122,11 @@ class AutoencoderReport(Callback):
         log_now(trainer, self.measures | channels)
 
     def state_dict(self) -> dict[str, Any]:
-        """The last validation's results, for a training that is killed before its end was noted."""
+        """Return the last validation's results, for a training that is killed before its end is recorded."""
         return {"measures": self.measures, "latents": None if self.latents is None else asdict(self.latents)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the last validation's results."""
+        """Restore the last validation's results."""
         self.measures = dict(state_dict["measures"])
         latents = state_dict["latents"]
         self.latents = None if latents is None else LatentReport(**latents)
@@ -135,7 +135,7 @@ class AutoencoderReport(Callback):
 def measures_of(
     network: AutoencoderNetwork, resolution: int, perceptual: tuple[str, PerceptualDistance] | None = None
 ) -> AutoencoderMeasures:
-    """Empty measures of a network: rotation by each quarter turn, scaling by 1/4, 1/2 and 3/4 where exact."""
+    """Create empty measures of a network: rotation by quarter turns, scaling by 1/4, 1/2 and 3/4 where exact."""
 
     def posterior(image: Tensor) -> tuple[Tensor, Tensor]:
         found = network.posterior(image)
@@ -153,5 +153,5 @@ def measures_of(
 
 
 def _summed_on(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The sum over processes, by way of a device that the process group can reach."""
+    """Return a function that sums over processes, via a device that the process group supports."""
     return lambda values: summed(values.to(device)).cpu()

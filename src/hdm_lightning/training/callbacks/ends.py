@@ -1,4 +1,4 @@
-"""How a fit begins and ends: with a validation, early when a budget is spent or the loss no longer falls."""
+"""Start and end a fit with a validation, and end it early when a budget is spent or the loss stops falling."""
 
 import math
 import time
@@ -15,13 +15,13 @@ from hdm_lightning.training.strategies.processes import from_first
 
 
 class ValidateAtEnds(StepWatcher, Callback):
-    """Logs what a full sanity check measures, and ends the fit with a validation whatever its interval.
+    """Logs the metrics of a full sanity check, and ends the fit with a validation whatever its interval.
 
-    Use it with `Trainer(num_sanity_val_steps=-1)`: Lightning then validates before the first step, not when it resumes,
-    but gives the result to nobody. Put it before callbacks that do something at the end of a fit.
+    Use it with `Trainer(num_sanity_val_steps=-1)`: Lightning then validates before the first step (not when it
+    resumes) but discards the result. Put it before callbacks that act at the end of a fit.
 
     Attributes:
-        first: what the validation before the first step logged as `val/…`; empty where there was none.
+        first: `val/…` metrics of the validation before the first step; empty if there was none.
     """
 
     def __init__(self) -> None:
@@ -29,32 +29,32 @@ class ValidateAtEnds(StepWatcher, Callback):
         self.first: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take down what Lightning is about to forget."""
+        """Log the sanity check's metrics, which Lightning is about to discard."""
         if trainer.sanity_checking and trainer.num_sanity_val_steps == float("inf"):
             self.first = validation_metrics(trainer)
             for logger in trainer.loggers:
                 logger.log_metrics(self.first, step=0)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """At the last step, have Lightning validate, which it does where a fit is about to stop."""
+        """At the last step, make Lightning validate, as it does when a fit is about to stop."""
         if step == trainer.max_steps:
             trainer.should_stop = True
 
 
 class Budget(StepWatcher, Callback):
-    """Ends the fit, on all processes together, when hours or dollars are spent; restarts count.
+    """Ends the fit, on all processes together, when a budget of hours or dollars is spent, restarts included.
 
     Lightning then validates once more, and checkpoint callbacks save. Put it first, so that the others see that this
-    step is the last one. With a `KeepLedger` among the callbacks, that counts; else the checkpoint keeps the seconds.
+    step is the last one. A `KeepLedger` among the callbacks keeps the count; without one, the checkpoint does.
 
     Args:
         max_hours: wall-clock hours.
         max_cost_usd: dollars.
-        usd_per_device_hour: price of a device, where there is no `KeepLedger` that knows it.
-        every_s: seconds between two looks at the clock; None for every step on a CPU, and one second elsewhere.
+        usd_per_device_hour: price of a device, used without a `KeepLedger`.
+        every_s: seconds between two checks of the clock; None for every step on a CPU, and one second elsewhere.
 
     Attributes:
-        reason: what has ended the fit, or None.
+        reason: why the fit was ended, or None.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Budget(StepWatcher, Callback):
         super().__init__()
         for where, value in (("max_hours", max_hours), ("max_cost_usd", max_cost_usd)):
             if value is not None and not value > 0:
-                raise UserError(f"{value} is not positive", where=where, hint="give a positive value or null")
+                raise UserError(f"{value} is not positive", where=where, hint="set a positive value or null")
         self.max_hours, self.max_cost_usd, self.usd_per_device_hour = max_hours, max_cost_usd, usd_per_device_hour
         self.reason: str | None = None
         self._ledger: KeepLedger | None = None
@@ -76,11 +76,11 @@ class Budget(StepWatcher, Callback):
         self._pace = Pace(every_s)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look for a ledger."""
+        """Find the ledger, if there is one."""
         self._ledger = find_callback(trainer, KeepLedger)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A fit that had ended, and was killed before that was noted, takes no further step."""
+        """Take no further step in a fit that had ended but was killed before its end was recorded."""
         trainer.should_stop = trainer.should_stop or self.reason is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,7 +90,7 @@ class Budget(StepWatcher, Callback):
         self._pace.restart(trainer.global_step)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Stop where the budget is spent; the first process decides, since clocks differ."""
+        """Stop if the budget is spent; the first process decides, since clocks differ."""
         if (self.max_hours is None and self.max_cost_usd is None) or not self._pace.is_due(step):
             return
         spent = self._spent(trainer.world_size) if trainer.is_global_zero else None
@@ -99,11 +99,11 @@ class Budget(StepWatcher, Callback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What has ended the fit, and the seconds so far."""
+        """Return why the fit was ended, and the seconds so far."""
         return {"reason": self.reason, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the reason and the seconds."""
         self.reason, self._before_s = state_dict["reason"], float(state_dict["seconds"])
 
     def _seconds(self) -> float:
@@ -123,26 +123,26 @@ class Budget(StepWatcher, Callback):
 
 
 class PlateauStopping(EarlyStopping):
-    """Ends the fit when a validation loss has not improved over so many samples.
+    """Ends the fit when a validation loss has not improved over a number of samples.
 
-    Lightning's `EarlyStopping`, with its patience in samples instead of validations. Of the metrics whose names begin
-    with `monitor` the lowest counts, so that an average of the weights counts too.
+    Lightning's `EarlyStopping` with its patience in samples instead of validations. It takes the lowest of the metrics
+    whose names start with `monitor`, so the losses of weight averages count too.
 
     Args:
-        samples: without an improvement.
-        monitor: beginning of the names.
-        min_delta: the smallest improvement that counts.
-        kwargs: of `EarlyStopping`.
+        samples: samples without an improvement.
+        monitor: start of the metrics' names.
+        min_delta: smallest improvement that counts.
+        kwargs: further arguments of `EarlyStopping`.
 
     Attributes:
-        reason: what has ended the fit, or None.
+        reason: why the fit was ended, or None.
     """
 
     def __init__(self, samples: int, *, monitor: str = "val/loss", min_delta: float = 0.0, **kwargs: Any) -> None:
         super().__init__(monitor=monitor, min_delta=min_delta, **kwargs)
         if not samples > 0 or not min_delta >= 0:
-            what = f"{samples} samples without an improvement of {min_delta} is no plateau"
-            raise UserError(what, where="plateau_samples", hint="give a positive number, and 0 or more")
+            what = f"got {samples} samples and min_delta {min_delta}"
+            raise UserError(what, where="plateau_samples", hint="set samples above 0, and min_delta to 0 or more")
         self.samples = samples
         self.reason: str | None = None
         self.best = math.inf
@@ -154,14 +154,14 @@ class PlateauStopping(EarlyStopping):
         return "PlateauStopping"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A fit that had ended, and was killed before that was noted, takes no further step."""
+        """Take no further step in a fit that had ended but was killed before its end was recorded."""
         trainer.should_stop = trainer.should_stop or self.reason is not None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: validations count, not epochs."""
+        """Do nothing: validations count, not epochs."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the best so far; the measure before the first step does not count."""
+        """Compare with the best loss so far; the validation before the first step does not count."""
         metrics = [value for name, value in validation_metrics(trainer).items() if name.startswith(self.monitor)]
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not metrics:
             return
@@ -174,17 +174,17 @@ class PlateauStopping(EarlyStopping):
             self.stopped_epoch = trainer.current_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """The best loss so far and where it was, and what has ended the fit."""
+        """Return the best loss so far, its position, and why the fit was ended."""
         return {"best": self.best, "best_samples": self.best_samples, "reason": self.reason}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore these values."""
         self.best, self.best_samples = float(state_dict["best"]), int(state_dict["best_samples"])
         self.reason = state_dict["reason"]
 
 
 def plateau_stopping(samples: int | None, **settings: Any) -> PlateauStopping | None:
-    """A `PlateauStopping`, or None where `samples` is None.
+    """Return a `PlateauStopping`, or None if `samples` is None.
 
     Args:
         samples: samples without an improvement of the validation loss; None never ends the fit.

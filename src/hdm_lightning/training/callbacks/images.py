@@ -1,4 +1,4 @@
-"""Images during training: of fixed prompts with the averaged weights, of an autoencoder's reconstructions."""
+"""Images during training: samples of fixed prompts with averaged weights, and an autoencoder's reconstructions."""
 
 import math
 from collections.abc import Sequence
@@ -33,24 +33,24 @@ from hdm_lightning.whole_files import write_atomically
 
 
 class SampleImages(StepWatcher, Callback):
-    """Draws prompts at several aspect ratios, as PNG and to the loggers, with the first of the `WeightAverages`.
+    """Generates images of prompts at several aspect ratios, as PNG and to the loggers, with the first weight average.
 
-    Of a `FlowModule` whose network is an XUT; another network draws nothing. The text encoder's own tokenizer is used.
+    Needs a `FlowModule` whose network is an XUT; does nothing for other networks. Uses the text encoder's tokenizer.
 
     Args:
-        prompts: what is drawn; none draws nothing.
+        prompts: prompts to generate images of; none disables it.
         resolution: images have about resolution² pixels.
-        folder: where the PNGs go; None for `samples` beside the first logger's files.
-        every_n_steps: optimizer steps between two times; 0 for none by steps.
-        every_minutes: minutes after which they are drawn where no such step has come round; 0 for none by time. The
-            end is drawn in any case.
+        folder: folder of the PNGs; None for `samples` next to the first logger's files.
+        every_n_steps: optimizer steps between two sets of images; 0 disables generation by steps.
+        every_minutes: minutes after which images are generated if no such step has come; 0 disables generation by
+            time. Images are always generated at the end.
         aspect_ratios: width / height of the images.
         steps: solver steps.
-        guidance_scale: classifier-free guidance.
-        shift: of the solver's time grid; above 1 takes more steps near noise.
-        seed: noise of the first image.
-        context_length: caption tokens kept.
-        samples_before: samples of the trainings before this one, which the files' names count too.
+        guidance_scale: scale of classifier-free guidance.
+        shift: shift of the solver's time grid; above 1 takes more steps near noise.
+        seed: noise seed of the first image.
+        context_length: caption tokens to keep.
+        samples_before: samples of earlier trainings, which are added to the count in file names.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class SampleImages(StepWatcher, Callback):
         self._clock.begin(trainer.global_step)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Draw where due."""
+        """Generate images if due."""
         if due(step, self.every_n_steps, last_step(trainer)) or self._clock.has_run_out(trainer, step):
             self._draw_once(trainer, module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the end, whatever ended the fit."""
+        """Generate images at the end, whatever ended the fit."""
         if trainer.global_step:
             self._draw_once(trainer, pl_module)
 
     def _draw_once(self, trainer: Trainer, module: LightningModule) -> None:
-        """The first process draws, the others wait, or draw along where the network is split."""
+        """Generate on the first process while the others wait, or on all if the network is sharded."""
         if not self.prompts or self._drawn_at == trainer.global_step or not isinstance(module.network, XUT):
             return
         self._drawn_at = trainer.global_step
@@ -104,7 +104,7 @@ class SampleImages(StepWatcher, Callback):
         barrier()
 
     def draw(self, trainer: Trainer, module: Any) -> None:
-        """Draw now."""
+        """Generate images now."""
         seen = self.samples_before + int(module.samples_trained)
         pipeline = self._pipeline(trainer, module)
         folder = default_folder(trainer, self.folder)
@@ -116,7 +116,7 @@ class SampleImages(StepWatcher, Callback):
             try:
                 with torch.no_grad(), trainer.precision_plugin.val_step_context(), uncompiled():
                     images = pipeline.draw(self.prompts, seeds, settings)
-            except UserError as error:  # early weights may draw what is no image; that ends no training
+            except UserError as error:  # early weights may give invalid images, which must not end a training
                 say(f"no images of {width}x{height} at {seen} samples: {error.what}")
                 continue
             if trainer.is_global_zero:
@@ -134,12 +134,12 @@ class SampleImages(StepWatcher, Callback):
 
 
 def default_folder(trainer: Trainer, folder: Path | None) -> Path:
-    """The folder as given, or `samples` where the trainer's first logger writes."""
+    """Return the given folder, or `samples` in the folder of the trainer's first logger."""
     return folder or Path(trainer.log_dir or trainer.default_root_dir) / "samples"
 
 
 def log_image(trainer: Trainer, tag: str, image: Image.Image, step: int) -> None:
-    """Give an image to every logger that takes one (TensorBoard, MLflow, and those with a `log_image`)."""
+    """Send an image to every logger that accepts one (TensorBoard, MLflow, and those with a `log_image`)."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(tag, np.asarray(image), step, dataformats="HWC")
@@ -150,20 +150,20 @@ def log_image(trainer: Trainer, tag: str, image: Image.Image, step: int) -> None
 
 
 def size_of(aspect_ratio: float, resolution: int, multiple: int) -> tuple[int, int]:
-    """Height and width of about resolution² pixels with the aspect ratio (width / height), in multiples."""
+    """Return (height, width), multiples of `multiple`, for about resolution² pixels and a ratio of width to height."""
     height = max(1, round(resolution / math.sqrt(aspect_ratio) / multiple)) * multiple
     width = max(1, round(resolution * math.sqrt(aspect_ratio) / multiple)) * multiple
     return height, width
 
 
 class ReconstructionImages(Callback):
-    """Draws the first validation images in every validation, as PNG and to the loggers, on the first process.
+    """Reconstructs the first validation images in every validation, as PNG and to the loggers, on the first process.
 
-    Put it after a `WeightAverages`, which puts its first average in place of the weights for a validation.
+    Put it after a `WeightAverages`, which replaces the weights with its first average for a validation.
 
     Args:
-        count: images; 0 draws nothing.
-        folder: where the PNGs go; None for `samples` beside the first logger's files.
+        count: number of images; 0 disables it.
+        folder: folder of the PNGs; None for `samples` next to the first logger's files.
     """
 
     def __init__(self, count: int = 6, folder: Path | str | None = None) -> None:
@@ -172,16 +172,16 @@ class ReconstructionImages(Callback):
         self._images: list[Tensor] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin empty."""
+        """Reset."""
         self._images = []
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *place: Any) -> None:
-        """Keep images until there are enough."""
+        """Collect images until there are enough."""
         if trainer.is_global_zero and sum(map(len, self._images)) < self.count:
             self._images.append(batch["image"][batch["weight"] > 0])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw them."""
+        """Reconstruct and log them."""
         images = torch.cat(self._images)[: self.count] if self._images else torch.zeros(0)
         if not len(images) or not trainer.is_global_zero:
             return

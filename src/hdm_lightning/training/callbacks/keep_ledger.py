@@ -14,15 +14,15 @@ from hdm_lightning.training.callbacks.throughput import memory_gb
 from hdm_lightning.whole_files import append_line, read_lines
 
 LONGEST_SILENCE_S = 300.0
-"""What a `kill -9` between two checkpoints may hide of the time and the money spent."""
+"""Longest time between two lines, and so the most spending that a `kill -9` between two checkpoints can hide."""
 
 
 class Ledger:
-    """Appends events to a file and adds up what was spent, restarts included.
+    """Appends events to a file and adds up time and cost, restarts included.
 
     Args:
-        path: of the file.
-        writes: whether this process writes; all of them read.
+        path: path of the file.
+        writes: whether this process writes; all processes read.
     """
 
     def __init__(self, path: Path | str, writes: bool = True) -> None:
@@ -30,44 +30,44 @@ class Ledger:
         self.writes = writes
 
     def append(self, event: str, **values: Any) -> None:
-        """Write one line and sync it, so that a crash loses at most the line being written."""
+        """Write and sync one line, so that a crash loses at most the line being written."""
         if self.writes:
             append_line(self.path, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values})
 
     def events(self) -> list[dict[str, Any]]:
-        """All whole lines."""
+        """Return all complete lines."""
         return read_lines(self.path)
 
     def spent(self, key: str, stage: str | None = None) -> float:
-        """Wall-clock `seconds`, `device_hours` or `cost_usd` so far, of one stage or of all.
+        """Return the wall-clock `seconds`, `device_hours` or `cost_usd` so far, of one stage or of all.
 
-        Starts may have been on other numbers of devices and at another price.
+        The number of devices and their price may have changed between starts.
         """
         return sum(_number(event, key) for event in self.events() if stage is None or event.get("stage") == stage)
 
     def starts(self, stage: str) -> int:
-        """How often the stage was started."""
+        """Return how often the stage was started."""
         return sum(event.get("event") == "start" and event.get("stage") == stage for event in self.events())
 
 
 def _number(event: dict[str, Any], key: str) -> float:
-    """A cost in a line; 0 where it is none, as in a line that somebody has edited."""
+    """Return a number of a line; 0 if it is not a finite number, as in a line edited by hand."""
     value = event.get(key, 0.0)
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer too large for a float
         return 0.0
 
 
 class KeepLedger(StepWatcher, Callback):
     """Writes the ledger's lines of one fit: start, progress at every checkpoint and every few minutes, end.
 
-    A fit ends as `end`, `stop` (a signal), `rewind` (the loss went wrong) or `failed`. A line has the stage, the
-    samples, and what was spent since the line before: seconds, device-hours, dollars, the peak of memory.
+    A fit ends with `end`, `stop` (a signal), `rewind` (the loss diverged) or `failed`. A line has the stage, the
+    samples, the peak memory, and the seconds, device-hours and dollars spent since the previous line.
 
     Args:
-        path: of the ledger, which later fits continue.
-        stage: name of this fit among those of the ledger; None for the module's `stage`.
+        path: path of the ledger; later fits append to it.
+        stage: name of this fit in the ledger; None for the module's `stage`.
         usd_per_device_hour: price of a device.
     """
 
@@ -82,7 +82,7 @@ class KeepLedger(StepWatcher, Callback):
         self._before: dict[tuple[str, bool], float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read what was spent before."""
+        """Read the time and cost of earlier fits."""
         if self.stage is None:
             self.stage = str(getattr(pl_module, "stage", "train"))
         self.ledger.writes, self.devices = trainer.is_global_zero, trainer.world_size
@@ -96,7 +96,7 @@ class KeepLedger(StepWatcher, Callback):
         self._mark = self._begin = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the start, or the restart."""
+        """Record the start or restart."""
         super().on_train_start(trainer, pl_module)
         assert self.stage is not None
         self._mark = self._begin = time.monotonic()
@@ -105,29 +105,29 @@ class KeepLedger(StepWatcher, Callback):
         self.ledger.append("start", stage=self.stage, samples=samples, restarts=restarts, devices=self.devices)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Break a long silence."""
+        """Record progress if the last line is too long ago."""
         if time.monotonic() - self._mark >= LONGEST_SILENCE_S:
             self.note("progress", trainer, module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note what a checkpoint has cost up to it."""
+        """Record the time and cost up to a checkpoint."""
         if self._running:
             self.note("progress", trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the end, once the last checkpoint is written."""
+        """Record the end, after the last checkpoint is written."""
         self._end("end", trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Note an end of another kind, and why."""
+        """Record another kind of end, and its reason."""
         kinds = {StoppedBySignal: "stop", LossRewind: "rewind"}
         event = next((name for kind, name in kinds.items() if isinstance(exception, kind)), "failed")
         self._end(event, trainer, pl_module, reason=str(exception) or type(exception).__name__)
 
     def note(self, event: str, trainer: Trainer, module: LightningModule, **values: Any) -> None:
-        """Append a line with what was spent since the last one, and further values.
+        """Append a line with the time and cost since the last one, and further values.
 
-        The peak of memory is that of the first process: of its device, or of the host where it computes on a CPU.
+        The peak memory is that of the first process: of its device, or of the host if it trains on a CPU.
         """
         now = time.monotonic()
         costs, self._mark = self._costs(now - self._mark), now
@@ -144,7 +144,7 @@ class KeepLedger(StepWatcher, Callback):
         )
 
     def spent(self, key: str, *, stage: bool = False) -> float:
-        """`seconds`, `device_hours` or `cost_usd` of the whole ledger so far, or of this stage, restarts included."""
+        """Return `seconds`, `device_hours` or `cost_usd` so far, of the whole ledger or of this stage with restarts."""
         return self._before.get((key, stage), 0.0) + self._costs(time.monotonic() - self._begin)[key]
 
     def _costs(self, seconds: float) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""Watches the loss and the weights; when they go wrong, every process leaves the fit together.
+"""Watch the loss and the weights, and leave the fit on all processes together when they diverge.
 
-B samples of a micro-batch on this process.
+B: samples of a micro-batch on this process.
 """
 
 import heapq
@@ -20,11 +20,11 @@ from hdm_lightning.training.strategies.sharded_tensors import local_parts
 
 @dataclass(frozen=True)
 class Finding:
-    """A step at which the training counts as diverged.
+    """A step at which the training is considered diverged.
 
     Attributes:
         step: the optimizer step.
-        reason: what was seen, for people.
+        reason: human-readable reason.
     """
 
     step: int
@@ -32,16 +32,16 @@ class Finding:
 
 
 class SpikeDetector:
-    """A loss that is not finite, or one far above its running mean for several steps in a row.
+    """Detects a loss that is not finite, or far above its running mean for several steps in a row.
 
-    The running mean is exponential, of the steps that were not themselves far above it; a single high step is
-    noise and passes.
+    The running mean is exponential, over the steps that were not themselves far above it; a single high step counts
+    as noise.
 
     Args:
-        factor: a step is high when its loss exceeds so many running means; None: only non-finite losses count.
+        factor: a step is high if its loss exceeds this multiple of the running mean; None: only non-finite ones count.
         patience: high steps in a row that make a spike.
-        warmup: steps whose losses only go into the running mean.
-        memory: steps over which the running mean reaches back.
+        warmup: first steps, whose losses only update the running mean.
+        memory: number of steps that the running mean averages over.
     """
 
     def __init__(self, factor: float | None, patience: int = 3, warmup: int = 100, memory: int = 100) -> None:
@@ -54,7 +54,7 @@ class SpikeDetector:
         self.streak = 0
 
     def observe(self, step: int, loss: float) -> Finding | None:
-        """Take in the loss of one optimizer step; returns the finding where this step completes one."""
+        """Process the loss of one optimizer step; return a finding if the training has diverged with it."""
         if not math.isfinite(loss):
             self.streak += 1
             return Finding(step, f"the loss of step {step} is not finite")
@@ -73,11 +73,11 @@ class SpikeDetector:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {"mean": self.mean, "steps": self.steps, "streak": self.streak}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from saved values."""
+        """Restore saved values."""
         self.mean, self.steps, self.streak = float(state["mean"]), int(state["steps"]), int(state["streak"])
 
 
@@ -88,7 +88,7 @@ SUSPECTS = 8
 
 @dataclass(frozen=True)
 class TrainedSamples:
-    """What a process remembers of a micro-batch: its step, and each sample's position, key and loss (B,)."""
+    """Record of a micro-batch on this process: its step, and each sample's position, key and loss (B,)."""
 
     step: int
     positions: Tensor
@@ -97,12 +97,12 @@ class TrainedSamples:
 
 
 class LossRewind(Exception):
-    """The training has diverged at a step; the same on every process.
+    """The training has diverged at a step; raised alike on every process.
 
     Attributes:
         finding: step and reason.
         samples: (position, key) of the samples trained on since the last good checkpoint, on all processes.
-        suspects: keys of the samples whose loss was not finite, or highest, at the step.
+        suspects: keys of the samples whose loss at the step was not finite, or else highest.
     """
 
     def __init__(self, finding: Finding, samples: list[tuple[int, str]], suspects: list[str]) -> None:
@@ -113,18 +113,18 @@ class LossRewind(Exception):
 
 
 class LossGuard(StepWatcher, Callback):
-    """Raises `LossRewind` on every process when the loss spikes, or loss or weights are not finite.
+    """Raises `LossRewind` on every process when the loss spikes, or the loss or weights are not finite.
 
-    No checkpoint is written, by whatever callback, and no validation begins before the steps up to it were looked at.
-    On CUDA the device is waited for every `look_every` steps only, and then; a finding names the true step anyway.
-    Reads `sample_losses` of the training step's output (else `loss`) and the batch's `weight`, `keys` and `index`,
-    where it has them. Put it before callbacks that use the weights.
+    All steps so far are checked before any callback writes a checkpoint and before every validation. In between, CUDA
+    steps are checked only every `look_every` steps, since that waits for the device; a finding names the right step.
+    Reads `sample_losses` of the training step's output (or else `loss`) and the batch's `weight`, `keys` and `index`,
+    if present. Put it before callbacks that use the weights.
 
     Args:
-        spike_factor: a step's loss is high above so many running means; None: only what is not finite counts.
+        spike_factor: a loss is high above this multiple of its running mean; None: only non-finite losses count.
         patience: high steps in a row that make a spike.
-        warmup_steps: steps of a fit before high losses count.
-        look_every: steps between two looks on CUDA; elsewhere every step is looked at.
+        warmup_steps: first steps of a fit, in which high losses do not count.
+        look_every: steps between two checks on CUDA; elsewhere every step is checked.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class LossGuard(StepWatcher, Callback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Close the step's sum, and look where it is time."""
+        """Complete the step's sum, and check if due."""
         assert self._step_sum is not None
         self._sums.append((step, self._step_sum))
         self._step_sum = None
@@ -169,21 +169,21 @@ class LossGuard(StepWatcher, Callback):
             self.look(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before weights are measured."""
+        """Check before weights are validated."""
         self.look(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look before weights are saved; what came before a checkpoint that was good will not be skipped."""
+        """Check before weights are saved; a rewind will not skip samples from before a good checkpoint."""
         self.look(trainer)
-        checkpoint["callbacks"][KEY] = self.state_dict()  # as it is after the look
+        checkpoint["callbacks"][KEY] = self.state_dict()  # the state after the check
         if self.detector.streak == 0:
             self._seen = []
 
     def look(self, trainer: Trainer) -> None:
-        """Examine the steps since the last look; every process calls this together.
+        """Check the steps since the last check; all processes must call this together.
 
         Raises:
-            LossRewind: on every process alike.
+            LossRewind: the training has diverged; raised on every process.
         """
         if not self._sums:
             return
@@ -213,7 +213,7 @@ class LossGuard(StepWatcher, Callback):
         return None
 
     def _suspects(self, step: int) -> list[tuple[float, str]]:
-        """The highest losses of this process at the step, infinity for those that are not finite."""
+        """Return the highest losses of this process at the step, with infinity for non-finite ones."""
         scored = [
             (loss if loss - loss == 0 else float("inf"), key)
             for samples in self._pending
@@ -229,33 +229,33 @@ class LossGuard(StepWatcher, Callback):
         del self._seen[:-KEYS_KEPT]
 
     def state_dict(self) -> dict[str, Any]:
-        """The detector, for the checkpoint."""
+        """Return the detector's state."""
         return self.detector.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The detector, from the checkpoint."""
+        """Restore the detector's state."""
         self.detector.load_state_dict(state_dict)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Find the detector of an older version's checkpoint."""
+        """Accept the detector's state under its name in an older version."""
         rename_state(checkpoint, OLD_KEY, KEY)
 
 
 def guard_streak(checkpoint: Mapping[str, Any]) -> int:
-    """High steps in a row that the guard had seen when a checkpoint was written; 0 without a guard."""
+    """Return the number of high steps in a row when a checkpoint was written; 0 without a guard."""
     states = checkpoint.get("callbacks", {})
     return int((states.get(KEY) or states.get(OLD_KEY) or {}).get("streak", 0))
 
 
 @torch.no_grad()
 def weights_are_finite(module: LightningModule) -> Tensor:
-    """Whether all trained weights of this process are finite, as a boolean () on their device, not waited for."""
+    """Return whether all trained weights of this process are finite, as a boolean () on its device, without a sync."""
     weights = local_parts(weight.detach() for weight in module.parameters() if weight.requires_grad)
     return torch.stack(torch._foreach_norm(weights)).isfinite().all()
 
 
 def _weighted_losses(outputs: Any, batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Losses and weights (B,) of a micro-batch, or its mean loss (1,) with weight 1; weight 0 where there is none."""
+    """Return a micro-batch's losses and weights (B,), or its mean loss (1,) with weight 1, or 0 without a loss."""
     if isinstance(outputs, Mapping) and "sample_losses" in outputs:
         losses: Tensor = outputs["sample_losses"].detach().float()
         weight = batch.get("weight") if isinstance(batch, Mapping) else None

@@ -1,4 +1,4 @@
-"""Where a training is, in samples: a rich bar in a terminal, a plain line now and then elsewhere."""
+"""The progress of a training in samples: a rich bar in a terminal, a plain line now and then elsewhere."""
 
 import sys
 import time
@@ -14,18 +14,18 @@ from hdm_lightning.training.callbacks.steps import find_callback, samples_traine
 from hdm_lightning.training.run_log import note, say
 
 REFRESH_S = 0.5
-"""Between two looks at the loss, for which the device is waited for."""
+"""Seconds between two reads of the loss, each of which waits for the device."""
 WORTH_TELLING_H = 1.0
-"""Device-hours without a price that are worth a place in the line."""
+"""Fewest device-hours to show when they have no price."""
 KEPT_EVERY_S = 300.0
-"""Between two lines that a bar leaves in the run's log."""
+"""Seconds between two lines that a bar writes to the run's log."""
 FIRST_TO_GO = ("spent", "speed", "loss", "left")
-"""What a narrow terminal does without, in this order."""
+"""Parts that are dropped in a narrow terminal, in this order."""
 SHORTEST_BAR = 10
 
 
 def fitting(parts: dict[str, str], width: int) -> str:
-    """As many parts of a line as there is room for, in their order; the samples stay in any case."""
+    """Return as many parts of a line as fit, in order; the samples are never dropped."""
     kept = dict(parts)
     for name in FIRST_TO_GO:
         if len(" · ".join(kept.values())) <= width:
@@ -35,21 +35,21 @@ def fitting(parts: dict[str, str], width: int) -> str:
 
 
 class Progress(RichProgressBar):
-    """Lightning's rich progress bar, with samples, images a second, loss, time left and what was spent.
+    """Lightning's rich progress bar, with samples, images per second, loss, time left and cost.
 
-    Where the output is no terminal it prints a line every so many seconds instead. What was spent comes from a
-    `KeepLedger` among the callbacks.
+    If the output is not a terminal, it prints plain lines instead. The cost comes from a `KeepLedger` among the
+    callbacks.
 
     Args:
-        stage: what to call the training; None for the module's `stage`.
-        samples_after: what comes after this training, in samples of this one: for the time left of all.
+        stage: name of the training; None for the module's `stage`.
+        samples_after: work after this training, in samples of this one, for the total time left.
         plain_every_s: seconds between two plain lines.
         loss: name of the logged loss to show.
-        kwargs: of `RichProgressBar`.
+        kwargs: further arguments of `RichProgressBar`.
     """
 
     wants_metrics = False
-    """It asks for the loss itself, now and then; what modules show in a bar is copied from the device at every step."""
+    """It reads the loss itself, now and then; metrics that modules show in a bar are copied to the host every step."""
 
     def __init__(
         self,
@@ -67,16 +67,16 @@ class Progress(RichProgressBar):
         self._shown: dict[str, str] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Show the bar in a terminal only."""
+        """Show the bar only in a terminal."""
         super().setup(trainer, pl_module, stage)
         if not sys.stdout.isatty():
             self.disable()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what takes so long before the first step."""
+        """Report the validation, which takes time before the first step."""
         super().on_sanity_check_start(trainer, pl_module)
         if self.is_disabled and trainer.is_global_zero:
-            say(f"{self._name(pl_module)}: validating, before the first step")
+            say(f"{self._name(pl_module)}: validating before the first step")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -85,7 +85,7 @@ class Progress(RichProgressBar):
         self._printed = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Bring the bar up to date, or print a line where it is time."""
+        """Update the bar, and print a line if due."""
         super().on_train_batch_end(trainer, pl_module, *args)
         every = self.plain_every_s if self.is_disabled else KEPT_EVERY_S
         late = time.monotonic() - self._printed >= every
@@ -96,40 +96,40 @@ class Progress(RichProgressBar):
 
     @property
     def total_train_batches(self) -> int | float:
-        """Micro-batches of the whole fit."""
+        """Number of micro-batches in the whole fit."""
         batches, steps = super().total_train_batches, self.trainer.max_steps
         per_step = getattr(self.trainer.lightning_module, "accumulation", self.trainer.accumulate_grad_batches)
         return steps * per_step if batches == float("inf") and steps > 0 else batches
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Nothing for Lightning's own column, as `configure_columns` has one that fits the terminal."""
+        """Return nothing for Lightning's own column; `configure_columns` has one that fits the terminal."""
         now = time.monotonic()
         if now - self._looked >= REFRESH_S:
             self._looked, self._shown = now, self.state(trainer, pl_module)
         return {}
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
-        """Name, bar, and as much of the state as the terminal has room for."""
+        """Return the name, the bar, and as much of the state as fits the terminal."""
         return [TextColumn("{task.description}"), BarColumn(bar_width=None), _State(self)]
 
     @property
     def sanity_check_description(self) -> str:
-        """What the bar is called during the validation before the first step."""
+        """Name of the bar during the validation before the first step."""
         return "validation before the first step"
 
     @property
     def validation_description(self) -> str:
-        """What the bar is called during a validation."""
+        """Name of the bar during a validation."""
         return "validation"
 
     def text_of(self, task: Task, width: int) -> str:
-        """What stands beside a task's bar: the training's state, or how many batches of a validation are done."""
+        """Return the text next to a task's bar: the training's state, or the batches done of a validation."""
         if task.id == self.train_progress_bar_id:
             return fitting(self._shown, width)
         return f"{task.completed:.0f}/{task.total:.0f} batches" if task.total else ""
 
     def state(self, trainer: Trainer, module: LightningModule) -> dict[str, str]:
-        """Samples, speed, loss, time left, and what was spent, as far as they are known."""
+        """Return samples, speed, loss, time left, and cost, as far as they are known."""
         began, first = self._begin
         samples = samples_trained(trainer, module)
         rate = (samples - first) / max(time.monotonic() - began, 1e-9)
@@ -153,7 +153,7 @@ class Progress(RichProgressBar):
         return self.stage or str(getattr(module, "stage", "train"))
 
     def _spent(self, trainer: Trainer) -> str | None:
-        """Dollars where a device has a price, else hours of devices."""
+        """Return the cost in dollars if devices have a price, otherwise in device-hours."""
         ledger = find_callback(trainer, KeepLedger)
         if ledger is None:
             return None
@@ -164,7 +164,7 @@ class Progress(RichProgressBar):
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `45 s`, `12 min`, `3 h 20 min` or `137 h`."""
+    """Format seconds as `45 s`, `12 min`, `3 h 20 min` or `137 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -175,13 +175,13 @@ def duration(seconds: float) -> str:
 
 
 class _State(ProgressColumn):
-    """The part of a bar's line behind the bar."""
+    """The column after the bar."""
 
     def __init__(self, bar: Progress) -> None:
         super().__init__()
         self.bar = bar
 
     def render(self, task: Task) -> Text:
-        """As much as there is room for."""
+        """Return as much text as fits."""
         width = self.bar._console.width if self.bar._console is not None else 80
         return Text(self.bar.text_of(task, width - len(task.description) - SHORTEST_BAR - 2), no_wrap=True)

@@ -1,4 +1,4 @@
-"""Training checkpoints by steps, samples and minutes, of which the newest few stay."""
+"""Training checkpoints by steps, samples and minutes; the newest few are kept."""
 
 import warnings
 from pathlib import Path
@@ -27,21 +27,21 @@ from hdm_lightning.whole_files import remove_leftovers
 
 
 class StageCheckpoint(StepWatcher, ModelCheckpoint):
-    """Writes `step-00001234.ckpt` every so many steps, samples or minutes and at the end, and keeps the newest few.
+    """Writes `step-00001234.ckpt` by steps, samples or minutes and at the end, and keeps the newest few.
 
-    Where a validation is due at the same step, the checkpoint comes after it, so that a resumed training does not
-    repeat it. A `LossGuard` that has found something keeps it off the disk. `Trainer.fit(ckpt_path="last")` takes the
-    newest one that is whole.
+    If a validation is due at the same step, the checkpoint is written after it, so that a resumed training does not
+    repeat it. Nothing is saved if a `LossGuard` has found a divergence. `Trainer.fit(ckpt_path="last")` loads the
+    newest undamaged one.
 
     Args:
-        dirpath: where they go; None as for Lightning's `ModelCheckpoint`.
-        every_n_steps: optimizer steps between two; 0 for none by steps.
+        dirpath: folder of the checkpoints; None as for Lightning's `ModelCheckpoint`.
+        every_n_steps: optimizer steps between two checkpoints; 0 disables checkpoints by steps.
         every_n_samples: the same in samples of all processes, rounded up to steps.
-        every_minutes: minutes after which one is written where none of the above has come round; 0 for none by time.
-        keep: how many stay on disk.
+        every_minutes: minutes after which one is written if none of the above was due; 0 disables checkpoints by time.
+        keep: number of checkpoints to keep.
 
     Attributes:
-        metrics: what the last validation logged as `val/…`, kept in the checkpoint.
+        metrics: `val/…` metrics of the last validation, saved in the checkpoint.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         return "StageCheckpoint"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Decide on the folder, and clear what a killed process left half-written."""
-        with warnings.catch_warnings(action="ignore"):  # that it is not empty: it holds the earlier ones
+        """Set the folder, and delete partial files left by a killed process."""
+        with warnings.catch_warnings(action="ignore"):  # that it is not empty: it contains earlier checkpoints
             super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and stage == "fit":
             remove_leftovers(self.folder)
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoints go, once a fit has begun or where it was given."""
+        """Folder of the checkpoints; set once a fit has started, or by `dirpath`."""
         assert self.dirpath is not None
         return Path(self.dirpath)
 
@@ -86,18 +86,18 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         self._clock.begin(trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save what a validation that did not take place was waited for."""
+        """Save the checkpoint that waited for a validation that did not take place."""
         if self._waiting:
             self.save(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Act on whole steps."""
+        """Act on complete steps."""
         StepWatcher.on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Save where due, or after the validation that is due too."""
+        """Save if due, but after a validation that is also due."""
         every = steps_between(module, self.every_n_steps, self.every_n_samples)
         if due(step, every, last_step(trainer)) or self._clock.has_run_out(trainer, step):
             self._waiting = validation_follows(trainer)
@@ -105,31 +105,31 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
                 self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember what was measured, and save what has waited for it."""
+        """Store the metrics, and save the checkpoint that waited for them."""
         if not trainer.sanity_checking:
             self.metrics = validation_metrics(trainer)
             if self._waiting:
                 self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: steps count, not epochs."""
+        """Do nothing: steps count, not epochs."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end, whatever ended the fit."""
+        """Save at the end, whatever ended the fit."""
         if trainer.global_step:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path:
-        """Save now, on every process together; what was saved at this step already stays.
+        """Save now, on all processes together, unless this step has been saved already.
 
         Returns:
-            The file.
+            Path of the checkpoint.
         """
         self._waiting = False
         path = checkpoint_path(self.folder, trainer.global_step)
         if trainer.fast_dev_run or trainer.strategy.broadcast(path.exists()):  # type: ignore[attr-defined]
             return path
-        for logger in trainer.loggers:  # what was logged before a checkpoint is not logged again by who resumes from it
+        for logger in trainer.loggers:  # a resumed training does not log again what came before its checkpoint
             logger.save()
         self._save_checkpoint(trainer, str(path))
         self.best_model_path = self.last_model_path = str(path)
@@ -142,15 +142,15 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """The last validation's metrics, for a training that is killed before its end was noted."""
+        """Return the last validation's metrics, for a training that is killed before its end is recorded."""
         return {"metrics": dict(self.metrics)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the last validation's metrics."""
+        """Restore the last validation's metrics."""
         self.metrics = dict(state_dict["metrics"])
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        """What Lightning takes for `ckpt_path="last"`."""
+        """Return the checkpoint that Lightning loads for `ckpt_path="last"`."""
         if self.dirpath is None:
             return set()
         newest = next((path for path in reversed(checkpoints_in(self.folder)) if _is_whole(path)), None)
@@ -158,7 +158,7 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a checkpoint is as it was written; nothing is set aside, as every process asks."""
+    """Return whether a checkpoint is undamaged; a damaged one is not moved aside, since every process asks."""
     try:
         compare_checksums(path)
     except DamagedCheckpoint:

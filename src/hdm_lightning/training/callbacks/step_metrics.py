@@ -1,4 +1,4 @@
-"""What a training logs of its steps: the loss by time, norms, and what it has seen of its data."""
+"""Metrics logged per step: the loss by time, norms, and the data seen."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class TimeBins:
         self.counts.scatter_add_(0, bins, weight)
 
     def packed(self) -> Tensor:
-        """(2, bins) sums and counts, ready to be summed over processes."""
+        """Return sums and counts as (2, bins), to be summed over processes."""
         return torch.stack([self.sums, self.counts])
 
     def reset(self) -> None:
@@ -37,13 +37,13 @@ class TimeBins:
 
 
 class LossByTime(StepWatcher, Callback):
-    """Logs the mean training loss in equal bins of t, and over all, where Lightning logs (`log_every_n_steps`).
+    """Logs the mean training loss in equal bins of t, and overall, when Lightning logs (`log_every_n_steps`).
 
     Reads `sample_losses` and `times` of the training step's output and the batch's `weight`. Names are
     `loss_by_time/0.000-0.125` … and `train/loss_mean`; masked samples are left out.
 
     Args:
-        bins: how many.
+        bins: number of bins.
     """
 
     def __init__(self, bins: int = 8) -> None:
@@ -52,7 +52,7 @@ class LossByTime(StepWatcher, Callback):
         self._bins: TimeBins | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin empty."""
+        """Reset the bins."""
         super().on_train_start(trainer, pl_module)
         self._bins = TimeBins(self.bins, pl_module.device)
 
@@ -65,7 +65,7 @@ class LossByTime(StepWatcher, Callback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Log where Lightning does."""
+        """Log when Lightning does."""
         if not logs_now(trainer):
             return
         assert self._bins is not None
@@ -77,31 +77,31 @@ class LossByTime(StepWatcher, Callback):
 
 
 def time_bin_tag(number: int, bins: int) -> str:
-    """Name of the training loss in one bin of the time."""
+    """Return the metric name of the training loss in a bin of the time."""
     return f"loss_by_time/{number / bins:.3f}-{(number + 1) / bins:.3f}"
 
 
 class Norms(StepWatcher, Callback):
-    """Logs `optimizer/gradient_norm` (before clipping) and `optimizer/weight_norm` where Lightning logs."""
+    """Logs `optimizer/gradient_norm` (before clipping) and `optimizer/weight_norm` when Lightning logs."""
 
     def __init__(self) -> None:
         super().__init__()
         self._gradient: Tensor | None = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Measure the gradients, only where the norm will be logged; Lightning clips afterwards."""
+        """Measure the gradient norm if it will be logged; Lightning clips afterward."""
         if logs_now(trainer):
             gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
             self._gradient = total_norm([gradient for gradient in gradients if gradient is not None])
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Log where Lightning does."""
+        """Log when Lightning does."""
         if logs_now(trainer):
             weights = [weight.detach() for weight in trained_network(module).parameters()]
             metrics = {"optimizer/weight_norm": float(total_norm(weights))}
             if self._gradient is not None:
                 metrics["optimizer/gradient_norm"] = float(self._gradient)
-                self._gradient = None  # a fit that ends early has none of its last step
+                self._gradient = None  # not measured at the last step of a fit that stops early
             log_now(trainer, metrics)
 
 
@@ -109,13 +109,13 @@ OLD_KEY = "LogScalars"
 
 
 class DataSeen(StepWatcher, Callback):
-    """Logs `seen/samples`, `seen/passes`, `seen/masked` and `seen/quarantined` where Lightning logs.
+    """Logs `seen/samples`, `seen/passes`, `seen/masked` and `seen/quarantined` when Lightning logs.
 
-    Passes are reported where the data module has a `train_plan`. A masked sample could not be used and counted for
-    nothing (the batch's `weight` is 0).
+    Passes are reported if the data module has a `train_plan`. A masked sample could not be used and does not count
+    (the batch's `weight` is 0).
 
     Args:
-        quarantine: the data's file of bad samples, one a line, or None.
+        quarantine: the data's file of bad samples, one per line, or None.
     """
 
     def __init__(self, quarantine: Path | str | None = None) -> None:
@@ -130,7 +130,7 @@ class DataSeen(StepWatcher, Callback):
         return "DataSeen"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from here."""
+        """Start counting."""
         super().on_train_start(trainer, pl_module)
         self._since = torch.zeros((), device=pl_module.device)
 
@@ -143,7 +143,7 @@ class DataSeen(StepWatcher, Callback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Log where Lightning does."""
+        """Log when Lightning does."""
         if not logs_now(trainer):
             return
         self._add_up()
@@ -157,16 +157,16 @@ class DataSeen(StepWatcher, Callback):
         log_now(trainer, metrics)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the count, which stands nowhere else."""
+        """Save the count."""
         self._add_up()
         checkpoint["callbacks"][self.state_key] = {"masked": self.masked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the count."""
         self.masked = float(state_dict["masked"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Find the count of an older version's checkpoint."""
+        """Accept the count under its name in an older version."""
         states = checkpoint["callbacks"]
         if OLD_KEY in states:
             states.setdefault(self.state_key, {"masked": states[OLD_KEY]["holes"]})
@@ -178,10 +178,10 @@ class DataSeen(StepWatcher, Callback):
 
 
 class QuarantineCount:
-    """Different bad samples in a growing file, each line of which is read once.
+    """Counts the distinct bad samples in a growing file, reading each line once.
 
     Args:
-        path: of the file; the same sample may be written once by every reader.
+        path: path of the file; every reader may write the same sample.
     """
 
     def __init__(self, path: Path) -> None:
@@ -190,7 +190,7 @@ class QuarantineCount:
         self._read = 0
 
     def count(self) -> int:
-        """How many there are now."""
+        """Return the current number of bad samples."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 file.seek(self._read)

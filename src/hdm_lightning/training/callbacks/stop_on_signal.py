@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: finish the step, save, and leave, all processes together."""
+"""On SIGTERM, SIGUSR1 and Ctrl-C, finish the step, save and exit, on all processes together."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,11 +15,11 @@ from hdm_lightning.training.strategies.processes import gathered
 class StoppedBySignal(SystemExit):
     """The training was asked to stop and has saved.
 
-    Where nobody catches it, the process ends with status 143, or 130 after Ctrl-C.
+    If it is not caught, the process exits with status 143, or 130 after Ctrl-C.
 
     Attributes:
-        message: what has happened, for people.
-        checkpoint: what was saved, or None where there was nothing new.
+        message: human-readable message.
+        checkpoint: path of the saved checkpoint, or None if nothing was saved.
     """
 
     def __init__(self, message: str, checkpoint: Path | None = None) -> None:
@@ -32,15 +32,15 @@ class StoppedBySignal(SystemExit):
 
 
 class StopOnSignal(StepWatcher, Callback):
-    """Turns a signal to any one process into a common stop at the end of an optimizer step or a validation.
+    """Stops all processes at the end of an optimizer step or a validation when any of them gets a signal.
 
-    On accelerators the processes ask each other about once a second, and at the end of every validation and fit.
+    On accelerators the processes check about once a second, and at the end of every validation and fit.
     Saves through the trainer's first checkpoint callback, then raises `StoppedBySignal`. A second Ctrl-C ends the
-    process at once. Lightning's own handlers stay off, since its broadcast on SIGTERM waits for ever for processes that
-    did not get the signal. Put it last.
+    process at once. Lightning's own handlers are disabled, since its broadcast on SIGTERM waits forever for processes
+    that did not get the signal. Put it last.
 
     Args:
-        every_s: seconds between two times that they ask; None for every step on a CPU, and one second elsewhere.
+        every_s: seconds between two checks; None for every step on a CPU, and one second elsewhere.
     """
 
     def __init__(self, every_s: float | None = None) -> None:
@@ -49,21 +49,21 @@ class StopOnSignal(StepWatcher, Callback):
         self._pace = Pace(every_s)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen, unless the process does so already."""
+        """Listen for signals, unless the process does so already."""
         if stage == "fit":
             trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-            # Before every batch the processes would tell each other of a signal that those handlers have seen, and
-            # the host would wait for the device to read the answer.
+            # Lightning would broadcast before every batch whether those handlers have seen a signal, and the host would
+            # wait for the device to read the result.
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
             if not STOP.is_listening:
                 self._listening.enter_context(STOP.listening())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._listening.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._listening.close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,12 +73,12 @@ class StopOnSignal(StepWatcher, Callback):
         stop_if_asked("before the first step")
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Save and stop everywhere if any process was asked to."""
+        """Save and stop on all processes if any was asked to stop."""
         if self._pace.is_due(step) or step == last_step(trainer):
             self._look(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same: a step may be long."""
+        """Save and stop if asked, since a step may take long."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._look(trainer, pl_module)
 
@@ -89,7 +89,7 @@ class StopOnSignal(StepWatcher, Callback):
 
 
 def save_now(trainer: Trainer) -> Path | None:
-    """Write a checkpoint by way of the trainer's first checkpoint callback; every process calls this together."""
+    """Write a checkpoint through the trainer's first checkpoint callback; all processes must call this together."""
     callback = trainer.checkpoint_callback
     if isinstance(callback, StageCheckpoint):
         return callback.save(trainer)
@@ -102,10 +102,10 @@ def save_now(trainer: Trainer) -> Path | None:
 
 
 def stop_if_asked(when: str) -> None:
-    """Stop everywhere if any process was asked to while nothing was being trained.
+    """Stop all processes if any was asked to stop while nothing was being trained.
 
     Raises:
-        StoppedBySignal: on every process alike.
+        StoppedBySignal: a process was asked to stop; raised on every process.
     """
     if any(gathered(STOP.is_pending)):
         raise StoppedBySignal(f"interrupted {when}; the same command resumes from there")

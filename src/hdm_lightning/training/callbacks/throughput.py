@@ -1,4 +1,4 @@
-"""How fast a training is: images a second, operations a second, where a step's time goes, memory."""
+"""The speed of a training: images and operations per second, breakdown of a step's time, memory."""
 
 import re
 import resource
@@ -24,10 +24,10 @@ from hdm_lightning.training.strategies.processes import summed
 
 
 def stage_flops(config: XUTConfig, stage: StageSettings, factor: int) -> int:
-    """Operations of one sample of a stage, captions padded to the stage's context.
+    """Return the operations per sample of a stage, with captions padded to the stage's context.
 
     Args:
-        config: of the network.
+        config: the network's configuration.
         stage: resolution, context and routing.
         factor: image pixels per latent cell along one side.
     """
@@ -36,7 +36,7 @@ def stage_flops(config: XUTConfig, stage: StageSettings, factor: int) -> int:
 
 
 def peak_tflops(device: torch.device, configured: float | None) -> float | None:
-    """Dense bfloat16 rate of the device in 10^12 operations a second: as configured, else of a known GPU, else None."""
+    """Return the device's dense bfloat16 rate in 10^12 operations per second, as configured or known; else None."""
     if configured is not None:
         return configured
     if device.type != "cuda":
@@ -51,9 +51,9 @@ GB = 1e9
 
 
 def memory_gb(device: torch.device) -> dict[str, float]:
-    """Figures in 10^9 bytes: `host` and `host_peak` resident; on CUDA also `device`, `device_peak` and `reserved`.
+    """Return memory in 10^9 bytes: resident `host`, `host_peak`; on CUDA also `device`, `device_peak`, `reserved`.
 
-    `device` counts tensors, `reserved` what the allocator keeps for them.
+    `device` is allocated to tensors, `reserved` is held by the allocator.
     """
     figures = {"host": _resident_bytes() / GB, "host_peak": _peak_resident_bytes() / GB}
     if device.type == "cuda":
@@ -64,24 +64,24 @@ def memory_gb(device: torch.device) -> dict[str, float]:
 
 
 def _resident_bytes() -> int:
-    """Resident now; the peak where the system does not report it."""
+    """Return the current resident memory, or the peak if the system does not report it."""
     if not STATM.exists():
         return _peak_resident_bytes()
     return int(STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 def _peak_resident_bytes() -> int:
-    if STATUS.exists():  # what getrusage says begins at the size of the process that started this one
+    if STATUS.exists():  # getrusage's value starts at the size of the parent process
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+    unit = 1 if sys.platform == "darwin" else 1024  # unit of getrusage
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class SectionClock:
     """Adds up seconds per named section.
 
-    On CUDA a section is two events on the stream, read when `drain` is called; elsewhere the host's clock.
+    On CUDA a section is timed by two events on the stream, read in `drain`; elsewhere by the host's clock.
     """
 
     def __init__(self) -> None:
@@ -91,11 +91,11 @@ class SectionClock:
         self.device = torch.device("cpu")
 
     def start(self, name: str) -> None:
-        """Open a section."""
+        """Start a section."""
         self._open[name] = self._mark()
 
     def stop(self, name: str) -> None:
-        """Close a section; closing one that is not open does nothing."""
+        """End a section; does nothing if it was not started."""
         begin = self._open.pop(name, None)
         if begin is None:
             return
@@ -115,7 +115,7 @@ class SectionClock:
             self.stop(name)
 
     def drain(self) -> dict[str, float]:
-        """Seconds per section since the last call; waits for the device once."""
+        """Return the seconds per section since the last call; waits for the device once."""
         if self._events:
             torch.cuda.synchronize(self.device)
         for name, begin, end in self._events:
@@ -141,16 +141,16 @@ SECTIONS = {
     r"\[\w+\]autoencoder": "autoencoder",
     r"\[Strategy\]\w+\.backward": "backward",
 }
-"""Names of actions, Lightning's and those of this project's modules, and the sections that they count as."""
+"""Patterns of profiler actions, of Lightning and of this project's modules, and the section each counts as."""
 
 
 class SectionTimer(Profiler):
     """Passes every action on to the trainer's own profiler, and adds up the seconds of those in `SECTIONS`.
 
-    `attach` puts it in the profiler's place, `detach` puts that back. Only training counts.
+    `attach` replaces the trainer's profiler with this one, `detach` restores it. Only training counts.
 
     Args:
-        device: on CUDA a section is two events on the stream, elsewhere the host's clock.
+        device: a section is timed by two events on the stream on CUDA, by the host's clock elsewhere.
         on_fetch: called when the wait for a batch begins.
     """
 
@@ -164,18 +164,18 @@ class SectionTimer(Profiler):
         self._known: dict[str, str | None] = {}
 
     def attach(self, trainer: Trainer) -> None:
-        """Take the place of the trainer's profiler."""
+        """Replace the trainer's profiler."""
         self._trainer = trainer
         self._inner, self._trainer.profiler = self._trainer.profiler, self
 
     def detach(self) -> None:
-        """Put the trainer's profiler back."""
+        """Restore the trainer's profiler."""
         if self._trainer is not None:
             self._trainer.profiler = self._inner
             self._trainer = None
 
     def start(self, action_name: str) -> None:
-        """Begin an action."""
+        """Start an action."""
         self._inner.start(action_name)
         section = self._section(action_name)
         if section is not None:
@@ -199,29 +199,29 @@ class SectionTimer(Profiler):
         return self._known[action_name]
 
     def summary(self) -> str:
-        """That of the trainer's own profiler."""
+        """Return the summary of the trainer's own profiler."""
         return str(self._inner.summary())
 
     def describe(self) -> None:
-        """Let the trainer's own profiler describe."""
+        """Call the trainer's own profiler."""
         self._inner.describe()
 
     def teardown(self, stage: str | None) -> None:
-        """Let the trainer's own profiler end."""
+        """Tear down the trainer's own profiler."""
         self._inner.teardown(stage)
 
 
 class Throughput(StepWatcher, Callback):
-    """Logs speed, memory and the split of a step's time where Lightning logs (`log_every_n_steps`).
+    """Logs speed, memory and the breakdown of a step's time when Lightning logs (`log_every_n_steps`).
 
-    Speeds count training alone, all processes together: what callbacks after this one, validations and checkpoints take
-    is reported as `speed/training_share`. Names: `speed/images_per_s`, `speed/training_share`, `step_time_ms/…`,
-    `memory_gb/…`, for captions `speed/padding_share` (of the text tokens fed), and for a module whose network is an XUT
-    `speed/tflops` and, where the device's peak is known, `speed/mfu`: the network's model FLOPs (arXiv 2204.02311,
-    appendix B), those of padding left out, over time and peak.
+    Speeds are over training time only, all processes together: the time of callbacks after this one, validations and
+    checkpoints only lowers `speed/training_share`. Names: `speed/images_per_s`, `speed/training_share`,
+    `step_time_ms/…`, `memory_gb/…`, with captions `speed/padding_share` (of the text tokens fed), and for an XUT
+    `speed/tflops` and, if the device's peak is known, `speed/mfu`: the network's model FLOPs (arXiv 2204.02311,
+    appendix B), without those of padding, over time and peak.
 
     Args:
-        peak_tflops: dense rate of a device in 10^12 operations a second; None looks a known GPU up.
+        peak_tflops: dense rate of a device in 10^12 operations per second; None looks up known GPUs.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
@@ -243,37 +243,37 @@ class Throughput(StepWatcher, Callback):
         self._aside_s, self._counts = 0.0, [0, 0, 0]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count what the batch will compute."""
+        """Count the batch's operations and text tokens."""
         counted = (batch_flops(pl_module, batch), *text_tokens(pl_module, batch))
         self._counts = [before + more for before, more in zip(self._counts, counted, strict=True)]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Clipping and the step itself count as the optimizer's time."""
+        """Start the optimizer's time, which includes clipping."""
         assert self._timer is not None
         self._timer.clock.start("optimizer")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Act on whole steps; other callbacks come after this one."""
+        """Act on complete steps; the time of later callbacks does not count."""
         assert self._timer is not None
         self._timer.clock.stop("optimizer")
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._left = time.perf_counter()
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Log where Lightning does."""
+        """Log when Lightning does."""
         if logs_now(trainer):
             self.latest = self._speeds(trainer, module, step)
             self.latest |= {f"memory_gb/{name}": value for name, value in memory_gb(module.device).items()}
             log_now(trainer, self.latest)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the trainer its profiler back."""
+        """Restore the trainer's profiler."""
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the trainer its profiler back."""
+        """Restore the trainer's profiler."""
         self._detach()
 
     def _detach(self) -> None:
@@ -281,7 +281,7 @@ class Throughput(StepWatcher, Callback):
             self._timer.detach()
 
     def _fetching(self) -> None:
-        """All that belongs to a batch is done; from here to the next one the training waits for data."""
+        """Count the time since the last batch as not training; from here on, the training waits for data."""
         now = time.perf_counter()
         self._aside_s, self._left = self._aside_s + now - self._left, now
 
@@ -308,7 +308,7 @@ class Throughput(StepWatcher, Callback):
 
 
 def batch_flops(module: LightningModule, batch: Any) -> int:
-    """Operations of an XUT for a micro-batch of this process, forward and backward, padding left out; else 0."""
+    """Return an XUT's operations for this process's micro-batch, forward and backward, without padding; else 0."""
     config = getattr(getattr(module, "network", None), "config", None)
     if not isinstance(config, XUTConfig) or "caption_tokens" not in batch:
         return 0
@@ -318,7 +318,7 @@ def batch_flops(module: LightningModule, batch: Any) -> int:
 
 
 def text_tokens(module: LightningModule, batch: Any) -> tuple[int, int]:
-    """Caption tokens of a micro-batch of this process, and those that are fed, padding included; 0 of no captions."""
+    """Return the caption tokens of this process's micro-batch, without and with padding; 0 without captions."""
     if "caption_tokens" not in batch or not hasattr(module, "fed_tokens"):
         return 0, 0
     return sum(batch["caption_tokens"]), module.fed_tokens(batch).numel()  # type: ignore[operator]

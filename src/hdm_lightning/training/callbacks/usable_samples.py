@@ -1,4 +1,4 @@
-"""Whether there is anything to take a mean over: samples of a training and of its validations that could be used."""
+"""Check that enough samples of a training and its validations could be used."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ from hdm_lightning.training.strategies.processes import rank, summed
 from hdm_lightning.whole_files import read_lines
 
 EARLY_SAMPLES = 16
-"""So many samples without a usable one among them are no accident."""
-_VERIFY = "run `hdm-shards verify --decode --mark` on the shards, which says what is wrong and leaves the bad ones out"
+"""This many unusable samples in a row are an error."""
+_VERIFY = "run `hdm-shards verify --decode --mark` on the shards to report what is wrong and leave bad samples out"
 
 
 class UsableSamples(StepWatcher, Callback):
-    """Raises a `UserError` on every process where a mean is over nothing, and where a fit ends on too many bad samples.
+    """Raises a `UserError` on every process if no sample is usable, or too many samples of a fit were bad.
 
-    A sample that cannot be used is masked: it has weight 0. A stage that is shorter than the reader's patience would
-    else end well without one usable sample. Looks early in a fit, at every checkpoint and validation, and at the end.
-    Reads the batches' `weight`; batches without are not judged. Put it first.
+    A sample that cannot be used is masked: it has weight 0. Without this check, a stage too short for the reader to
+    give up could end normally without one usable sample. Checks early in a fit, at every checkpoint and validation, and
+    at the end. Reads the batches' `weight`; batches without it are ignored. Put it first.
 
     Args:
-        largest_share: of bad samples in a fit; None for `max_bad_share` of the trainer's `ShardDataModule`.
+        largest_share: largest share of bad samples in a fit; None for `max_bad_share` of the `ShardDataModule`.
     """
 
     def __init__(self, largest_share: float | None = None) -> None:
@@ -47,7 +47,7 @@ class UsableSamples(StepWatcher, Callback):
     # Training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look early."""
+        """Reset the counts of the early check."""
         super().on_train_start(trainer, pl_module)
         self._pending, self._early, self._useless = None, 0, 0
 
@@ -61,25 +61,25 @@ class UsableSamples(StepWatcher, Callback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Look at the first few samples of the fit."""
+        """Check the first few samples of the fit."""
         if self._early < EARLY_SAMPLES:
             self._early += self.look(trainer)
 
     def look(self, trainer: Trainer) -> int:
-        """Add up the samples since the last look, and return how many; every process calls this together.
+        """Add up the samples since the last call, and return their number; all processes must call this together.
 
         Raises:
-            UserError: none of the latest EARLY_SAMPLES or more could be used.
+            UserError: none of the latest EARLY_SAMPLES or more samples could be used.
         """
         seen, bad = self._take()
         self._useless = self._useless + seen if seen == bad else 0
         if self._useless >= EARLY_SAMPLES:
-            what = f"none of {self._useless} samples in turn could be used{_reasons(trainer)}"
+            what = f"none of {self._useless} consecutive samples could be used{_reasons(trainer)}"
             raise UserError(what, where="data.train", hint=_VERIFY)
         return seen
 
     def _take(self) -> tuple[int, int]:
-        """Samples since the last time, and how many of them were bad, on all processes."""
+        """Return the samples since the last call, and how many of them were bad, over all processes."""
         if self._pending is None:
             return 0, 0
         seen, bad = (int(count) for count in summed(self._pending).tolist())
@@ -87,10 +87,10 @@ class UsableSamples(StepWatcher, Callback):
         return seen, bad
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the whole fit.
+        """Check the whole fit.
 
         Raises:
-            UserError: no sample could be used, or more were bad than may be.
+            UserError: no sample could be used, or too many were bad.
         """
         self._take()
         if not self.bad:
@@ -110,7 +110,7 @@ class UsableSamples(StepWatcher, Callback):
     # Validation
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin empty."""
+        """Reset the validation's counts."""
         self._validated = None
         self.look(trainer)
 
@@ -121,10 +121,10 @@ class UsableSamples(StepWatcher, Callback):
             self._validated = counts if self._validated is None else self._validated + counts
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the validation set.
+        """Check the validation set.
 
         Raises:
-            UserError: no sample of it could be used.
+            UserError: none of its samples could be used.
         """
         if self._validated is None:
             return
@@ -132,27 +132,27 @@ class UsableSamples(StepWatcher, Callback):
         self._validated = None
         if bad == seen:
             what = f"none of the validation samples could be used{_reasons(trainer)}"
-            hint = f"{_VERIFY}; validation.samples=0 trains without"
+            hint = f"{_VERIFY}; or set validation.samples=0 to train without validation"
             raise UserError(what, where="data.validation", hint=hint)
 
     # Checkpoints
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look, and keep what was counted."""
+        """Check, and save the counts."""
         self.look(trainer)
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts so far."""
+        """Return the counts so far."""
         return {"seen": self.seen, "bad": self.bad}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the counts."""
         self.seen, self.bad = int(state_dict["seen"]), int(state_dict["bad"])
 
 
 def _counts(batch: Any) -> Tensor | None:
-    """Samples of a batch, and masked ones among them, as float64 (2,) on its device."""
+    """Return the numbers of samples and of masked samples in a batch, as float64 (2,) on its device."""
     weight = batch.get("weight") if isinstance(batch, Mapping) else None
     if weight is None:
         return None
@@ -165,7 +165,7 @@ def _stream(trainer: Trainer) -> Any:
 
 
 def _reasons(trainer: Trainer) -> str:
-    """The commonest reasons in the quarantine, if it is kept."""
+    """Return the most common reasons in the quarantine file, if there is one."""
     kept = getattr(_stream(trainer), "quarantine", None)
     if kept is None:
         return ""

@@ -1,4 +1,4 @@
-"""Averages of the trained weights: kept up to date, validated beside the weights, in the checkpoint and on disk."""
+"""Averages of the trained weights: update them, validate them, and store them in the checkpoint and on disk."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,17 +31,17 @@ KEY, OLD_KEY = "WeightAverages", "AverageWeights"
 class WeightAverages(StepWatcher, Callback):
     """Exponential and power-function averages of the weights, in float32, updated at every optimizer step.
 
-    A validation logs `val/loss_NAME` for every average where the module has `validation_losses`, as `FlowModule` has.
+    A validation logs `val/loss_NAME` for every average if the module has `validation_losses`, as `FlowModule` has.
     Other modules are validated with the first average in place of their weights. Progress is counted in the module's
-    `samples_trained`, else in optimizer steps.
+    `samples_trained`, or in optimizer steps if it has none.
 
     Args:
-        halflife_samples: one exponential average per entry; each forgets half of its past in so many samples.
+        halflife_samples: half-lives in samples, one exponential average per entry.
         ramp: early on, no average reaches further back than this share of the samples seen (EDM2, arXiv 2312.02696).
-        sigma_rel: one power-function average per entry, of this relative width (there, section 3).
+        sigma_rel: relative widths, one power-function average per entry (section 3 of the same paper).
 
     Attributes:
-        state: the averages themselves, once a fit or a validation has begun.
+        state: the averages, once a fit or a validation has started.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class WeightAverages(StepWatcher, Callback):
         return KEY
 
     def bound(self, which: int = 0) -> AveragedNetwork:
-        """The network with average number `which`, to be called as the network is; its weights are not touched."""
+        """Return a callable like the network, with average number `which`; the network's weights stay as they are."""
         return self._averages.bound(which)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin with the network's weights, or with what was loaded."""
+        """Create the averages from the network's weights, or from a loaded state."""
         network = trained_network(pl_module)
         if self.state is None or self.state.network is not network:
             self.state = ParameterAverages(network, self.halflife_samples, self.ramp, self.sigma_rel)
@@ -75,25 +75,25 @@ class WeightAverages(StepWatcher, Callback):
                 self._saved = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where nothing was averaged yet, begin with the weights of now: a checkpoint may have brought some."""
+        """If nothing has been averaged yet, restart from the current weights, which a checkpoint may have changed."""
         self._averages.to(pl_module.device)
         if self._averages.samples_seen == 0:
             self._averages.restart()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from here."""
+        """Start counting samples."""
         super().on_train_start(trainer, pl_module)
         self._counted = samples_trained(trainer, pl_module)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Move the averages towards the new weights."""
+        """Update the averages with the new weights."""
         before, self._counted = self._counted, samples_trained(trainer, module)
         self._averages.update(self._counted - before)
 
     # Validation
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Get ready to add losses up, or put the first average in place of the weights."""
+        """Prepare the sums of losses, or swap in the first average."""
         averages = self._averages
         averages.to(pl_module.device)
         if hasattr(pl_module, "validation_losses"):
@@ -121,11 +121,11 @@ class WeightAverages(StepWatcher, Callback):
                 pl_module.log(f"val/loss_{name}", total / count, sync_dist=True)  # equal everywhere
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the weights back, before anything is saved."""
+        """Restore the weights before anything is saved."""
         self._give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the weights back."""
+        """Restore the weights."""
         self._give_back()
 
     def _give_back(self) -> None:
@@ -136,43 +136,43 @@ class WeightAverages(StepWatcher, Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages, for the checkpoint: plain containers and whole tensors."""
+        """Return the averages as plain containers and whole tensors."""
         return {} if self.state is None else self.state.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over averages, from a checkpoint or from the training before."""
+        """Load averages from a checkpoint or from the previous training."""
         if self.state is None:
             self._saved = state_dict
         else:
             self.state.load_state_dict(state_dict)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Find the averages of an older version's checkpoint."""
+        """Accept the averages under their name in an older version."""
         rename_state(checkpoint, OLD_KEY, KEY)
 
     @property
     def _averages(self) -> ParameterAverages:
-        assert self.state is not None, "the averages begin with a fit"
+        assert self.state is not None, "the averages are created by setup"
         return self.state
 
 
 def averages_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """The averages in a training checkpoint, or None; also in one of an older version."""
+    """Return the averages in a training checkpoint, including one of an older version, or None."""
     states = checkpoint.get("callbacks", {})
     return states.get(KEY) or states.get(OLD_KEY)
 
 
 class StoreAverages(StepWatcher, Callback):
-    """Writes every power-function average of the `WeightAverages` beside it, each so many steps and at the end.
+    """Writes the power-function averages of the trainer's `WeightAverages` at regular steps and at the end.
 
-    The averages' own count of samples names the files, from which `averaging.power_function` puts any other together.
+    The averages' own count of samples names the files; `averaging.power_function` reconstructs any other from them.
 
     Args:
-        folder: of the files.
-        every_n_steps: optimizer steps between two times; 0 means the end only.
+        folder: folder of the files.
+        every_n_steps: optimizer steps between two writes; 0 means only at the end.
         every_n_samples: the same in samples of all processes, rounded up to steps.
-        dtype: of the files.
-        transform: what becomes of the tensors by name before they are written, such as the folding of a whitening.
+        dtype: dtype of the files.
+        transform: applied to the tensors (by name) before they are written, such as folding in a whitening.
     """
 
     def __init__(
@@ -187,14 +187,14 @@ class StoreAverages(StepWatcher, Callback):
         super().__init__()
         if dtype not in ("float16", "float32"):
             where = "callbacks.store_averages.dtype"
-            raise UserError(f"'{dtype}' is neither float16 nor float32", where=where, hint="float16")
+            raise UserError(f"'{dtype}' is neither float16 nor float32", where=where, hint="use float16")
         self.folder, self.every_n_steps, self.every_n_samples = Path(folder), every_n_steps, every_n_samples
         self.dtype = torch.float16 if dtype == "float16" else torch.float32
         self.transform = transform
         self._stored_at = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear away what a killed process left half-written, and what lies beyond the point the fit starts from."""
+        """Delete partial files left by a killed process, and averages from beyond the point the fit starts from."""
         super().on_train_start(trainer, pl_module)
         averages = _averages(trainer)
         if trainer.is_global_zero and averages.widths:
@@ -204,17 +204,17 @@ class StoreAverages(StepWatcher, Callback):
                     snapshot.path.unlink()
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Store where due."""
+        """Store if due."""
         every = steps_between(module, self.every_n_steps, self.every_n_samples)
         if due(step, every, last_step(trainer)):
             self.store(_averages(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Store the end, whatever ended the fit."""
+        """Store at the end, whatever ended the fit."""
         self.store(_averages(trainer))
 
     def store(self, averages: ParameterAverages) -> None:
-        """Write all power-function averages as they are now, once; every process calls this, the first writes."""
+        """Write the current power-function averages, once; all processes must call this, the first one writes."""
         if self._stored_at == averages.samples_seen:
             return
         self._stored_at = averages.samples_seen

@@ -1,4 +1,4 @@
-"""Which layers of a network an adapter stands beside: words and patterns for them."""
+"""The layers of a network that an adapter is added to, selected by names and patterns."""
 
 import re
 from abc import ABC, abstractmethod
@@ -18,16 +18,16 @@ TARGETS: Mapping[str, str] = {
     "conditions": r"(time|aspect)_embedding\.(projection|input|output)",
     "patches": "patch_embedding|output_projection",
 }
-"""Words for the layers of an XUT, by their names."""
+"""Names of groups of layers in an XUT, and the pattern of each group."""
 
 
 class LayerAdapter(ABC):
-    """What puts something small beside linear layers of a network, which alone is trained.
+    """Base class of adapters: adds small matrices to linear layers of a network and trains only those.
 
     Args:
-        rank: of the matrices, at least 1.
-        alpha: what they add is scaled by alpha / rank; None is the rank, so that the scale is 1.
-        targets: words of `TARGETS`, or patterns (regular expressions) of whole layer names.
+        rank: rank of the matrices, at least 1.
+        alpha: the adapter's output is scaled by alpha / rank; None means rank, so a scale of 1.
+        targets: names in `TARGETS`, or regular expressions that match whole layer names.
 
     Raises:
         UserError: the rank is below 1.
@@ -35,45 +35,45 @@ class LayerAdapter(ABC):
 
     def __init__(self, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
         if rank < 1:
-            raise UserError(f"{rank} is no rank", where="rank", hint="give 1 or more; without an adapter, adapter=null")
+            raise UserError(f"{rank} is below 1", where="rank", hint="set 1 or more, or adapter=null for no adapter")
         self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
 
     @abstractmethod
     def require_packages(self) -> None:
-        """Raise UserError unless the packages are there that it needs."""
+        """Raise UserError unless the packages it needs are installed."""
 
     @abstractmethod
     def parameters_beside(self, size: int, out: int) -> int:
-        """How many numbers are trained beside a layer (out, size)."""
+        """Return the number of trained parameters added to a layer (out, size)."""
 
     @abstractmethod
     def elements_beside(self, size: int, out: int) -> int:
-        """Elements of the matrices that a token is multiplied with beside a layer (out, size)."""
+        """Return the number of multiplications per token added to a layer (out, size)."""
 
     def layers(self, network: nn.Module) -> list[str]:
-        """Names of the layers that are adapted, in the network's order.
+        """Return the names of the layers to adapt, in the network's order.
 
         Raises:
-            UserError: the network is adapted already, or no layer fits a target.
+            UserError: the network is already adapted, there are no targets, or one matches no layer.
         """
         if is_adapted(network):
-            raise UserError("the network has an adapter already", where="adapter", hint="merge it first")
+            raise UserError("the network already has an adapter", where="adapter", hint="merge it first")
         linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
         found: set[str] = set()
         for target in self.targets:
             fitting = {name for name in linear if _pattern(target).fullmatch(name)}
             if not fitting:
                 shown = did_you_mean(target, TARGETS)
-                hint = f"{shown}; or a regular expression of layers such as {', '.join(linear[:3])}"
-                raise UserError(f"no linear layer of the network is named {target!r}", where="targets", hint=hint)
+                hint = f"{shown}; or use a regular expression that matches layers such as {', '.join(linear[:3])}"
+                raise UserError(f"{target!r} matches no linear layer of the network", where="targets", hint=hint)
             found |= fitting
         if not found:
-            raise UserError("there are none", where="targets", hint=f"name some of {', '.join(TARGETS)}")
+            raise UserError("is empty", where="targets", hint=f"choose some of {', '.join(TARGETS)}")
         return [name for name in linear if name in found]
 
 
 def is_adapted(network: nn.Module) -> bool:
-    """Whether a network has the layers of an adapter."""
+    """Return whether a network contains the layers of an adapter."""
     return any(part in name for name, _ in network.named_parameters() for part in OWN_PARTS)
 
 
@@ -82,4 +82,4 @@ def _pattern(target: str) -> re.Pattern[str]:
         return re.compile(TARGETS.get(target, target))
     except re.error as error:
         hint = f"choose some of {', '.join(TARGETS)}"
-        raise UserError(f"{target!r} is no pattern ({error})", where="targets", hint=hint) from error
+        raise UserError(f"{target!r} is not a valid pattern ({error})", where="targets", hint=hint) from error

@@ -1,4 +1,4 @@
-"""What an autoencoder minimises, alone and beside a discriminator: terms, their balance, averaged gradients.
+"""The loss of an autoencoder, alone and with a discriminator: terms, their balance, averaged gradients.
 
 Shapes: images (B,3,H,W) in [-1, 1]; logits (B,1,h,w); every term (B,).
 """
@@ -28,11 +28,11 @@ from hdm_lightning.training.modules.resumable_module import ResumableModule
 from hdm_lightning.training.strategies import processes
 
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
-"""Distance (B,) of two batches of images in [-1, 1], frozen and differentiable in both."""
+"""Distance (B,) between two batches of images in [-1, 1], frozen and differentiable in both."""
 
 
 class LossWeights(Protocol):
-    """Kind of the pixel term (`l1`, `l2` or `huber`) and the weights of the terms, each a mean per sample."""
+    """Kind of the pixel term (`l1`, `l2` or `huber`) and the weights of the terms, which are means per sample."""
 
     pixel: str
     pixel_weight: float
@@ -41,11 +41,11 @@ class LossWeights(Protocol):
 
 
 class GeneratorObjective:
-    """The reconstruction terms and the KL divergence; the adversarial term is added where there is a discriminator.
+    """The reconstruction terms and the KL divergence; `AdversarialSteps` adds the adversarial term.
 
     Args:
-        settings: kinds and weights.
-        perceptual: the perceptual distance, or None where its weight is 0.
+        settings: kind of the pixel term and the weights.
+        perceptual: the perceptual distance; may be None if its weight is 0.
     """
 
     def __init__(self, settings: LossWeights, perceptual: PerceptualDistance | None = None) -> None:
@@ -69,7 +69,7 @@ class GeneratorObjective:
         return terms
 
     def reconstruction(self, terms: dict[str, Tensor]) -> Tensor:
-        """Return the weighted reconstruction (B,), without KL: what the adaptive weight is measured against."""
+        """Return the weighted reconstruction loss (B,), without KL; the adaptive weight balances against it."""
         names = [name for name in ("pixel", "perceptual") if name in terms]
         return torch.stack([self.weights[name] * terms[name] for name in names]).sum(0)
 
@@ -79,20 +79,20 @@ class GeneratorObjective:
 
 
 GENERATOR, DISCRIMINATOR = 0, 1
-"""Places of the two optimizers."""
+"""Indices of the two optimizers."""
 EXCHANGED_NUMBERS = 8 * 2**20
-"""Numbers of one exchange between processes: all gradients at once would be copied twice beside themselves."""
+"""Most gradient elements per all-reduce: reducing all gradients at once would need two more copies of them."""
 
 
 @dataclass(frozen=True)
 class AdversarialTerm:
-    """How the adversarial term weighs.
+    """Settings of the adversarial term.
 
     Attributes:
-        weight: of the term, times the adaptive weight where that is on.
+        weight: weight of the term; multiplied by the adaptive weight if that is on.
         adaptive: balance the term against the reconstruction at the decoder's last layer.
         largest: upper clamp of the adaptive weight.
-        start_samples: samples trained before discriminator and term set in.
+        start_samples: samples to train before the discriminator and the term start.
         gradient_clip: largest gradient norm of the discriminator; 0 means no clipping.
     """
 
@@ -103,7 +103,7 @@ class AdversarialTerm:
     gradient_clip: float = 1.0
 
     def balance(self, reconstruction: Tensor, adversarial: Tensor, last_layer: nn.Parameter) -> Tensor:
-        """The adaptive weight () of two losses, from their gradients averaged over processes, or 1."""
+        """Return the adaptive weight () of two losses, from their gradients averaged over processes, or 1."""
         if not self.adaptive:
             return torch.ones((), device=reconstruction.device)
         gradients = [
@@ -114,16 +114,16 @@ class AdversarialTerm:
 
 
 class AdversarialSteps(ResumableModule):
-    """What a discriminator adds to an autoencoder's module: two optimizers on one reconstruction.
+    """The training step of an autoencoder with a discriminator: two optimizers on one reconstruction.
 
-    Both work on the same forward pass, hence on the same transform and the same posterior noise; the discriminator
-    judges the output as it was before the generator's step. Gradients are averaged over processes here, once per
-    optimizer step and just before clipping: DDP's own reducer expects one backward pass over all parameters.
+    Both use the same forward pass, hence the same transform and the same posterior noise; the discriminator judges
+    the output from before the generator's step. Gradients are averaged over processes here, once per optimizer step
+    and just before clipping: DDP's own reducer expects one backward pass over all parameters.
 
     Attributes:
         network: the autoencoder.
         objective: terms of the loss, without the adversarial one.
-        adversarial: how that one weighs.
+        adversarial: settings of the adversarial term.
         gradient_clip: largest gradient norm of the autoencoder; 0 means no clipping.
     """
 
@@ -135,19 +135,19 @@ class AdversarialSteps(ResumableModule):
 
     @abstractmethod
     def reconstruct(self, batch: dict[str, Any]) -> Reconstruction:
-        """Run the autoencoder on a batch that has its draws."""
+        """Run the autoencoder on a batch that contains its random draws."""
 
     @abstractmethod
     def log_terms(self, terms: Mapping[str, Tensor], loss: Tensor, weight: Tensor) -> None:
         """Log the terms (B,) and the loss ()."""
 
     def on_train_start(self) -> None:
-        """Begin with an empty step."""
+        """Start with no micro-batch accumulated."""
         super().on_train_start()
         self._micro_batches = 0
 
     def adversarial_step(self, batch: dict[str, Any], discriminator: nn.Module) -> dict[str, Tensor]:
-        """Add both networks' gradients of a micro-batch; step both optimizers after the last of a step."""
+        """Accumulate both networks' gradients of a micro-batch; step both optimizers after a step's last one."""
         active = self.samples_trained >= self.adversarial.start_samples
         with self._own_synchronisation():
             with self.section("autoencoder"):
@@ -167,7 +167,7 @@ class AdversarialSteps(ResumableModule):
     def _generator_loss(
         self, result: Reconstruction, weight: Tensor, discriminator: nn.Module | None
     ) -> tuple[Tensor, Tensor]:
-        """Reconstruction + KL + λ·weight·(−D(x̂)), the last one only with a discriminator; () and (B,)."""
+        """Return reconstruction + KL + λ·weight·(−D(x̂)), the last term only with a discriminator, as () and (B,)."""
         terms = self.objective.terms(result)
         per_sample = self.objective.total(terms)
         loss = batch_mean(per_sample, weight)
@@ -183,7 +183,7 @@ class AdversarialSteps(ResumableModule):
         return loss, per_sample
 
     def _discriminator_loss(self, result: Reconstruction, weight: Tensor, discriminator: nn.Module) -> Tensor:
-        """Hinge loss () of D(x) and D(x̂), detached from the autoencoder."""
+        """Return the hinge loss () of D(x) and D(x̂), detached from the autoencoder."""
         real, fake = discriminator(result.target.detach()), discriminator(result.output.detach())
         per_sample = discriminator_hinge(real, fake)
         terms = {"discriminator": per_sample, "logits_real": real, "logits_fake": fake}
@@ -202,7 +202,7 @@ class AdversarialSteps(ResumableModule):
         self._finish_step(GENERATOR)
         if discriminator is not None:
             clip_averaged(discriminator, self.adversarial.gradient_clip)
-            # Past Lightning's wrapper, which would count this as another step of the trainer.
+            # Not through Lightning's wrapper, which would count this as another step of the trainer.
             optimizers[DISCRIMINATOR].optimizer.step()
             self._finish_step(DISCRIMINATOR)
 
@@ -214,13 +214,13 @@ class AdversarialSteps(ResumableModule):
 
 
 def frozen_call(network: nn.Module, image: Tensor) -> Tensor:
-    """Return network(image) with gradients to the image alone: none is left in the network's parameters."""
+    """Return network(image) with gradients flowing only to the image, not to the network's parameters."""
     frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
     return functional_call(network, frozen, (image,))
 
 
 def clip_averaged(network: nn.Module, largest: float) -> None:
-    """Average the network's gradients over processes, then scale them down to a norm of `largest`; 0 leaves them."""
+    """Average the network's gradients over processes, then clip their norm to `largest`; 0 means no clipping."""
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
     average_gradients(parameters)
     if largest:
@@ -229,7 +229,7 @@ def clip_averaged(network: nn.Module, largest: float) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes; nothing to do in a single process."""
+    """Replace each gradient by its mean over the processes; does nothing in a single process."""
     if not processes.distributed():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -240,7 +240,7 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def in_parts(tensors: list[Tensor], largest: int) -> Iterator[list[Tensor]]:
-    """Cut a list of tensors, in its order, into lists of at most `largest` numbers, or of a single larger tensor."""
+    """Split a list of tensors, in order, into lists of at most `largest` elements, or of a single larger tensor."""
     part: list[Tensor] = []
     for tensor in tensors:
         if part and sum(each.numel() for each in part) + tensor.numel() > largest:

@@ -2,7 +2,7 @@
 
 Shapes: image uint8 (B,3,H,W); noise (B,C,H/f,W/f), f the autoencoder's factor.
 
-What a discriminator adds to a step stands in `training.modules.adversarial`.
+The training step with a discriminator is in `training.modules.adversarial`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,39 +48,39 @@ MEASURES = ("psnr", "equivariance_rotation", "equivariance_scale")
 
 
 class AutoencoderModule(AdversarialSteps):
-    """Trains an AutoencoderKL on the branches of EQ-VAE (arXiv 2502.09509), with a PatchGAN or without.
+    """Trains an AutoencoderKL on the branches of EQ-VAE (arXiv 2502.09509), with or without a PatchGAN.
 
-    Works in any `lightning.Trainer` on the images of a `ShardDataModule`; captions play no part. Logs `train/loss`,
-    `train/reconstruction`, the terms of the loss, `lr`, and in a validation `val/psnr` (dB) and the encoder's relative
+    Works in any `lightning.Trainer` on the images of a `ShardDataModule`; captions are not used. Logs `train/loss`,
+    `train/reconstruction`, the terms of the loss, `lr`, and in validation `val/psnr` (dB) and the encoder's relative
     errors `val/equivariance_rotation` and `val/equivariance_scale`. `training_step` returns `loss` and `sample_losses`
     (B,). The branch and transform of an optimizer step depend on (seed, samples trained before it), the posterior noise
-    of a sample on (seed, its index): a step is the same on any number of processes and in any number of micro-batches.
-    With an adaptive weight, which is a ratio of norms, accumulation is not the same as a larger batch.
+    of a sample on (seed, its index), so a step does not depend on the number of processes or micro-batches. The
+    exception is the adaptive weight, a ratio of norms: with it, accumulation is not the same as a larger batch.
 
     Args:
-        autoencoder: a diffusers AutoencoderKL, or an `AutoencoderNetwork` around one; what is trained and saved.
-        perceptual: frozen distance (B,) of two batches of images in [-1, 1], or None.
-        discriminator: image (B,3,H,W) to logits, or None. With one, this module steps the optimizers itself: give
+        autoencoder: the diffusers AutoencoderKL to train and save, or an `AutoencoderNetwork` around one.
+        perceptual: frozen distance (B,) between two batches of images in [-1, 1], or None.
+        discriminator: maps image (B,3,H,W) to logits, or None. With one, this module steps the optimizers itself: pass
             `accumulation` and `gradient_clip` here and not to the trainer.
-        learning_rate: of the autoencoder.
-        weight_decay: of its matrices and kernels.
+        learning_rate: learning rate of the autoencoder.
+        weight_decay: weight decay of the autoencoder's matrices and kernels.
         betas: moment decays of the default optimizer.
-        optimizer, lr_scheduler: as of `FlowModule`.
-        pixel: `l1`, `l2` or `huber`.
-        pixel_weight, perceptual_weight, kl_weight: of the terms, each a mean.
+        optimizer, lr_scheduler: as for `FlowModule`.
+        pixel: kind of the pixel term, `l1`, `l2` or `huber`.
+        pixel_weight, perceptual_weight, kl_weight: weight of the term, which is a mean.
         equivariant, downscaled, scale_numerators, scale_denominator, quarter_turns, anisotropic, antialias, flips: see
             `autoencoding.branches.BranchSettings`.
-        patch_px, patch_samples: train on patches of this side until so many samples are trained.
+        patch_px, patch_samples: train on patches of this side for this many samples first.
         adversarial_weight, adaptive, adaptive_largest, adversarial_start_samples: see `AdversarialTerm`.
         discriminator_learning_rate, discriminator_weight_decay, discriminator_betas, discriminator_lr_scheduler,
-            discriminator_gradient_clip: of the discriminator.
-        accumulation: micro-batches of an optimizer step, with a discriminator.
+            discriminator_gradient_clip: setting of the discriminator's optimizer.
+        accumulation: micro-batches per optimizer step, with a discriminator.
         gradient_clip: largest gradient norm of the autoencoder, with a discriminator; 0 means no clipping.
-        seed: every random draw of the training follows from it.
+        seed: seed of every random draw of the training.
         stage: name of this training in its checkpoints.
 
     Raises:
-        UserError: a value is out of range, or does not go with the others.
+        UserError: a value is out of range, or incompatible with the others.
     """
 
     def __init__(
@@ -157,32 +157,32 @@ class AutoencoderModule(AdversarialSteps):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of an optimizer step on each process."""
+        """Micro-batches per optimizer step on each process."""
         return self.trainer.accumulate_grad_batches if self.discriminator is None else self._accumulation
 
     def configure_callbacks(self) -> list[Callback]:
-        """None; the earliest place where the module sees its trainer.
+        """Check the trainer's settings, in the first hook that has the trainer; returns no callbacks.
 
         Raises:
-            UserError: the trainer's accumulation, clipping or precision does not go with the module.
+            UserError: the trainer's accumulation, clipping or precision is incompatible with the module.
         """
         trainer = self.trainer
         if self.discriminator is None:
             if self._accumulation != 1 or self.gradient_clip:
                 what = "without a discriminator the trainer accumulates and clips"
-                hint = "Trainer(accumulate_grad_batches=…, gradient_clip_val=…)"
+                hint = "use Trainer(accumulate_grad_batches=…, gradient_clip_val=…)"
                 raise UserError(what, where="accumulation, gradient_clip", hint=hint)
         elif trainer.accumulate_grad_batches != 1 or trainer.gradient_clip_val or trainer.precision == FLOAT16:
             what = (
                 "with a discriminator there are two optimizers, which this module accumulates, clips and steps itself"
             )
-            hint = "AutoencoderModule(accumulation=…, gradient_clip=…, discriminator_gradient_clip=…), not in float16"
+            hint = "use AutoencoderModule(accumulation=…, gradient_clip=…, discriminator_gradient_clip=…), not float16"
             where = "Trainer(accumulate_grad_batches, gradient_clip_val, precision)"
             raise UserError(what, where=where, hint=hint)
         return []
 
     def setup(self, stage: str) -> None:
-        """Move the frozen distance, which Lightning does not know, to the device."""
+        """Move the frozen distance, which is hidden from Lightning, to the device."""
         super().setup(stage)
         move = getattr(self._perceptual, "to", None)
         if move is not None:
@@ -191,7 +191,7 @@ class AutoencoderModule(AdversarialSteps):
     # Steps
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Add each sample's posterior noise on the CPU, so that it is the same on every kind of device."""
+        """Add each sample's posterior noise, drawn on the CPU so that it is the same on every kind of device."""
         if not self.trainer.training:
             return batch
         self.note_rows(len(batch["index"]))
@@ -200,7 +200,7 @@ class AutoencoderModule(AdversarialSteps):
         return {**batch, "noise": draw(self.seed, NOISE_PURPOSE, batch["index"], shape, 0).noise}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Loss of a micro-batch; a masked sample counts as zero, so that the mean's divisor never changes."""
+        """Return the loss of a micro-batch; a masked sample adds zero, so the mean's divisor never changes."""
         if self.discriminator is not None:
             return self.adversarial_step(batch, self.discriminator)
         with self.section("autoencoder"):
@@ -213,14 +213,14 @@ class AutoencoderModule(AdversarialSteps):
         return {"loss": loss, "sample_losses": per_sample.detach()}
 
     def reconstruct(self, batch: dict[str, Any]) -> Reconstruction:
-        """Run the branch that this step draws."""
+        """Run the branch drawn for this step."""
         image, noise = self._patch(signed(batch["image"]), batch["noise"])
         rows, columns = noise.shape[-2:]
         branch = draw_branch(self.branches, rows, columns, seed=self.seed, samples_seen=self.samples_trained)
         return reconstruct(self.network, image, branch, noise)
 
     def _patch(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of images and noise that this step trains on: early on a patch, then the whole."""
+        """Return the part of images and noise that this step trains on: a patch at first, then the whole."""
         seen = self.samples_trained
         if seen >= self.patch_samples:
             return image, noise
@@ -241,7 +241,7 @@ class AutoencoderModule(AdversarialSteps):
 
     @torch.no_grad()
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Reconstruct from the posterior's mean, and measure how far the encoder is from commuting with transforms."""
+        """Measure the reconstruction from the posterior's mean, and the encoder's equivariance errors."""
         image, weight = signed(batch["image"]), batch["weight"]
         mean = self.network.posterior(image).mean
         values = {"psnr": psnr(self.network.decode(mean), image)}
@@ -262,11 +262,11 @@ class AutoencoderModule(AdversarialSteps):
     # Optimizers
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The autoencoder's trained parameters; only matrices and kernels are decayed, no norm and no bias."""
+        """Return the autoencoder's trained parameters in groups; only matrices and kernels are decayed."""
         return adamw_groups(self.network, self.learning_rate, self.weight_decay)
 
     def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
-        """The optimizer of the autoencoder and, with a discriminator, its AdamW; each with its schedule."""
+        """Return the optimizer of the autoencoder and, with a discriminator, its AdamW; each with its schedule."""
         optimizer = call_optimizer(self.optimizer_factory, self.parameter_groups(), fused=self.fused)
         pairs = [(optimizer, _schedule(self.scheduler_factory, optimizer))]
         if self.discriminator is not None:
@@ -278,13 +278,13 @@ class AutoencoderModule(AdversarialSteps):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "AutoencoderModule":
-        """The module of a checkpoint, which is read without running any code that it might hold.
+        """Load a module from a checkpoint, without running any code that the file might contain.
 
         Args:
             checkpoint_path: the file.
             args: further arguments of `LightningModule.load_from_checkpoint`.
-            kwargs: `discriminator` where there was one, else its weights are left out; `autoencoder` in place of an
-                AutoencoderKL as saved; others in place of what was saved.
+            kwargs: `discriminator` if the training had one, otherwise its weights are dropped; `autoencoder` to replace
+                the saved AutoencoderKL; others replace saved hyperparameters.
         """
         kwargs.setdefault("weights_only", True)
         kwargs.setdefault("map_location", "cpu")
@@ -299,7 +299,7 @@ class AutoencoderModule(AdversarialSteps):
 
 
 def adamw_groups(network: nn.Module, rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """The trained parameters in a group that is decayed, of matrices and kernels, and one that is not."""
+    """Return the trained parameters as a group with weight decay (matrices and kernels) and one without."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     rest = [parameter for parameter in parameters if parameter.ndim <= 1]
@@ -325,6 +325,6 @@ def _branches(**settings: Any) -> BranchSettings:
 
 
 def _plain_config(network: AutoencoderNetwork) -> dict[str, Any]:
-    """The fields of the AutoencoderKL as plain containers."""
+    """Return the configuration of the AutoencoderKL as plain containers."""
     fields = {key: value for key, value in dict(network.vae.config).items() if not key.startswith("_")}
     return {key: list(value) if isinstance(value, list | tuple) else value for key, value in fields.items()}

@@ -1,6 +1,6 @@
-"""A diffusers AutoencoderKL as a network in training: built, read, and written back with its latent statistics.
+"""A diffusers AutoencoderKL in training: build it, load it, and save it with its latent statistics.
 
-Shapes: image (B,3,f·H,f·W) in [-1, 1]; latent (B,C,H,W), raw, as the encoder gives it.
+Shapes: image (B,3,f·H,f·W) in [-1, 1]; latent (B,C,H,W), raw, as the encoder outputs it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ _LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 class AutoencoderNetwork(nn.Module):
-    """The two halves of an AutoencoderKL behind the names that a training step uses.
+    """The encoder and decoder of an AutoencoderKL with the interface that a training step uses.
 
     Args:
         vae: the diffusers model.
-        train_encoder: False freezes the encoder (with its 1×1 convolution) and trains the decoder alone.
+        train_encoder: False freezes the encoder (with its 1×1 convolution) and trains only the decoder.
     """
 
     def __init__(self, vae: AutoencoderKL, *, train_encoder: bool = True) -> None:
@@ -51,7 +51,7 @@ class AutoencoderNetwork(nn.Module):
         return Posterior(mean, log_variance.clamp(*_LOG_VARIANCE_RANGE))
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Return images, about [-1, 1], of raw latents; float32 whatever the precision inside."""
+        """Return the images of raw latents, approximately in [-1, 1]; always float32."""
         if self.vae.post_quant_conv is not None:
             latent = self.vae.post_quant_conv(latent)
         return self.vae.decoder(latent).float()
@@ -66,11 +66,11 @@ def build_vae(config: Mapping[str, Any], *, initial_log_variance: float = -5.0) 
 
     Args:
         config: fields of a diffusers AutoencoderKL.
-        initial_log_variance: where the posterior's log-variances start. Every residual branch starts at zero, so
-            that the network begins as its chain of resampling convolutions; both make the first steps count.
+        initial_log_variance: initial log-variance of the posterior. Every residual branch starts at zero, so the
+            network starts as its chain of resampling convolutions; both make the first steps more effective.
 
     Raises:
-        UserError: diffusers does not know a key or refuses a value.
+        UserError: diffusers rejects a key or a value.
     """
     import diffusers  # noqa: PLC0415 (seconds to import)
     from diffusers.models.resnet import ResnetBlock2D  # noqa: PLC0415 (seconds to import)
@@ -91,23 +91,23 @@ def build_vae(config: Mapping[str, Any], *, initial_log_variance: float = -5.0) 
 
 
 def load_vae(source: str) -> AutoencoderKL:
-    """Return the AutoencoderKL of a diffusers folder or a hub name, in float32.
+    """Load the AutoencoderKL of a diffusers folder or a hub name, in float32.
 
     Raises:
-        UserError: nothing at `source` reads as an AutoencoderKL.
+        UserError: there is no readable AutoencoderKL at `source`.
     """
     where = "autoencoder.source"
     return read_autoencoder(locate_autoencoder(source, where=where), torch.float32, where=where)
 
 
 def save_vae(vae: AutoencoderKL, folder: Path, statistics: tuple[Sequence[float], Sequence[float]] | None) -> None:
-    """Write a diffusers folder whose config states the normalisation of the latents.
+    """Write a diffusers folder whose config contains the normalization of the latents.
 
     Args:
         vae: the model.
-        folder: where to.
+        folder: the folder to write.
         statistics: mean and standard deviation per channel. The scaling factor is then set to 1 and the shift to
-            none, because (z − mean) / std is the whole normalisation. None leaves what the config has.
+            None, because (z − mean) / std is the whole normalization. None leaves the config unchanged.
     """
     if statistics is not None:
         mean, std = ([float(value) for value in each] for each in statistics)

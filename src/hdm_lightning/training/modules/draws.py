@@ -1,4 +1,4 @@
-"""Random draws of a training sample from (seed, stage, index) alone: never from rank, worker or restart.
+"""Random draws of a training sample, from (seed, stage, index) only: never from rank, worker or restart.
 
 B batch, C latent channels, H x W latent grid, N image tokens.
 """
@@ -17,7 +17,7 @@ class SampleDraws:
     Attributes:
         noise: (B, C, H, W) standard normal.
         uniform: (B,) in [0, 1), for the time.
-        scores: (B, N) in [0, 1), for the routing; None when nothing is routed.
+        scores: (B, N) in [0, 1), for the routing; None without routing.
     """
 
     noise: Tensor
@@ -26,7 +26,7 @@ class SampleDraws:
 
 
 def sub_seed(*parts: int | str) -> int:
-    """A 63-bit seed that mixes the parts (BLAKE2b), the same on every machine and Python version."""
+    """Hash the parts (BLAKE2b) to a 63-bit seed that is the same on every machine and Python version."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
@@ -37,11 +37,11 @@ def draw(seed: int, stage: str, index: Tensor, latent_shape: tuple[int, int, int
     Args:
         seed: the run's seed.
         stage: the stage's name.
-        index: (B,) int64 positions in the stage's global order, on the CPU so that no device is waited for.
+        index: (B,) int64 positions in the stage's global order, on the CPU to avoid waiting for a device.
         latent_shape: (C, H, W).
         tokens: N, or 0 for no routing scores.
 
-    The numbers are made on the CPU, so that a run gives the same noise on every kind of device.
+    The numbers are drawn on the CPU, so a run has the same noise on every kind of device.
     """
     batch = index.shape[0]
     noise = torch.empty((batch, *latent_shape))
@@ -55,9 +55,9 @@ def draw(seed: int, stage: str, index: Tensor, latent_shape: tuple[int, int, int
 
 
 def strata(seed: int, stage: str, index: Tensor, batch_size: int) -> Tensor:
-    """The stratum (B,) of each sample's time within its global batch of `batch_size` samples.
+    """Return the stratum (B,) of each sample's time within its global batch of `batch_size` samples.
 
-    Every global batch holds each stratum once, in an order of its own.
+    Every global batch contains each stratum once, in its own random order.
     """
     result = torch.empty_like(index)
     for step in torch.unique(index // batch_size).tolist():

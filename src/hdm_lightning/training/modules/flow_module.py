@@ -49,7 +49,7 @@ from hdm_lightning.training.optimization.learning_rates import ParameterGroup, R
 from hdm_lightning.training.strategies.processes import averaged
 
 VALIDATION = "validation"
-"""In place of a stage's name in the draws of a validation."""
+"""Replaces the stage's name in the random draws of a validation."""
 
 
 class FlowModule(ResumableModule):
@@ -57,36 +57,36 @@ class FlowModule(ResumableModule):
 
     Works in any `lightning.Trainer` on the batches of a `ShardDataModule`. Logs `train/loss`, `lr` and `val/loss`.
     `training_step` returns `loss`, `sample_losses` (B,) and `times` (B,), for callbacks. A sample's noise, time and
-    routing depend on (seed, stage, its index) alone; times are stratified over the samples of an optimizer step. In a
-    validation every sample has the same noise and time each time, whatever stage and seed, and nothing is routed.
-    Batches may hold images or latents from disk (`hdm-shards encode`), which have to be of the same autoencoder, and
-    states of their captions (`hdm-shards encode-captions`), which have to be of the same text encoder. Where
+    routing depend only on (seed, stage, its index); times are stratified over the samples of an optimizer step. In
+    validation, a sample always has the same noise and time, whatever the stage and seed, and nothing is routed.
+    Batches may contain images or latents from disk (`hdm-shards encode`), which must come from the same autoencoder,
+    and text states of the captions (`hdm-shards encode-captions`), which must come from the same text encoder. If
     images have a fourth channel (`data.alpha=mask`), a sample's loss is the mean weighted by it.
 
     Args:
-        network: an `XUT`, or any module that is called as one; the only thing that is trained and saved. Parameters of
-            it that need no gradient, such as those beside a `LoRA`, are not saved but noted by a checksum.
+        network: an `XUT`, or any module with the same call; the only part that is trained and saved. Parameters
+            without gradients, such as the base of a `LoRA`, are not saved; only their checksum is.
         text_encoder: frozen, see `load_text_encoder`.
         autoencoder: frozen, see `load_autoencoder`.
-        learning_rate: base rate; what a parameter learns at follows from `rule`.
+        learning_rate: base learning rate; each parameter's rate follows from `rule`.
         routing_rate: share of the image tokens that skip the U (TREAD, arXiv 2501.04765), in [0, 1).
-        weight_decay: of the parameters that `rule` decays.
+        weight_decay: weight decay of the parameters that `rule` decays.
         betas: moment decays of the default optimizer.
         optimizer: takes the parameter groups (see `parameter_groups`); None for AdamW, fused except under float16.
-        lr_scheduler: takes the optimizer and ticks once a step; None for a constant rate.
+        lr_scheduler: takes the optimizer and is stepped once per optimizer step; None for a constant rate.
         rule: how rates follow from the base rate, see `training.optimization.learning_rates`; `constant` for a
-            network that is no XUT.
+            network that is not an XUT.
         time_mean: mean of the logit-normal time; above 0 trains more near noise.
-        time_std: its standard deviation.
-        seed, stage: every random draw of the training follows from them.
-        validation_seed: noise and times of the validation follow from it.
-        patch_size: side of an image token in latent cells; None asks `network.config`.
-        positions: convention of the token positions; None asks `network.config`.
-        overlap_encoders: encode a training batch on a CUDA stream of its own, while the device is still busy with the
-            batch before it. Takes the encoders' memory on top of the network's; changes nothing on a CPU.
+        time_std: standard deviation of the logit-normal time.
+        seed, stage: determine every random draw of the training.
+        validation_seed: determines the noise and times of the validation.
+        patch_size: side of an image token in latent cells; None takes it from `network.config`.
+        positions: convention of the token positions; None takes it from `network.config`.
+        overlap_encoders: encode a training batch on its own CUDA stream, while the device is still busy with the
+            previous one. Needs the encoders' memory on top of the network's; has no effect on a CPU.
 
     Raises:
-        UserError: a value is out of range, or the network does not say its patch size.
+        UserError: a value is out of range, or the patch size is unknown.
     """
 
     def __init__(
@@ -132,36 +132,36 @@ class FlowModule(ResumableModule):
 
     @property
     def text_encoder(self) -> TextEncoder:
-        """The frozen text encoder, which is no part of the module's weights."""
+        """The frozen text encoder, which is not part of the module's weights."""
         return self.encoders.text
 
     @property
     def autoencoder(self) -> ImageAutoencoder:
-        """The frozen autoencoder, which is no part of the module's weights."""
+        """The frozen autoencoder, which is not part of the module's weights."""
         return self.encoders.autoencoder
 
     def setup(self, stage: str) -> None:
-        """Move the frozen encoders, which Lightning does not know, to the device."""
+        """Move the frozen encoders, which are hidden from Lightning, to the device."""
         super().setup(stage)
         device = self.trainer.strategy.root_device
         self.encoders.to(device)
         self.side_stream = SideStream(device) if self.overlap_encoders else None
 
     def teardown(self, stage: str) -> None:
-        """Give up the stream, which cannot be copied."""
+        """Drop the stream, which cannot be copied."""
         super().teardown(stage)
         self.side_stream = None
 
     # Steps
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Add on the CPU, so that no device has to be waited for, each sample's random numbers and caption's length."""
+        """Add each sample's random numbers and caption length on the CPU, which avoids waiting for a device."""
         drawn = self.with_draws(batch, validation=not self.trainer.training)
         drawn["caption_tokens"] = batch["lengths"].tolist()
         return pinned(drawn) if self.device.type == "cuda" else drawn
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; where encoders overlap with the network, also encode a training batch, ahead of its step."""
+        """Move a batch to the device; with `overlap_encoders`, also encode a training batch ahead of its step."""
         move = partial(super().transfer_batch_to_device, batch, device, dataloader_idx)
         if self.side_stream is None or not self.trainer.training:
             return move()
@@ -170,15 +170,15 @@ class FlowModule(ResumableModule):
     def encoded_ahead(
         self, stream: SideStream, move: Callable[[], dict[str, Any]], autocast: AbstractContextManager[Any]
     ) -> dict[str, Any]:
-        """A batch on the device, with what the encoders make of it as `encoded`, made on a stream of its own.
+        """Return a batch on the device with the encoders' output as `encoded`, computed on a stream of its own.
 
-        The host comes here while the device still has the step before to do, as nothing in a step waits for it. So the
-        next batch is encoded ahead without one being fetched ahead, and the position in the data stays what it is.
+        The host gets here while the device is still busy with the previous step, since nothing in a step waits for it.
+        So the next batch is encoded ahead without being fetched ahead, and the position in the data stays exact.
 
         Args:
-            stream: to copy and encode on; taken over before this returns.
+            stream: stream to copy and encode on; the current stream waits for its results.
             move: copies the batch to the device.
-            autocast: that of a training step.
+            autocast: autocast context of a training step.
         """
         with stream.put(), autocast:
             batch = move()
@@ -188,7 +188,7 @@ class FlowModule(ResumableModule):
         return {**batch, "encoded": encoded}
 
     def with_draws(self, batch: Mapping[str, Any], *, validation: bool = False) -> dict[str, Any]:
-        """The batch with `noise` (B,C,H/f,W/f), stratified `uniform` (B,) and, where it is routed, `scores` (B,N)."""
+        """Return the batch with `noise` (B,C,H/f,W/f), stratified `uniform` (B,) and, with routing, `scores` (B,N)."""
         self.encoders.require_same(batch)
         index, (rows, columns) = batch["index"], latent_grid(batch, self.autoencoder.factor)
         if validation:
@@ -204,7 +204,7 @@ class FlowModule(ResumableModule):
         return {**batch, "noise": drawn.noise, "uniform": uniform, **scores}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Mean loss of a micro-batch; a masked sample counts as zero, so that the mean's divisor never changes."""
+        """Return the mean loss of a micro-batch; a masked sample adds zero, so the mean's divisor never changes."""
         t = flow.logit_normal_times(batch["uniform"], self.time_mean, self.time_std)
         losses = self.losses(batch, self.network, t)
         loss = (losses * batch["weight"]).mean()
@@ -214,7 +214,7 @@ class FlowModule(ResumableModule):
         return {"loss": loss, "sample_losses": losses.detach(), "times": t}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """The losses of a validation batch; `val/loss` is their mean over all processes, without masked samples."""
+        """Return the losses of a validation batch; `val/loss` is their mean over processes, without masked samples."""
         losses = self.validation_losses(batch)
         self.validation_loss.update(losses, batch["weight"])
         self.log("val/loss", self.validation_loss, on_epoch=True, prog_bar=True, batch_size=len(losses))
@@ -222,24 +222,24 @@ class FlowModule(ResumableModule):
 
     @torch.no_grad()
     def validation_losses(self, batch: dict[str, Any], network: Network | None = None) -> Tensor:
-        """Loss (B,) of each sample of a validation batch, of the module's network or of another one.
+        """Return the loss (B,) of each sample of a validation batch, for the module's network or another one.
 
-        The network runs in eager mode, also where it is compiled: batches of another shape and mode than the
-        training's would need graphs of their own, which take longer to make than all validations of a training.
+        The network runs in eager mode even if it is compiled: batches with another shape and mode than in training
+        would need their own graphs, which take longer to compile than all validations of a training.
 
         Args:
-            batch: on the module's device; its draws are added where they are not there yet.
-            network: called as `self.network` is, such as one of `WeightAverages`.
+            batch: a batch on the module's device; its random draws are added if missing.
+            network: a network with the same call as `self.network`, such as one of `WeightAverages`.
         """
         if "noise" not in batch:
             drawn = self.with_draws({**batch, "index": batch["index"].cpu()}, validation=True)
             batch = {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in drawn.items()}
-        t = flow.logit_normal_times(batch["uniform"])  # the same in every stage, whatever times it trains on
+        t = flow.logit_normal_times(batch["uniform"])  # the same in every stage, whatever its training times
         with uncompiled():
             return self.losses(batch, network or self.network, t)
 
     def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:
-        """Loss (B,) at times t (B,) of a batch that has its draws; it is encoded unless it has been."""
+        """Return the loss (B,) at times t (B,) of a batch with its draws, encoding it if it is not encoded yet."""
         encoded: Encoded = batch["encoded"] if "encoded" in batch else self.encoded(batch)
         keep = routed(batch.get("scores"), self.routing_rate)
         with self.section("network"):
@@ -247,14 +247,14 @@ class FlowModule(ResumableModule):
             return flow_loss(network, encoded.latent, batch["noise"], t, encoded.conditioning, keep, weight)
 
     def encoded(self, batch: Mapping[str, Any]) -> Encoded:
-        """What the encoders make of a batch on the device."""
+        """Encode a batch on the device."""
         with self.section("encode_images"):
             latent = self.encoders.latents_of_batch(batch)
         with self.section("encode_text"):
             return Encoded(latent, self.conditioning(batch))
 
     def conditioning(self, batch: Mapping[str, Any]) -> Conditioning:
-        """Encode the captions and place the crops."""
+        """Encode the captions and compute the positions of the crops."""
         token_px, lengths = self.patch_size * self.autoencoder.factor, batch["lengths"]
         rows, columns = latent_grid(batch, self.autoencoder.factor)
         grid = (rows // self.patch_size, columns // self.patch_size)
@@ -263,22 +263,22 @@ class FlowModule(ResumableModule):
         return Conditioning(context, None if batch.get("text_is_full") else lengths, positions, aspect)
 
     def fed_tokens(self, batch: Mapping[str, Any]) -> Tensor:
-        """The batch's caption tokens (B,L) as they are fed; on a CPU this reads their lengths."""
+        """Return the caption tokens (B,L) to feed to the text encoder; on a CPU this reads their lengths."""
         on_cpu = batch["tokens"].device.type == "cpu"
         return fed_tokens(batch["tokens"], batch["lengths"], static=on_cpu and is_compiled(self.network))
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the position, and leave out of the network what is not trained."""
+        """Add the position, and leave out the network's frozen weights."""
         super().on_save_checkpoint(checkpoint)
         leave_out_frozen(checkpoint, self.network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put back what was left out, and take over the position.
+        """Restore the weights that were left out, and the position.
 
         Raises:
-            UserError: the network's frozen weights are others than those that the training had.
+            UserError: the network's frozen weights differ from those in the training.
         """
         put_back_frozen(checkpoint, self.network)
         super().on_load_checkpoint(checkpoint)
@@ -286,7 +286,7 @@ class FlowModule(ResumableModule):
     # Optimizer
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The network's parameters with a rate and a decay each, as the rule has it.
+        """Return the network's parameters in groups with the learning rate and weight decay of the rule.
 
         Raises:
             UserError: the rule is unknown, or does not fit the network.
@@ -294,26 +294,26 @@ class FlowModule(ResumableModule):
         try:
             return parameter_groups(self.network, self.learning_rate, self.weight_decay, rule=self.rule)
         except ValueError as error:
-            hint = "rule='constant' fits every network"
+            hint = "use rule='constant', which fits every network"
             raise UserError(str(error), where="rule", hint=hint) from error
 
     def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
-        """The optimizer of the network with its schedule."""
+        """Return the network's optimizer with its schedule."""
         optimizer = call_optimizer(self.optimizer_factory, [*self.parameter_groups()], fused=self.fused)
         schedule = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
         return [(optimizer, schedule)]
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "FlowModule":
-        """The module of a checkpoint, which is read without running any code that it might hold.
+        """Load a module from a checkpoint, without running any code that the file might contain.
 
         Args:
             checkpoint_path: the file.
             args: further arguments of `LightningModule.load_from_checkpoint`.
-            kwargs: `text_encoder` and `autoencoder`; `network` where it is no XUT; others in place of what was saved.
+            kwargs: `text_encoder` and `autoencoder`; `network` if it is not an XUT; others replace saved ones.
 
         Raises:
-            UserError: the checkpoint has another network than an XUT, and none was given.
+            UserError: the checkpoint's network is not an XUT, and no `network` was passed.
         """
         kwargs.setdefault("weights_only", True)
         kwargs.setdefault("map_location", "cpu")
@@ -327,22 +327,22 @@ def _saved_network(path: Path) -> XUT:
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     config = saved.get("hyper_parameters", {}).get("network_config")
     if config is None:
-        what = "the checkpoint does not describe its network, which is no XUT"
-        raise UserError(what, where=str(path), hint="give it: load_from_checkpoint(path, network=…)")
+        what = "the checkpoint does not describe its network, which is not an XUT"
+        raise UserError(what, where=str(path), hint="pass it: load_from_checkpoint(path, network=…)")
     return XUT(XUTConfig.from_json(config))
 
 
 def _patch_size(config: Any, wanted: int | None) -> int:
     size = wanted or getattr(config, "patch_size", None)
     if size is None:
-        what = "the network has no config that says its patch size"
-        raise UserError(what, where="patch_size", hint="give it to the module, in latent cells")
+        what = "the network has no config with a patch size"
+        raise UserError(what, where="patch_size", hint="pass it to the module, in latent cells")
     return int(size)
 
 
 def _check_ranges(*, learning_rate: float, routing_rate: float, time_std: float) -> None:
     for where, value in (("learning_rate", learning_rate), ("time_std", time_std)):
         if not value > 0:
-            raise UserError(f"{value} is not positive", where=where, hint="give a positive value")
+            raise UserError(f"{value} is not positive", where=where, hint="set a positive value")
     if not 0 <= routing_rate < 1:
-        raise UserError(f"{routing_rate} is outside 0..1", where="routing_rate", hint="give a share, e.g. 0.5")
+        raise UserError(f"{routing_rate} is not in [0, 1)", where="routing_rate", hint="set a share, e.g. 0.5")

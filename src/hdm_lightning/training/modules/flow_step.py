@@ -1,4 +1,4 @@
-"""One flow-matching step: what is encoded, what is fed to the network and what its loss is.
+"""The parts of a flow-matching step: encode a batch, prepare the network's inputs, compute the loss.
 
 B batch, C latent channels, H x W image in pixels or latent grid, N image tokens, K kept tokens, L caption tokens.
 """
@@ -18,7 +18,7 @@ from hdm_lightning.models.routing import keep_from_scores
 
 
 class FrozenEncoders:
-    """Text encoder and autoencoder beside the network: not a module, so never trained, averaged or saved."""
+    """The text encoder and autoencoder of a training; not a module, so never trained, averaged or saved."""
 
     def __init__(self, text: TextEncoder, autoencoder: ImageAutoencoder) -> None:
         self.text = text
@@ -31,21 +31,21 @@ class FrozenEncoders:
 
     @torch.no_grad()
     def latents(self, image: Tensor) -> Tensor:
-        """Normalised latents in float32 of uint8 images (B,3,H,W)."""
+        """Return the normalized latents, in float32, of uint8 images (B,3,H,W)."""
         return self.autoencoder.encode(image.float().div_(127.5).sub_(1.0)).float()
 
     @torch.no_grad()
     def latents_of_batch(self, batch: Mapping[str, Any]) -> Tensor:
-        """Normalised latents in float32 of a batch's images, or of its latents from disk."""
+        """Return the normalized latents, in float32, of a batch's images or its latents from disk."""
         if "latent" in batch:
             return posteriors_of(self.autoencoder).from_moments(batch["latent"]).float()
         return self.latents(batch["image"][:, :3])
 
     def require_same(self, batch: Mapping[str, Any]) -> None:
-        """Check that a batch's latents and text states from disk are this autoencoder's and this text encoder's.
+        """Check that a batch's latents and text states from disk come from this autoencoder and text encoder.
 
         Raises:
-            UserError: they are another one's.
+            UserError: they come from another one.
         """
         of_text = batch.get("text_encoder")
         if of_text is not None and of_text != fingerprint_of(self.text):
@@ -56,38 +56,38 @@ class FrozenEncoders:
 
     @torch.no_grad()
     def context(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Context (B,L,width) in float32 of caption tokens (B,L)."""
+        """Return the context (B,L,width), in float32, of caption tokens (B,L)."""
         return self.text.encode(tokens, lengths).float()
 
     def context_of_batch(self, batch: Mapping[str, Any], tokens: Tensor) -> Tensor:
-        """Context in float32 of the caption tokens (B,L) that are fed of a batch, or of its states from disk."""
+        """Return the context, in float32, of a batch's caption tokens (B,L), or of its text states from disk."""
         if "context" in batch:
             return batch["context"][:, : tokens.shape[1]].float()
         return self.context(tokens, batch["lengths"])
 
 
 def other_autoencoder(of_latents: str, of_run: str, *, named: str = "") -> UserError:
-    """What to tell where latents from disk are not of the run's autoencoder."""
+    """Return the error for latents from disk that do not come from the run's autoencoder."""
     return UserError(
-        f"the latents of the training or validation set are of another autoencoder{named and f', {named}'} "
-        f"({of_latents[:12]}) than this run's ({of_run[:12]})",
+        f"the latents of the training or validation set are from another autoencoder{named and f', {named}'} "
+        f"({of_latents[:12]}), not this run's ({of_run[:12]})",
         where="vae.name",
-        hint="name the autoencoder that `hdm-shards encode` was given as --vae, or encode the images with this one",
+        hint="set the autoencoder that `hdm-shards encode` used as --vae, or encode the images with this one",
     )
 
 
 def other_text_encoder(of_states: str, of_run: str, *, named: str = "") -> UserError:
-    """What to tell where text states from disk are not of the run's text encoder."""
+    """Return the error for text states from disk that do not come from the run's text encoder."""
     return UserError(
-        f"the stored text states are of another text encoder or layer{named and f', {named}'} ({of_states[:12]}) than "
-        f"this run's ({of_run[:12]})",
+        f"the stored text states are from another text encoder or layer{named and f', {named}'} ({of_states[:12]}), "
+        f"not this run's ({of_run[:12]})",
         where="data.text_states",
         hint="encode the captions with this one into another folder, or set data.text_states=null",
     )
 
 
 def latent_grid(batch: Mapping[str, Any], factor: int) -> tuple[int, int]:
-    """Rows and columns of latent cells of a batch's crops, from its images or its latents from disk."""
+    """Return the rows and columns of latent cells of a batch, from its images or its latents from disk."""
     if "latent" in batch:
         rows, columns = batch["latent"].shape[-2:]
     else:
@@ -96,7 +96,7 @@ def latent_grid(batch: Mapping[str, Any], factor: int) -> tuple[int, int]:
 
 
 def loss_weight(batch: Mapping[str, Any], factor: int) -> Tensor | None:
-    """How much each latent cell (B,1,h,w) counts, in [0, 1], by the images' fourth channel; None without one."""
+    """Return the loss weight of each latent cell (B,1,h,w), in [0, 1], from the images' fourth channel, if any."""
     image = batch.get("image")
     if image is None or image.shape[1] == 3:
         return None
@@ -108,11 +108,11 @@ Network = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a sample is drawn from besides its noisy latent.
+    """The network's inputs besides the noisy latent and the time.
 
     Attributes:
         context: (B, L, width) encoded captions.
-        context_lengths: (B,) true caption lengths; None where all fill the context.
+        context_lengths: (B,) true caption lengths; None if all captions fill the context.
         positions: (B, N, 2) token positions as (y, x).
         log_aspect_ratio: (B,) log(width / height) of the full image.
     """
@@ -125,44 +125,44 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the frozen encoders make of a batch.
+    """A batch encoded by the frozen encoders.
 
     Attributes:
         latent: (B, C, h, w) normalized, float32.
-        conditioning: the captions and the crops' places.
+        conditioning: the encoded captions and the geometry of the crops.
     """
 
     latent: Tensor
     conditioning: Conditioning
 
     def tensors(self) -> list[Tensor]:
-        """All that it is made of."""
+        """Return all its tensors."""
         given = self.conditioning
         parts = (self.latent, given.context, given.context_lengths, given.positions, given.log_aspect_ratio)
         return [each for each in parts if each is not None]
 
 
 def pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch with its tensors in page-locked memory, from where a device fetches them while the host goes on."""
+    """Return a batch with its tensors in page-locked memory, which is copied to a device without blocking the host."""
     return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def is_compiled(network: Callable[..., Tensor]) -> bool:
-    """Whether a network or its blocks are compiled, so that batches should keep one shape."""
+    """Return whether a network or its blocks are compiled; batches should then keep one shape."""
     whole = getattr(network, "_compiled_call_impl", None) is not None  # after `network.compile()`
-    parts: Any = getattr(network, "modules", tuple)()  # those of a network that holds an XUT, too
+    parts: Any = getattr(network, "modules", tuple)()  # also finds an XUT inside another network
     return whole or any(getattr(each, "has_compiled_blocks", False) for each in parts)
 
 
 def fed_tokens(tokens: Tensor, lengths: Tensor, *, static: bool) -> Tensor:
-    """Caption tokens (B,L) as they are fed: as padded, or on a CPU cut to the longest of the lengths (B,).
+    """Return caption tokens (B,L) as padded or, on a CPU, cut to the longest of the lengths (B,).
 
     Args:
         tokens: (B,L) padded.
         lengths: (B,).
-        static: whether all batches have to have one shape, as compiled graphs want it.
+        static: whether all batches must have the same shape, as compiled graphs need.
     """
-    if static or tokens.device.type != "cpu":  # an accelerator would have to be waited for
+    if static or tokens.device.type != "cpu":  # on an accelerator, reading the lengths would wait for the device
         return tokens
     return tokens[:, : int(lengths.max())]
 
@@ -170,13 +170,13 @@ def fed_tokens(tokens: Tensor, lengths: Tensor, *, static: bool) -> Tensor:
 def crop_geometry(
     crop: Tensor, grid: tuple[int, int], token_px: int, convention: PositionConvention
 ) -> tuple[Tensor, Tensor]:
-    """Token positions (B,N,2) and log aspect ratio (B,) of crops given in pixels as (top, left, full H, full W).
+    """Return the token positions (B,N,2) and log aspect ratios (B,) of crops.
 
     Args:
-        crop: (B, 4).
+        crop: (B, 4) in pixels as (top, left, full H, full W).
         grid: token rows and columns of the crop.
         token_px: side of a token in pixels (autoencoder factor times patch size).
-        convention: of the positions.
+        convention: convention of the positions.
     """
     positions = token_positions(*grid, crop=crop / token_px, convention=convention)
     return positions, torch.log(crop[:, 3] / crop[:, 2])
@@ -191,9 +191,9 @@ def flow_loss(
     keep: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Loss (B,) of the network's velocity at time t against noise − latent (flow matching, arXiv 2210.02747).
+    """Return the loss (B,) of the network's velocity at time t against noise − latent (arXiv 2210.02747).
 
-    `weight` (B,1,h,w): how much each cell counts; None: all alike.
+    `weight` (B,1,h,w) is the weight of each latent cell; None weights all alike.
     """
     velocity = network(
         flow.interpolate(latent, noise, t),
@@ -208,5 +208,5 @@ def flow_loss(
 
 
 def routed(scores: Tensor | None, rate: float) -> Tensor | None:
-    """Indices (B,K) of the image tokens that pass through the U, or None without routing."""
+    """Return the indices (B,K) of the image tokens that pass through the U, or None without routing."""
     return None if scores is None or rate == 0 else keep_from_scores(scores, rate)

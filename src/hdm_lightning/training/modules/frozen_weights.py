@@ -1,6 +1,6 @@
-"""Checkpoints of a network of which only a part is trained: they hold that part, and say what the rest was.
+"""Checkpoints of a partly trained network: they contain the trained part and a checksum of the frozen rest.
 
-The rest is there already where a fit resumes: whoever builds the network has it from the model that it began with.
+When a fit resumes, the network already has the frozen weights from the base model that it was built from.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from hdm_lightning.training.checkpoint_io import NETWORK_PREFIX
 from hdm_lightning.training.modules.resumable_module import KEY
 
 FROZEN = "frozen_sha256"
-"""In a checkpoint's position: the checksum of what the network had beside its trained parameters."""
+"""Key, in a checkpoint's position, of the checksum of the network's frozen weights."""
 _SEEN = "_hdm_frozen_sha256"
 
 
 def frozen_state(network: nn.Module) -> dict[str, Tensor]:
-    """What is in a network's state dict beside its trained parameters; empty where all of them are trained."""
+    """Return a network's state dict without its trained parameters; empty if all parameters are trained."""
     parameters = dict(network.named_parameters(remove_duplicate=False))
     if all(value.requires_grad for value in parameters.values()):
         return {}
@@ -28,7 +28,7 @@ def frozen_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def leave_out_frozen(checkpoint: dict[str, Any], network: nn.Module) -> None:
-    """Take what is not trained out of a checkpoint that is about to be saved, and note its checksum."""
+    """Remove the frozen weights from a checkpoint about to be saved, and record their checksum."""
     frozen = frozen_state(network)
     if not frozen:
         return
@@ -40,10 +40,10 @@ def leave_out_frozen(checkpoint: dict[str, Any], network: nn.Module) -> None:
 
 
 def put_back_frozen(checkpoint: dict[str, Any], network: nn.Module) -> None:
-    """Put what was left out of a checkpoint that was read back from the network itself.
+    """Add the network's own frozen weights to a loaded checkpoint that was saved without them.
 
     Raises:
-        UserError: the network has other weights there than the training had, or does not train the same parameters.
+        UserError: the network's frozen weights differ from those in the training, or it trains other parameters.
     """
     noted = (checkpoint.get(KEY) or {}).get(FROZEN)
     if noted is None:
@@ -53,15 +53,15 @@ def put_back_frozen(checkpoint: dict[str, Any], network: nn.Module) -> None:
     if own != set(saved) or not frozen:
         odd = sorted(own ^ set(saved))[:3]
         raise UserError(
-            f"the checkpoint is one of an adapter, and the network trains other parameters: {', '.join(odd)}",
+            f"the checkpoint contains an adapter, but the network trains other parameters: {', '.join(odd)}",
             where="ckpt_path",
-            hint="give the network with the same adapter: LoRA(…)(network), with rank and targets as then",
+            hint="pass the network with the same adapter: LoRA(…)(network), with the same rank and targets",
         )
     if noted != _checksum(network, frozen):
         raise UserError(
-            "the checkpoint is one of an adapter, and was trained on another base than the network given",
+            "the checkpoint's adapter was trained on another base than this network",
             where="init",
-            hint="give the base that the run began with, as its config.yaml names it under init",
+            hint="set the base that the run started from, which is init in its config.yaml",
         )
     checkpoint["state_dict"].update({NETWORK_PREFIX + name: value for name, value in frozen.items()})
 
@@ -73,7 +73,7 @@ def _of_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checksum(network: nn.Module, frozen: Mapping[str, Tensor]) -> str:
-    """The checksum of what is never trained: reckoned once for each state that the tensors are in."""
+    """Return the checksum of the frozen weights, computed again only if the tensors have changed."""
     version = [(value.data_ptr(), value._version) for value in frozen.values()]
     known = getattr(network, _SEEN, None)
     if known is None or known[0] != version:

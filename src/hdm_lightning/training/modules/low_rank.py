@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) by the package peft: small matrices beside a network's layers, which alone are trained."""
+"""LoRA (arXiv 2106.09685) with the package peft: adds low-rank matrices to layers and trains only those."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,24 +14,24 @@ from hdm_lightning.training.modules.adapted_layers import LayerAdapter
 from hdm_lightning.training.modules.lycoris import FactoredLinear
 
 NAME = "default"
-"""Of the adapter in peft's layers."""
+"""Name of the adapter in peft's layers."""
 _PARAMETER = re.compile(r"\.lora_([AB])\.default\.weight")
 
 
 class LoRA(LayerAdapter):
-    """Puts low-rank adapters beside layers of a network, and freezes all else.
+    """Adds low-rank adapters to layers of a network, and freezes everything else.
 
-    Works in place, on any network with linear layers; what has been adapted goes into any `FlowModule` with
-    `rule="constant"`, whose checkpoints then hold the adapter alone. At first the network computes what it did before,
-    bit for bit. Needs the package peft.
+    Works in place, on any network with linear layers. Train the adapted network in a `FlowModule` with
+    `rule="constant"`; its checkpoints then contain only the adapter. Initially the network's output is unchanged, bit
+    for bit. Needs the package peft.
 
     Args:
-        rank: of the matrices, at least 1.
-        alpha: what they add is scaled by alpha / rank; None is the rank, so that the scale is 1.
-        targets: words of `adapted_layers.TARGETS`, or patterns (regular expressions) of whole layer names.
+        rank: rank of the matrices, at least 1.
+        alpha: the adapter's output is scaled by alpha / rank; None means rank, so a scale of 1.
+        targets: names in `adapted_layers.TARGETS`, or regular expressions that match whole layer names.
 
     Raises:
-        UserError: peft is not installed, or no layer fits a target.
+        UserError: peft is not installed, or a target matches no layer.
     """
 
     def __init__(
@@ -43,28 +43,28 @@ class LoRA(LayerAdapter):
         super().__init__(rank, alpha, targets)
 
     def require_packages(self) -> None:
-        """Raise UserError unless peft is there."""
+        """Raise UserError unless peft is installed."""
         require_peft("LoRA")
 
     def parameters_beside(self, size: int, out: int) -> int:
-        """How many numbers are trained beside a layer (out, size)."""
+        """Return the number of trained parameters added to a layer (out, size)."""
         return self.rank * (size + out)
 
     def elements_beside(self, size: int, out: int) -> int:
-        """Elements of the matrices that a token is multiplied with beside a layer (out, size)."""
+        """Return the number of multiplications per token added to a layer (out, size)."""
         return self.parameters_beside(size, out)
 
     def __call__(self, network: nn.Module) -> Any:
-        """The same network, adapted; the adapters are drawn from torch's default generator."""
+        """Adapt the network in place and return it; the adapters are drawn from torch's default generator."""
         self.require_packages()
         from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415  (seconds to import, an extra)
 
         names = self.layers(network)
-        alpha: Any = self.rank if self.alpha is None else self.alpha  # peft's annotation knows whole numbers alone
+        alpha: Any = self.rank if self.alpha is None else self.alpha  # peft's annotation allows only integers
         config = LoraConfig(
             r=self.rank,
             lora_alpha=alpha,
-            lora_dropout=0.0,  # blocks that are run again in the backward pass must compute what they did before
+            lora_dropout=0.0,  # blocks recomputed in the backward pass must give the same output
             target_modules="|".join(map(re.escape, names)),
         )
         inject_adapter_in_model(config, network, NAME)
@@ -78,13 +78,13 @@ def adapter_of(
     weights: Mapping[str, Tensor] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Adapter:
-    """What a network has learned beside its base, to be written by `interop.adapter_files`.
+    """Return the adapter of a network, for `interop.adapter_files` to write.
 
     Args:
         network: adapted by `LoRA` or `LyCORIS`.
-        base: folder or hub name of what it began with.
-        weights: other values of the adapter's parameters, such as their averages.
-        settings: plain values that travel with it.
+        base: folder or hub name of the base model.
+        weights: values to use instead of the adapter's parameters, such as their averages.
+        settings: plain values to store with it.
 
     Raises:
         UserError: the network is not adapted.
@@ -92,7 +92,7 @@ def adapter_of(
     values = {**dict(network.named_parameters()), **(weights or {})}
     layers = _low_rank_layers(network, values) | _factored_layers(network, values)
     if not layers:
-        raise UserError("has no adapter", where="network", hint="adapt it first: LoRA(…)(network)")
+        raise UserError("has no adapter", where="network", hint="add one first: LoRA(…)(network)")
     return Adapter(layers, Base(base, weights_sha256(base_state(network.state_dict()))), settings or {})
 
 

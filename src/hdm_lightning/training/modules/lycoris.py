@@ -1,7 +1,7 @@
-"""LoHa and LoKr (LyCORIS, arXiv 2309.14859): low-rank matrices made of fewer numbers, beside a network's layers.
+"""LoHa and LoKr (LyCORIS, arXiv 2309.14859): adapters that need fewer parameters than LoRA for the same rank.
 
-The layers are this project's own and not those of the packages peft and lycoris-lora, which draw a random number in
-every forward pass and branch on it: blocks could neither be compiled whole nor run again in the backward pass.
+The layers are implemented here, since those of the packages peft and lycoris-lora draw a random number in every
+forward pass and branch on it: blocks could then be neither compiled whole nor recomputed in the backward pass.
 
 Shapes: r rank, in = c·d and out = a·b the sizes of a layer.
 """
@@ -32,22 +32,22 @@ Kind = Literal["lokr", "loha"]
 
 
 class LyCORIS(LayerAdapter):
-    """Puts LoHa's or LoKr's factors beside layers of a network, and freezes all else.
+    """Adds LoHa or LoKr factors to layers of a network, and freezes everything else.
 
-    As `LoRA`, on any network with linear layers and for `FlowModule` with `rule="constant"`; at first the network
-    computes what it did before, bit for bit.
+    Like `LoRA`, works on any network with linear layers, for a `FlowModule` with `rule="constant"`. Initially the
+    network's output is unchanged, bit for bit.
 
     Args:
-        kind: "lokr", a Kronecker product of two small matrices; "loha", an elementwise one of two low-rank products.
-        rank: of the factors, at least 1; from half the size of LoKr's second factor on, that is a whole matrix.
-        alpha: what they add is scaled by alpha / rank; None is the rank, so that the scale is 1. A LoKr of two whole
-            matrices has the scale 1.
-        targets: words of `adapted_layers.TARGETS`, or patterns (regular expressions) of whole layer names.
-        factor: of LoKr: rows and columns of its first factor, at most; -1: about the root of the layer's.
-        decompose_both: of LoKr: whether the first factor is a low-rank product, too.
+        kind: "lokr", a Kronecker product of two small matrices; "loha", an elementwise product of two low-rank ones.
+        rank: rank of the factors, at least 1; from half the size of LoKr's second factor on, that is a full matrix.
+        alpha: the adapter's output is scaled by alpha / rank; None means rank, so a scale of 1. A LoKr of two full
+            matrices always has a scale of 1.
+        targets: names in `adapted_layers.TARGETS`, or regular expressions that match whole layer names.
+        factor: for LoKr, largest size of its first factor; -1 for about the square root of the layer's.
+        decompose_both: for LoKr, whether the first factor is also a low-rank product.
 
     Raises:
-        UserError: the rank is below 1, or no layer fits a target.
+        UserError: the rank is below 1, or a target matches no layer.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LyCORIS(LayerAdapter):
         self.kind, self.factor, self.decompose_both = kind, factor, decompose_both
 
     def __call__(self, network: nn.Module) -> Any:
-        """The same network, adapted; the factors are drawn from torch's default generator."""
+        """Adapt the network in place and return it; the factors are drawn from torch's default generator."""
         names = self.layers(network)
         network.requires_grad_(False)
         for name in names:
@@ -73,14 +73,14 @@ class LyCORIS(LayerAdapter):
         return network
 
     def require_packages(self) -> None:
-        """None are needed."""
+        """Do nothing: no packages are needed."""
 
     def parameters_beside(self, size: int, out: int) -> int:
-        """How many numbers are trained beside a layer (out, size)."""
+        """Return the number of trained parameters added to a layer (out, size)."""
         return sum(tensor.numel() for tensor in self.tensors(out, size, torch.device("meta")).values())
 
     def elements_beside(self, size: int, out: int) -> int:
-        """Elements of the matrices that a token is multiplied with beside a layer (out, size)."""
+        """Return the number of multiplications per token added to a layer (out, size)."""
         if self.kind == "loha":
             rank = self.rank**2
         else:
@@ -88,7 +88,7 @@ class LyCORIS(LayerAdapter):
         return min(rank * (out + size), out * size)
 
     def tensors(self, out: int, size: int, device: torch.device) -> dict[str, Tensor]:
-        """The first values of a layer's factors by their names, which lycoris-lora has as well."""
+        """Return the initial values of a layer's factors, with the names used by lycoris-lora."""
         rank = self.rank
 
         def empty(*shape: int) -> Tensor:
@@ -115,11 +115,11 @@ class LyCORIS(LayerAdapter):
 
 
 class FactoredLinear(nn.Module):
-    """A frozen linear layer with the factors of a LoHa or a LoKr beside it.
+    """A frozen linear layer with the factors of a LoHa or LoKr added.
 
     Args:
-        base_layer: of in and out features.
-        adapter: which factors, and of which rank.
+        base_layer: the frozen layer.
+        adapter: the kind and rank of the factors.
     """
 
     def __init__(self, base_layer: nn.Linear, adapter: LyCORIS) -> None:
@@ -135,26 +135,26 @@ class FactoredLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        """As of the layer."""
+        """Input features of the layer."""
         return self.base_layer.in_features
 
     @property
     def out_features(self) -> int:
-        """As of the layer."""
+        """Output features of the layer."""
         return self.base_layer.out_features
 
     @property
     def weight(self) -> Tensor:
-        """Of the layer without what is beside it."""
+        """Weight of the frozen layer, without the adapter."""
         return self.base_layer.weight
 
     @property
     def bias(self) -> Tensor | None:
-        """Of the layer."""
+        """Bias of the frozen layer."""
         return self.base_layer.bias
 
     def own(self) -> dict[str, Tensor]:
-        """The factors by their names."""
+        """Return the factors by name."""
         return {name: value for name, value in self._parameters.items() if value is not None}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class FactoredLinear(nn.Module):
         return self.base_layer(x) + self.scale * self._added(x)
 
     def layer(self, values: dict[str, Tensor]) -> AdapterLayer:
-        """What these values of the factors add to the layer."""
+        """Return the adapter layer that has these values as factors."""
         if self.kind == "loha":
             w1_a, w1_b, w2_a, w2_b = (values[name] for name in HADAMARD)
             return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, alpha=self.scale * self.rank)

@@ -1,4 +1,4 @@
-"""What the modules of flow matching and of autoencoders share: exact counts, resuming, optimizers and clipping."""
+"""Base of the flow-matching and autoencoder modules: exact counts, resuming, optimizers and clipping."""
 
 import inspect
 import math
@@ -24,14 +24,14 @@ _STATES = ("ready", "started", "processed", "completed")
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Where a fit stands after an optimizer step.
+    """The progress of a fit after an optimizer step.
 
     Attributes:
         step: optimizer steps so far.
         batches: micro-batches of this process up to that step.
-        epoch_batches: those of the present epoch.
-        batches_per_step: micro-batches of a step on each process.
-        samples_per_batch: samples of a micro-batch, all processes together.
+        epoch_batches: micro-batches of the current epoch.
+        batches_per_step: micro-batches per step on each process.
+        samples_per_batch: samples per micro-batch, all processes together.
     """
 
     step: int = 0
@@ -41,7 +41,7 @@ class StepCounts:
     samples_per_batch: int = 0
 
     def recounted(self, batches_per_step: int, samples_per_batch: int) -> "StepCounts":
-        """The same place in steps where a step has other micro-batches now; the counts as they are otherwise."""
+        """Return the counts at the same optimizer step, converted to this number and size of micro-batches."""
         if (self.batches_per_step, self.samples_per_batch) == (batches_per_step, samples_per_batch):
             return self
         steps_of_epoch = -(-self.epoch_batches // self.batches_per_step)
@@ -54,12 +54,12 @@ class StepCounts:
         )
 
     def to_json(self) -> dict[str, int]:
-        """Plain values, for a checkpoint."""
+        """Return plain values, for a checkpoint."""
         return asdict(self)
 
 
 def step_counts(trainer: Trainer, step: int, batches_per_step: int, samples_per_batch: int) -> StepCounts:
-    """Where the fit stands, right after optimizer step number `step` was taken."""
+    """Return the counts right after optimizer step number `step`."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     return StepCounts(
         step=step,
@@ -71,38 +71,38 @@ def step_counts(trainer: Trainer, step: int, batches_per_step: int, samples_per_
 
 
 def start_between_batches(loops: dict[str, Any], counts: StepCounts, *, validated: bool, automatic: bool) -> None:
-    """Rewrite the counters of a checkpoint's `loops` in place, to stand between two batches, outside of a validation.
+    """Rewrite the counters of a checkpoint's `loops` in place, so that the fit starts between two batches.
 
-    Lightning saves its loops as they stand in the midst of a hook and guesses from the counters where that was. Half an
-    accumulation, another number of processes or of micro-batches a step leave counters that mean another place. What is
-    written here is the one place that a fit can always start from: right after an optimizer step.
+    Lightning saves its loops in the middle of a hook and infers from the counters where that was. After part of an
+    accumulation, or with another number of processes or micro-batches per step, the counters mean another place. This
+    function sets the one place from which a fit can always start: right after an optimizer step.
 
     Args:
         loops: `checkpoint["loops"]`.
         counts: the place to start from.
-        validated: whether a validation that is due at this step has run; else the fit begins with it.
-        automatic: whether Lightning steps the optimizer, and so knows how many micro-batches make a step.
+        validated: whether a validation that is due at this step has run; if not, the fit starts with it.
+        automatic: whether Lightning steps the optimizer, and so knows the number of micro-batches per step.
     """
     loop = loops["fit_loop"]
     batches = loop["epoch_loop.batch_progress"]
     epoch_batches = 0 if _close_epoch(loop, counts) else counts.epoch_batches
     batches.update(total=_alike(counts.batches), current=_alike(epoch_batches), is_last_batch=False)
-    # Lightning holds this pattern, started but not processed, for a validation that was interrupted.
+    # Lightning takes this pattern, started but not processed, for an interrupted validation.
     validation = _alike(0) if validated else {**_alike(0), "ready": 1, "started": 1}
     loop["epoch_loop.val_loop.batch_progress"].update(total=validation, current=dict(validation), is_last_batch=False)
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] = counts.step if automatic else counts.batches
 
 
 def discount_empty_iteration(trainer: Trainer) -> None:
-    """Call when a fit has been resumed: where a validation stands at its beginning, Lightning spends an iteration of
-    its loop on running or passing it over, and counts that as a batch."""
+    """Correct the batch count of a resumed fit that starts with a validation: Lightning spends an iteration of its
+    loop on running or skipping it, and counts that as a batch."""
     loop = trainer.fit_loop.epoch_loop
     if loop.restarting and trainer.fit_loop._data_fetcher and loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
         loop._batches_that_stepped -= 1
 
 
 def _close_epoch(loop: Mapping[str, Any], counts: StepCounts) -> bool:
-    """Whether the epoch was over at the step; its counters then say so."""
+    """Return whether the epoch had ended at the step; if so, mark it as completed."""
     epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
     current = epochs["current"]
     last = batches["is_last_batch"] and batches["current"]["ready"] == counts.epoch_batches
@@ -120,8 +120,8 @@ def _alike(count: int) -> dict[str, int]:
 class WeightedMean(Metric):
     """Σ weight·value / Σ weight, summed over processes.
 
-    torchmetrics' `MeanMetric` either drops values that are not numbers, so that a broken training would look well, or
-    passes over the weights (`nan_strategy="disable"`, up to 1.9).
+    torchmetrics' `MeanMetric` either drops NaN values, which would make a broken training look healthy, or ignores the
+    weights (`nan_strategy="disable"`, up to 1.9).
     """
 
     full_state_update = False
@@ -139,28 +139,28 @@ class WeightedMean(Metric):
         self.count += weight.sum()
 
     def compute(self) -> Tensor:
-        """The mean () so far."""
+        """Return the mean () so far."""
         return self.total / self.count
 
 
 FLOAT16 = "16-mixed"
 KEY = "hdm"
-"""Of the position in a checkpoint."""
+"""Key of the position in a checkpoint."""
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 class ResumableModule(LightningModule, ABC):
-    """A LightningModule that knows how many samples it has been trained on, and resumes exactly from a checkpoint.
+    """A LightningModule that counts the samples it has been trained on, and resumes exactly from a checkpoint.
 
-    A checkpoint saved anywhere counts up to its last optimizer step. It may be resumed on another number of processes
-    and with another accumulation; rates, decays and betas are then those of the present settings, moments and the place
-    in the schedule those of the checkpoint. A validation due at that step is neither lost nor repeated.
+    A checkpoint, wherever it is saved, counts up to its last optimizer step. It can be resumed on another number of
+    processes and with another accumulation; rates, decays and betas then come from the current settings, moments and
+    the position in the schedule from the checkpoint. A validation due at that step is neither lost nor repeated.
 
     Args:
-        seed: every random draw follows from it.
-        stage: name of this training among others of the same seed; every random draw follows from it too.
+        seed: with the stage, determines every random draw.
+        stage: name of this training, which separates its random draws from others with the same seed.
 
     Attributes:
         samples_trained: samples of this stage up to the last optimizer step, all processes together.
@@ -180,15 +180,15 @@ class ResumableModule(LightningModule, ABC):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of an optimizer step on each process."""
+        """Micro-batches per optimizer step on each process."""
         return self.trainer.accumulate_grad_batches
 
     @property
     def samples_per_step(self) -> int:
-        """Samples of an optimizer step: of all processes and micro-batches."""
+        """Samples per optimizer step, over all processes and micro-batches."""
         samples = self._samples_per_batch()
         if samples is None:
-            raise RuntimeError("samples_per_step is known once a batch has been seen, or with a ShardDataModule")
+            raise RuntimeError("samples_per_step is only known after the first batch, or with a ShardDataModule")
         return samples * self.accumulation
 
     def _samples_per_batch(self) -> int | None:
@@ -196,10 +196,10 @@ class ResumableModule(LightningModule, ABC):
         return None if rows is None else int(rows) * self.trainer.world_size
 
     def log_step(self, metrics: Mapping[str, Tensor | float], rows: int, *, shown: Sequence[str] = ()) -> None:
-        """Log metrics of a micro-batch of so many rows without waiting for the device.
+        """Log the metrics of a micro-batch of `rows` samples without waiting for the device.
 
-        Lightning copies numbers to the device, and what a progress bar may show back from it, both at once: numbers are
-        made there instead, and those of `shown` are shown only by a bar that wants them (see `callbacks.Progress`).
+        Lightning's copies of numbers to the device, and of progress-bar metrics back from it, would block. So numbers
+        are created on the device, and `shown` go only to a bar that wants them (see `callbacks.progress_bar`).
         """
         bar: Any = self.trainer.progress_bar_callback
         wanted = bar is not None and bar.is_enabled and getattr(bar, "wants_metrics", True)
@@ -208,57 +208,57 @@ class ResumableModule(LightningModule, ABC):
             self.log(name, tensor, prog_bar=wanted and name in shown, batch_size=rows)
 
     def _scalar(self, value: float) -> Tensor:
-        """A number as a float32 tensor made on the device; too large a one is infinite there."""
+        """Return a number as a float32 tensor created on the device; infinite if it is too large."""
         largest = torch.finfo(torch.float32).max
         return torch.full((), value if abs(value) <= largest else value * math.inf, device=self.device)
 
     def section(self, name: str) -> AbstractContextManager[Any]:
-        """A part of a step under its name, for the trainer's profiler (`Trainer(profiler=…)`, `Throughput`)."""
+        """Return a context that profiles a part of a step by name (`Trainer(profiler=…)`, `Throughput`)."""
         profiler: Any = getattr(self._attached(), "profiler", None)
         return nullcontext() if profiler is None else profiler.profile(f"[{type(self).__name__}]{name}")
 
     # Counting
 
     def setup(self, stage: str) -> None:
-        """Begin to count anew, unless the same trainer continues."""
+        """Reset the counts, unless the same trainer continues."""
         if stage == TrainerFn.FITTING and self.trainer.global_step == 0:
             self.samples_trained, self._rows_of_step, self._counts = 0, 0, StepCounts()
             self._validated_step = None
 
     def note_rows(self, rows: int) -> None:
-        """Take note of how many rows a training batch has on this process."""
+        """Record the number of rows of a training batch on this process."""
         self._rows = self._rows or rows
 
     def count_batch(self, rows: int) -> None:
-        """Take note of a micro-batch of so many rows on this process that the next optimizer step is made of."""
+        """Count a micro-batch of `rows` samples on this process toward the next optimizer step."""
         self._rows_of_step += rows
 
     def count_step(self, step: int) -> None:
-        """Take note of optimizer step number `step` (1 is the first) with all micro-batches since the last one."""
+        """Count optimizer step number `step` (the first is 1) with all micro-batches since the previous one."""
         self.samples_trained += self._rows_of_step * self.trainer.world_size
         self._rows_of_step = 0
         self._counts = step_counts(self.trainer, step, self.accumulation, self._samples_per_batch() or 0)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin with empty metrics: those that `Trainer.validate` has left cannot be added to outside of it."""
+        """Reset the metrics: what `Trainer.validate` leaves in them cannot be updated outside of it."""
         for each in self.modules():
             if isinstance(each, Metric):
                 each.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Remember that this step has been validated."""
+        """Record that this step has been validated."""
         if not self.trainer.sanity_checking:
             self._validated_step = self.trainer.global_step
 
     def on_train_start(self) -> None:
-        """Begin with an empty step: micro-batches of one that an exception has cut short are gone."""
+        """Start with no micro-batch counted: those of a step interrupted by an exception are lost."""
         self._rows_of_step = 0
         discount_empty_iteration(self.trainer)
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say where in its stage this checkpoint stands, in plain values, beside what callbacks have said."""
+        """Add the position in the stage, as plain values, to what callbacks have stored under the same key."""
         samples = self._samples_per_batch()
         checkpoint.setdefault(KEY, {}).update(
             stage=self.stage,
@@ -271,7 +271,7 @@ class ResumableModule(LightningModule, ABC):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the position; for a fit also put Lightning's counters there, and keep the settings of now."""
+        """Restore the position; for a fit also set Lightning's counters to it, and keep the current settings."""
         position = checkpoint.get(KEY)
         if position is None:
             return
@@ -293,10 +293,10 @@ class ResumableModule(LightningModule, ABC):
 
     @abstractmethod
     def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
-        """Every optimizer with its schedule, new, as the settings of now have it."""
+        """Create every optimizer with its schedule from the current settings."""
 
     def configure_optimizers(self) -> Any:
-        """The optimizers, whose schedules tick once an optimizer step."""
+        """Return the optimizers, with schedules that are stepped once per optimizer step."""
         pairs = self.optimizers_and_schedules()
         self.schedules = [schedule for _, schedule in pairs]
         ticking = [{"scheduler": schedule, "interval": "step"} for schedule in self.schedules if schedule is not None]
@@ -304,21 +304,21 @@ class ResumableModule(LightningModule, ABC):
 
     @property
     def fused(self) -> bool:
-        """Whether one kernel may take a whole step; it takes scaled gradients as they are, which cannot be clipped."""
+        """Whether optimizers may be fused; not in float16, where they take scaled gradients that cannot be clipped."""
         return self.trainer.precision != FLOAT16
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step and count it, before any callback sees it."""
         super().optimizer_step(*args, **kwargs)
-        self.count_step(self.trainer.global_step + 1)  # Lightning counts it when this has returned
+        self.count_step(self.trainer.global_step + 1)  # Lightning counts it after this returns
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Scale the gradients down to a norm of at most `gradient_clip_val`; None or 0 leaves them as they are.
+        """Clip the gradient norm to `gradient_clip_val`; None or 0 means no clipping.
 
-        Lightning's own clipping refuses fused optimizers under every mixed precision, since one that takes scaled
-        gradients cannot be clipped; only float16 has a scaler.
+        Lightning's own clipping rejects fused optimizers under every mixed precision, since the scaled gradients they
+        take cannot be clipped; but only float16 scales gradients.
         """
         if gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -331,22 +331,22 @@ class ResumableModule(LightningModule, ABC):
 
 
 def _saved_counts(position: Mapping[str, Any]) -> StepCounts:
-    """The counts of a checkpoint; one of an older version has the step alone, and is recounted in any case."""
+    """Return the counts of a checkpoint; an older version has only the step, and is always recounted."""
     saved = position.get("counts")
     return StepCounts(**saved) if saved is not None else StepCounts(step=position["step"])
 
 
 def plain_learning_rate(optimizer: Optimizer, base: float) -> float:
-    """The base rate as its schedule has it now: what every group's rate is a fixed share of."""
+    """Return the base learning rate at the current point of its schedule; all groups' rates are multiples of it."""
     group = optimizer.param_groups[0]
     return base * float(group["lr"]) / float(group.get("initial_lr", group["lr"]) or 1.0)
 
 
 def call_optimizer(factory: OptimizerFactory, groups: list[Any], *, fused: bool) -> Optimizer:
-    """The optimizer over parameter groups; where it can be fused and its factory does not say, `fused` says.
+    """Create the optimizer over parameter groups; `fused` is passed if the factory takes it and does not set it.
 
     Raises:
-        UserError: it refuses a value, such as `eps`.
+        UserError: the optimizer rejects a value, such as `eps`.
     """
     can = "fused" in inspect.signature(factory).parameters and "fused" not in getattr(factory, "keywords", {})
     try:
@@ -354,5 +354,5 @@ def call_optimizer(factory: OptimizerFactory, groups: list[Any], *, fused: bool)
     except UserError:
         raise
     except ValueError as error:
-        hint = "change the key that it names; `--explain optimizer` shows them"
-        raise UserError(f"is refused: {error}", where="optimizer", hint=hint) from error
+        hint = "change the setting that the message names; `--explain optimizer` shows all of them"
+        raise UserError(f"a setting was rejected: {error}", where="optimizer", hint=hint) from error

@@ -1,4 +1,4 @@
-"""Work that a device does while it is still busy with what it was given before."""
+"""Work that a device does in parallel with work queued earlier."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class SideStream:
-    """A CUDA stream beside the current one; on any other device everything is done at once, in its order.
+    """A CUDA stream next to the current one; on any other device, work runs at once and in order.
 
-    What is put on it waits for nothing that the current stream has been given already. It must read only what was made
-    on it, or what stays as it is. Its results may be used once they are taken over, on the current stream.
+    Work on it does not wait for work already queued on the current stream. It must only read tensors that were created
+    on it or do not change. Its results may be used on the current stream after `take_over`.
 
     Args:
-        device: of both streams. What is on its way there on the current stream, such as weights, is waited for here.
+        device: device of both streams; work queued so far on the current one, such as copies of weights, comes first.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,14 +23,14 @@ class SideStream:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def put(self) -> AbstractContextManager[object]:
-        """Inside the with statement the device's work goes on this stream."""
+        """Return a context in which the device's work is queued on this stream."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def take_over(self, tensors: Iterable[Tensor]) -> None:
-        """From here on the current stream may use these tensors of this one; it waits for them, the host does not."""
+        """Let the current stream use these tensors of this stream from now on; it waits for them, the host does not."""
         if self._stream is None:
             return
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_stream(self._stream)
         for tensor in tensors:
-            tensor.record_stream(current)  # else its memory, once freed, is this stream's before the other is done
+            tensor.record_stream(current)  # otherwise this stream could reuse its memory too early

@@ -1,15 +1,15 @@
-"""Learning rates: a rule gives every parameter its own and its weight decay, a schedule scales them by samples seen.
+"""Learning rates: a rule sets the rate and weight decay of each parameter, a schedule scales rates by samples seen.
 
 Three rules:
 
-``mup`` (default): "muP with base dim 1" (arXiv 2509.06068; the idea is arXiv 2203.03466): a matrix's rate is
-base / fan_in, a vector's base / elements. Two kinds of tensors have a row of their own, as the number that the
-literal rule divides by says nothing about them: the aspect ratio's Linear(1, D), whose fan_in of 1 would give it
-the whole base rate, and the rotary log-frequencies, whose shape would give them base / 32, so that a frequency
-could move by an octave in fifty steps. Both act like vectors of the network's width and learn at base / D.
-Biases, norm gains, frequencies and the weight on the scalar input are not decayed.
+``mup`` (default): "muP with base dim 1" (arXiv 2509.06068; the idea is from arXiv 2203.03466): a matrix has the rate
+base / fan_in, a vector base / elements. Two kinds of tensors have a row of their own, since the literal rule's divisor
+is meaningless for them: the aspect ratio's Linear(1, D), whose fan_in of 1 would give it the whole base rate, and the
+rotary log-frequencies, whose shape would give them base / 32, so that a frequency could move by an octave in fifty
+steps. Both act like vectors of the network's width and have the rate base / D. Biases, norm gains, frequencies and the
+weight on the scalar input are not decayed.
 
-``published``: the literal rule for every parameter, everything decayed, as the published training has it.
+``published``: the literal rule for every parameter, everything decayed, as in the published training.
 
 ``constant``: the base rate for every parameter of any module; matrices are decayed, vectors are not.
 """
@@ -29,7 +29,7 @@ from hdm_lightning.models import XUTConfig
 
 
 class ParameterGroup(TypedDict):
-    """One group as `torch.optim` takes it; ``names`` are the parameters' names, in the order of ``params``."""
+    """A parameter group for `torch.optim`; ``names`` are the parameters' names, in the order of ``params``."""
 
     params: list[nn.Parameter]
     lr: float
@@ -38,9 +38,9 @@ class ParameterGroup(TypedDict):
 
 
 class Row(NamedTuple):
-    """One line of a rule, for the parameters whose whole name fits the pattern.
+    """One row of a rule, for the parameters whose whole name matches the pattern.
 
-    They learn at base / divisor(parameter, width) and are decayed if ``decays(parameter)``.
+    Their rate is base / divisor(parameter, width), and they are decayed if ``decays(parameter)``.
     """
 
     pattern: str
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 def fan_in(parameter: Tensor, width: int = 0) -> float:
-    """Second dimension of a matrix, product of all but the first of a larger tensor, elements of a vector."""
+    """Return the product of all dimensions but the first, such as a matrix's second; for a vector, its elements."""
     del width
     return float(parameter.numel() if parameter.dim() < 2 else math.prod(parameter.shape[1:]))
 
@@ -95,25 +95,25 @@ RULES: dict[str, tuple[Row, ...]] = {
     "published": (Row(r".*", fan_in, _always),),
     "constant": (Row(r".*\.log_frequencies", _one, _never), Row(r".*", _one, _matrices)),
 }
-"""Rule name → rows, the first of which that matches a parameter's whole name counts."""
+"""Rule name → rows; the first one that matches a parameter's whole name applies."""
 
 
 def parameter_groups(
     module: nn.Module, base_learning_rate: float, weight_decay: float, *, rule: str = "mup"
 ) -> list[ParameterGroup]:
-    """Every trainable parameter in exactly one group, groups merged by (rate, weight decay).
+    """Return parameter groups, one per (rate, weight decay), with every trainable parameter in exactly one of them.
 
     Args:
-        module: an XUT for ``mup``, which reads its ``config.width``; anything for the other rules.
-        base_learning_rate: the stage's rate; what a group learns at follows from the rule.
+        module: an XUT for ``mup``, which reads its ``config.width``; any module for the other rules.
+        base_learning_rate: the stage's rate; the groups' rates follow from the rule.
         weight_decay: AdamW's decay for the parameters that the rule decays.
         rule: a key of `RULES`.
 
     Returns:
-        Plain dicts for `torch.optim`, by falling rate; parameters stand in the module's order.
+        Plain dicts for `torch.optim`, by decreasing rate; parameters are in the module's order.
 
     Raises:
-        ValueError: no such rule, a rule that does not fit the module, or no row for one of its parameters.
+        ValueError: the rule is unknown, does not fit the module, or has no row for one of its parameters.
     """
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
@@ -135,18 +135,18 @@ def _row(name: str, rule: str) -> Row:
     for row in RULES[rule]:
         if re.fullmatch(row.pattern, name):
             return row
-    raise ValueError(f"parameter {name!r} is covered by no row of the learning-rate rule {rule!r}; add one")
+    raise ValueError(f"no row of the learning-rate rule {rule!r} covers parameter {name!r}; add one")
 
 
 def _width(module: nn.Module) -> int:
     config = getattr(module, "config", None)
     if not isinstance(config, XUTConfig):
-        raise ValueError(f"module is a {type(module).__name__}; the rule 'mup' is written for an XUT")
+        raise ValueError(f"module is a {type(module).__name__}; the rule 'mup' needs an XUT")
     return config.width
 
 
 def rate_factor(samples: int, total: int, warmup: int, final_ratio: float) -> float:
-    """Share of the base rate after `samples`: linear warm-up, then a cosine from 1 to `final_ratio`."""
+    """Return the share of the base rate after `samples`: linear warm-up, then a cosine from 1 to `final_ratio`."""
     if samples < warmup:
         return samples / warmup
     progress = min(1.0, (samples - warmup) / max(1, total - warmup))
@@ -161,16 +161,16 @@ def warmup_cosine(
     warmup_samples: int = 0,
     final_ratio: float = 0.01,
 ) -> LambdaLR:
-    """Linear warm-up and a cosine, one tick an optimizer step.
+    """Return a schedule of a linear warm-up and a cosine, stepped once per optimizer step.
 
     The step about to be taken counts as seen, so that the first step of a warm-up is not lost at rate 0.
 
     Args:
-        optimizer: whose groups' rates are scaled.
-        samples: after which the cosine has ended.
-        samples_per_step: samples of an optimizer step, all processes together.
-        warmup_samples: of the warm-up.
-        final_ratio: where the cosine ends, as a share of the rate; 1 keeps the rate.
+        optimizer: the optimizer whose rates are scaled.
+        samples: samples at which the cosine ends.
+        samples_per_step: samples per optimizer step, all processes together.
+        warmup_samples: samples of the warm-up.
+        final_ratio: end of the cosine, as a share of the rate; 1 keeps the rate.
     """
 
     def factor(step: int) -> float:

@@ -1,4 +1,4 @@
-"""An optimizer's moments from a checkpoint into another optimizer, by the parameters' names."""
+"""Load an optimizer's moments from a checkpoint into another optimizer, by parameter name."""
 
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,18 @@ from hdm_lightning.training.strategies.sharded_tensors import load_optimizer
 
 
 def carry_moments(checkpoint: dict[str, Any], optimizer: Optimizer) -> None:
-    """Take over the moments of a stage before, by the parameters' names where the groups have them.
+    """Load the moments of an earlier stage, by parameter name if the groups have names.
 
-    The optimizer's own rates, decay and betas stay, and its groups may be cut otherwise than those of the checkpoint,
-    which stays as it is.
+    The optimizer keeps its own rates, decay and betas, and its groups may differ from those of the checkpoint, which is
+    not modified.
     """
     state = regrouped(checkpoint["optimizer_states"][0], optimizer.state_dict())
-    # Moments of the right dtype and device would be taken as they are, and trained on.
+    # Copied, since the optimizer would otherwise update the checkpoint's tensors in place.
     load_optimizer(optimizer, {**state, "state": tree_map_only(torch.Tensor, _copied, state["state"])})
 
 
 def _copied(moment: Tensor) -> Tensor:
-    """A copy; of moments of few bits, which are a class of their own that cannot be cloned, one made of its parts."""
+    """Return a copy; low-bit moments, a tensor subclass that cannot be cloned, are copied by their parts."""
     if not is_traceable_wrapper_subclass(moment):
         return moment.clone()
     names, context = moment.__tensor_flatten__()
@@ -37,11 +37,11 @@ def _copied(moment: Tensor) -> Tensor:
 
 
 def keep_settings(checkpoint: dict[str, Any], *own: tuple[Optimizer, LRScheduler | None]) -> None:
-    """Let a checkpoint to resume from keep its moments and its places in the schedules only.
+    """Reduce a checkpoint to resume from to its moments and its positions in the schedules.
 
-    Rates, decay, betas and the groups they are given to become those of `own`, each optimizer with its schedule in the
-    checkpoint's order, just built from the settings of now: else a rate that was changed before resuming would count
-    for nothing. A schedule that is no function of the step (no `LambdaLR`) keeps the rates of the checkpoint.
+    Rates, decay, betas and groups are replaced by those of `own`: each optimizer with its schedule, in the checkpoint's
+    order, newly built from the current settings. Otherwise a rate changed before resuming would have no effect. A
+    schedule that is not a function of the step (not a `LambdaLR`) keeps the rates of the checkpoint.
     """
     states, places = checkpoint["optimizer_states"], iter(checkpoint["lr_schedulers"])
     for number, (optimizer, schedule) in enumerate(own):
@@ -55,7 +55,7 @@ def keep_settings(checkpoint: dict[str, Any], *own: tuple[Optimizer, LRScheduler
 
 
 def regrouped(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state dict with the moments of one by the parameters' names, and the groups of another."""
+    """Return an optimizer's state dict with the moments of `saved`, by parameter name, and the groups of `own`."""
     moments = {name: saved["state"].get(number) for name, number in _numbered(saved)}
     state = {number: moments[name] for name, number in _numbered(own) if moments.get(name)}
     return {"state": state, "param_groups": own["param_groups"]}
@@ -75,25 +75,25 @@ def _rates_as_saved(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -
 
 
 def _numbered(state: dict[str, Any]) -> list[tuple[Any, int]]:
-    """Name (or number where there are no names) and number of every parameter in an optimizer's state dict."""
+    """Return (name, number) of every parameter in an optimizer's state dict; the number is the name if it has none."""
     groups = state["param_groups"]
     return [pair for group in groups for pair in zip(group.get("names", group["params"]), group["params"], strict=True)]
 
 
 class CarryMoments(Callback):
-    """Begins a fit with the moments of a checkpoint, unless the fit itself is being resumed.
+    """Starts a fit with the moments of a checkpoint, unless the fit itself is being resumed.
 
     Rates, decay and betas stay those of the fit.
 
     Args:
-        checkpoint: of the training before, read or not.
+        checkpoint: checkpoint of the previous training, or its path.
     """
 
     def __init__(self, checkpoint: dict[str, Any] | Path | str) -> None:
         self.checkpoint = checkpoint
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the moments over."""
+        """Load the moments."""
         if trainer.global_step == 0:
             read = isinstance(self.checkpoint, dict)
             checkpoint = self.checkpoint if read else read_checkpoint(Path(str(self.checkpoint)), lazily=True)

@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices of the blocks, AdamW for all else, in one optimizer.
+"""Muon for the hidden matrices of the blocks, AdamW for all other parameters, in one optimizer.
 
 Shapes: A x B a matrix (rows out, columns in), P the matrices packed in one parameter of P·A x B.
 """
@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 from hdm_lightning.training.optimization.learning_rates import ParameterGroup
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd quintic that takes every singular value near 1 in five rounds (Muon, K. Jordan 2024)."""
+"""Coefficients of the odd quintic that brings every singular value near 1 in five rounds (Muon, K. Jordan 2024)."""
 
 _BLOCKS = r"(blocks_before|encoder|decoder|blocks_after)\..*"
 PACKED = (
@@ -27,14 +27,14 @@ PACKED = (
     (_BLOCKS + r"_attention\.(query|output)\.weight", 1),
     (_BLOCKS + r"\.(feed_forward\.output|memory_projection)\.weight", 1),
 )
-"""Parameters for Muon by name, and how many matrices each packs; every one is made orthogonal by itself."""
+"""Names of the parameters for Muon, and the number of matrices in each; every matrix is orthogonalized by itself."""
 
 RMS_OF_ADAMW = 0.2
-"""Root mean square of an AdamW step at rate 1, which Muon's is scaled to (arXiv 2502.16982, eq. 4)."""
+"""Root mean square of an AdamW step at rate 1, to which Muon's is scaled (arXiv 2502.16982, eq. 4)."""
 
 
 class MuonGroup(TypedDict):
-    """A parameter group with `parts`: matrices packed in each of its parameters, 0 for AdamW."""
+    """A parameter group with `parts`, the number of matrices packed in each of its parameters; 0 for AdamW."""
 
     params: list[torch.nn.Parameter]
     lr: float
@@ -44,7 +44,7 @@ class MuonGroup(TypedDict):
 
 
 def muon_groups(groups: Iterable[ParameterGroup]) -> list[MuonGroup]:
-    """The groups with hidden matrices apart from the rest, rates and decays as they are."""
+    """Split groups into hidden matrices and the rest, with the same rates and decays."""
     result: dict[tuple[float, float, int], MuonGroup] = {}
     for group in groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
@@ -57,15 +57,15 @@ def muon_groups(groups: Iterable[ParameterGroup]) -> list[MuonGroup]:
 
 
 def packed_matrices(name: str) -> int:
-    """How many hidden matrices the parameter of this name packs; 0 where AdamW is to train it."""
+    """Return the number of hidden matrices packed in the parameter of this name; 0 if AdamW is to train it."""
     return next((parts for pattern, parts in PACKED if re.fullmatch(pattern, name)), 0)
 
 
 def orthogonalised(matrices: Tensor, rounds: int = 5) -> Tensor:
-    """The matrices (P, A, B) with their singular values brought near 1, by Newton–Schulz rounds.
+    """Return the matrices (P, A, B) with their singular values brought near 1 by Newton–Schulz rounds.
 
-    Five rounds take every singular value above a hundredth of the matrix's norm to between 0.68 and 1.14, which
-    trains as well as exact ones. Computed in bfloat16 on CUDA and in float32 elsewhere.
+    Five rounds bring every singular value above a hundredth of the matrix's norm to between 0.68 and 1.14, which
+    trains as well as exact values. Computed in bfloat16 on CUDA and in float32 elsewhere.
     """
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
@@ -81,20 +81,20 @@ def orthogonalised(matrices: Tensor, rounds: int = 5) -> Tensor:
 class MuonAdamW(Optimizer):
     """Muon (arXiv 2502.16982, algorithm 1 with Nesterov momentum) and AdamW, by parameter group.
 
-    A Muon step moves a matrix by rate · 0.2·√max(A, B) times the orthogonalised momentum, so that the step's root
-    mean square is 0.2 · rate as AdamW's is: rates and decays tuned for AdamW carry over.
+    A Muon step moves a matrix by rate · 0.2·√max(A, B) times the orthogonalized momentum, so that the step's root
+    mean square is 0.2 · rate like AdamW's: rates and decays tuned for AdamW carry over.
 
     Args:
-        groups: parameter groups with `names`, as `FlowModule.parameter_groups` gives them, or those of `muon_groups`;
-            a group's `parts` say which of the two trains it.
+        groups: parameter groups with `names`, as returned by `FlowModule.parameter_groups` or `muon_groups`; a
+            group's `parts` decide which of the two trains it.
         betas: AdamW's moment decays.
         eps: AdamW's epsilon.
-        momentum: Muon's.
-        rounds: of Newton–Schulz.
-        fused: one kernel for AdamW's part.
+        momentum: Muon's momentum.
+        rounds: Newton–Schulz rounds.
+        fused: use one fused kernel for AdamW's part.
 
     Raises:
-        ValueError: momentum is not in [0, 1), or there are no rounds.
+        ValueError: momentum is not in [0, 1), or rounds is below 1.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class MuonAdamW(Optimizer):
         fused: bool = True,
     ) -> None:
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum {momentum} is not in [0, 1)")
+            raise ValueError(f"momentum is {momentum}; expected a number in [0, 1)")
         if rounds < 1:
-            raise ValueError(f"{rounds} rounds: give at least 1")
-        # load_state_dict reads `fused` and `capturable` to put the step counts where the kernel wants them.
+            raise ValueError(f"rounds is {rounds}; expected at least 1")
+        # load_state_dict reads `fused` and `capturable` to put the step counts on the device that the kernel needs.
         defaults = {
             "lr": 1e-3,
             "weight_decay": 0.0,

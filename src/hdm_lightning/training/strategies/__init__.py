@@ -1,4 +1,4 @@
-"""Sharding, compilation and strategies of `lightning.Trainer`, and what processes exchange.
+"""Sharding, compilation, strategies of `lightning.Trainer`, and communication between processes.
 
-Importing `own_strategies` lets `Trainer(strategy=…)` know them as `fsdp2` and `ddp_static_graph`.
+Importing `own_strategies` registers `Trainer(strategy="fsdp2")` and `Trainer(strategy="ddp_static_graph")`.
 """

@@ -1,4 +1,4 @@
-"""Strategies of `lightning.Trainer`: `fsdp2` splits an XUT over devices, `ddp_static_graph` is DDP with one."""
+"""Strategies of `lightning.Trainer`: `fsdp2` shards an XUT, `ddp_static_graph` is DDP with a static graph."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,52 +15,52 @@ from hdm_lightning.training.strategies.sharded_tensors import is_sharded, load_o
 
 
 class ShardedStrategy(DDPStrategy):
-    """DDP's processes and devices around `module.network`, an XUT that is split over them before anything else sees it.
+    """DDP's processes and devices, with `module.network`, an XUT, sharded over them before anything else sees it.
 
-    The network gathers its parameters and averages its gradients by itself, after every micro-batch: left for the last
-    one of a step, the gradients would have to be kept whole until then. A checkpoint has the tensors of a DDP run,
-    whole, so that either resumes from the other's, on any number of devices.
+    The network gathers its parameters and averages its gradients by itself, after every micro-batch: waiting for the
+    last one of a step would need whole gradients until then. A checkpoint contains the same whole tensors as with DDP,
+    so each strategy can resume from the other's checkpoints, on any number of devices.
     """
 
     def setup_environment(self) -> None:
-        """Join the processes and split the network, unless a fit before has.
+        """Join the processes and shard the network, unless an earlier fit has done so.
 
         Raises:
-            UserError: the module's network is no XUT, or its precision scales gradients.
+            UserError: the module's network is not an XUT, or the precision scales gradients.
         """
         network = getattr(self.lightning_module, "network", None)
         precision = self.precision_plugin.precision
         if not isinstance(network, XUT) or precision == "16-mixed":
-            what = "it splits an XUT at `module.network`, and does not scale gradients as float16 needs it"
-            raise UserError(what, where="strategy=fsdp2", hint="use strategy=ddp, or bf16-mixed")
+            what = "needs an XUT at `module.network`, and does not support the gradient scaling of float16"
+            raise UserError(what, where="strategy=fsdp2", hint="use strategy=ddp, or precision=bf16-mixed")
         super().setup_environment()
         if self.world_size > 1 and not is_sharded(network):
             shard_network(network, self.root_device.type, mixed=precision == "bf16-mixed")
             network.to(self.root_device)
 
     def configure_ddp(self) -> None:
-        """Nothing to wrap."""
+        """Do nothing: there is no module to wrap."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole weights on the CPU of the first process."""
+        """Return whole weights on the CPU of the first process."""
         return whole(super().lightning_module_state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
-        """Whole moments on the CPU of the first process."""
+        """Return whole moments on the CPU of the first process."""
         return whole(super().optimizer_state(optimizer))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take each process's part of the weights."""
+        """Load this process's part of the weights."""
         assert self.lightning_module is not None
         load_weights(self.lightning_module, checkpoint["state_dict"], strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take each process's part of the moments."""
+        """Load this process's part of the moments."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             load_optimizer(optimizer, state)
 
     def teardown(self) -> None:
-        """Leave the network on its devices, where its parts belong."""
+        """Tear down, but leave the network's parts on their devices."""
         assert self.cluster_environment is not None and self.accelerator is not None
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
@@ -72,11 +72,10 @@ StrategyRegistry.register("fsdp2", ShardedStrategy, description="FSDP2 of an XUT
 
 
 class StaticGraphStrategy(DDPStrategy):
-    """DDP with a static graph that also accumulates.
+    """DDP with a static graph that also supports gradient accumulation.
 
-    DDP learns the graph in the first backward pass and then has to exchange gradients in it: left for the last
-    micro-batch of a step, as all others are, it fails. Averaged twice is averaged once, so the gradients stay what they
-    are.
+    DDP records the graph in the first backward pass and must reduce gradients in it: deferred to the step's last
+    micro-batch, as in later steps, that fails. The last one averages these gradients again, which does not change them.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -85,7 +84,7 @@ class StaticGraphStrategy(DDPStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Leave the exchange of gradients for a later micro-batch, but for the first one of all."""
+        """Defer the reduction of gradients to a later micro-batch, except in the very first one."""
         if not self._graph_is_known:
             self._graph_is_known = True
             yield

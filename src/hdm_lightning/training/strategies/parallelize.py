@@ -19,16 +19,15 @@ from hdm_lightning.training.strategies import processes
 
 
 def shard_network(network: XUT, device_type: str, *, mixed: bool = False) -> None:
-    """Split parameters, gradients and moments over the processes (FSDP2), before averages are made.
+    """Shard parameters, gradients and moments over the processes (FSDP2); call this before averages are created.
 
-    What a block, or the shared modulation, multiplies by as a matrix is gathered right before it runs, in the
-    precision it is multiplied in (the modulation's in float32), and given up right after: it is gathered a second
-    time for the backward pass. All else (gains, rotary frequencies, embeddings) is gathered in float32 once for the
-    whole network: a frequency rounded to bfloat16 would not be the one that is saved. Gradients are averaged in
-    float32.
+    The linear layers of a block, or of the shared modulation, are gathered right before it runs, in the precision of
+    the product (float32 for the modulation), and freed right after; they are gathered again for the backward pass.
+    Everything else (gains, rotary frequencies, embeddings) is gathered in float32 once for the whole network: a
+    frequency rounded to bfloat16 would differ from the saved one. Gradients are averaged in float32.
 
     Args:
-        network: a network of the project's own blocks.
+        network: the network to shard.
         device_type: `cuda` or `cpu`.
         mixed: whether the training runs in bfloat16 with float32 weights.
     """
@@ -50,17 +49,17 @@ def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
 
 
 Checkpointing = bool | Literal["selective"]
-"""Whether blocks are run again in the backward pass; `selective`: all of them but for attention, which is kept."""
+"""Whether blocks are recomputed in the backward pass; `selective`: except for attention, whose output is kept."""
 
 ATTENTION = tuple(
     getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
     for kind in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
 )
-"""What `scaled_dot_product_attention` comes to, by device, dtype and mask."""
+"""Operators that `scaled_dot_product_attention` dispatches to, depending on device, dtype and mask."""
 
 
 def prepare_network(network: XUT, *, activation_checkpointing: Checkpointing = False, compiled: bool = False) -> None:
-    """Make the network ready for a training; calling it again for another one undoes what the first asked for."""
+    """Prepare the network for a training; a later call for another training replaces the earlier settings."""
     checkpoint_blocks(network, activation_checkpointing)
     if compiled:
         compile_blocks(network)
@@ -70,9 +69,9 @@ def checkpoint_blocks(network: XUT, active: Checkpointing) -> None:
     """Recompute each block's activations in the backward pass, or stop doing so.
 
     Args:
-        network: of the project's own blocks.
-        active: `selective` keeps what attention gave, a sequence for each: at high resolutions a good part of what is
-            computed again.
+        network: the network.
+        active: `selective` keeps the output of each attention, one sequence of memory: at high resolutions this avoids
+            much of the recomputation.
     """
     for block in network.blocks():
         block.__dict__.pop("forward", None)
@@ -82,12 +81,12 @@ def checkpoint_blocks(network: XUT, active: Checkpointing) -> None:
 
 
 def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
-    # Bound to the block as a method is: a graph of a partial function would belong to this one block in torch 2.9.
+    # Bound to the block like a method: in torch 2.9, the graph of a partial function could not be shared by blocks.
     def forward(*inputs: Any) -> Tensor:
         computed: Tensor = type(block).forward(block, *inputs)
         return computed
 
-    # Nothing in a block is random, so that no generator's state has to be kept and set.
+    # Nothing in a block is random, so no generator state needs to be saved and restored.
     recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
     return recomputed
 
@@ -104,7 +103,7 @@ def _recomputed_but_for_attention(block: nn.Module, *inputs: Any) -> Tensor:
 
 
 def _keeping_attention() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    # A plain function: the compiler takes no other callable here.
+    # A plain function: the compiler accepts no other callable here.
     contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]] = create_selective_checkpoint_contexts(
         list(ATTENTION)
     )

@@ -1,4 +1,4 @@
-"""What the processes of a training exchange; every function also works without a process group."""
+"""Communication between the processes of a training; every function also works without a process group."""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -17,22 +17,22 @@ LONGEST_WAIT = timedelta(days=2)
 
 
 def distributed() -> bool:
-    """Whether there is a process group with more than one process."""
+    """Return whether there is a process group with more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """This process's number."""
+    """Return the rank of this process."""
     return dist.get_rank() if distributed() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if distributed() else 1
 
 
 def summed(values: Tensor) -> Tensor:
-    """The element-wise sum over processes."""
+    """Return the element-wise sum over processes."""
     if distributed():
         values = values.clone()
         dist.all_reduce(values)
@@ -40,17 +40,17 @@ def summed(values: Tensor) -> Tensor:
 
 
 def averaged(values: Tensor) -> Tensor:
-    """The element-wise mean over processes, for which a device need not be waited for.
+    """Return the element-wise mean over processes, without waiting for the device.
 
-    Lightning's `self.log(…, sync_dist=True)` has a barrier before each, which stops the host.
+    Lightning's `self.log(…, sync_dist=True)` has a barrier before each mean, which blocks the host.
     """
     return summed(values) / world_size() if distributed() else values
 
 
 def greatest(values: Sequence[float], device: torch.device) -> list[float]:
-    """The greatest of each value over processes; the same answers everywhere, by one exchange for all.
+    """Return the maximum of each value over processes, on every process, with one exchange for all values.
 
-    A device is waited for, so that this is not for every step of it.
+    This waits for the device, so do not call it in every step on one.
     """
     if not distributed():
         return list(values)
@@ -60,10 +60,10 @@ def greatest(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def decided_by_first(decide: Callable[[], Answer]) -> Answer:
-    """What the first process finds out, on every process; the others do not look.
+    """Call `decide` on the first process only, and return its result on every process.
 
     Raises:
-        UserError: on every process alike, the one that the first process ran into.
+        UserError: `decide` raised it on the first process; raised alike on every process.
     """
     answer, error = None, None
     if rank() == 0:
@@ -79,7 +79,7 @@ def decided_by_first(decide: Callable[[], Answer]) -> Answer:
 
 
 def from_first(value: Any) -> Any:
-    """What the first process holds, on every process."""
+    """Return the first process's value on every process."""
     if not distributed():
         return value
     box = [value]
@@ -88,7 +88,7 @@ def from_first(value: Any) -> Any:
 
 
 def gathered(value: Any) -> list[Any]:
-    """The plain value of every process, in the order of their numbers, on every process."""
+    """Return the values of all processes, in the order of their ranks, on every process."""
     if not distributed():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -103,14 +103,14 @@ def barrier() -> None:
 
 
 def wait_for_first() -> None:
-    """Wait until the first process has come here, too, which may have hours of work to do: exports, uploads.
+    """Wait for the first process, which may take hours for exports or uploads before it gets here.
 
-    A barrier on CUDA gives up after ten minutes. Every process must have called this as often.
+    A barrier on CUDA times out after ten minutes. Every process must call this the same number of times.
     """
     number = next(_MEETINGS)
     if not distributed():
         return
-    store, key = dist.distributed_c10d._get_default_store(), f"hdm/first/{number}"  # what a barrier's backend met with
+    store, key = dist.distributed_c10d._get_default_store(), f"hdm/first/{number}"  # of the process group's rendezvous
     if rank() == 0:
         store.set(key, "here")
     else:

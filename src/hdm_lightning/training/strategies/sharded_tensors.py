@@ -1,6 +1,6 @@
-"""Tensors of which every process holds a part (FSDP2's DTensors), and the same tensors whole.
+"""Conversion between sharded tensors (FSDP2's DTensors), of which every process has a part, and whole ones.
 
-All functions take plain tensors as well, which are their own only part. Gathering is a collective: every process calls
+All functions also accept plain tensors, which have a single part. Gathering is a collective: all processes must call
 it together, for the same tensors in the same order.
 """
 
@@ -17,19 +17,19 @@ from hdm_lightning.training.strategies import processes
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether `parallelize.shard_network` has split the network's parameters over the processes."""
+    """Return whether `parallelize.shard_network` has sharded the network's parameters."""
     return isinstance(network, FSDPModule)
 
 
 def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The parts that this process holds; writing to them writes to the tensors."""
+    """Return this process's parts of the tensors; writing to them writes to the tensors."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def whole(value: Any) -> Any:
-    """The value with every split tensor in its containers whole and on the CPU of the first process, None elsewhere.
+    """Return the value with each sharded tensor in it whole on the CPU of the first process, and None on the others.
 
-    One tensor at a time passes through the devices, so that no device ever holds all of them.
+    Tensors are gathered one at a time, so that no device ever has all of them.
     """
     if isinstance(value, DTensor):
         gathered = value.full_tensor()
@@ -42,7 +42,7 @@ def whole(value: Any) -> Any:
 
 
 def split_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor split as `model` is, if it is and has the same shape; every process has the whole one already."""
+    """Return a whole tensor, present on every process, sharded like `model` if that is sharded and has its shape."""
     if not isinstance(model, DTensor) or tensor.shape != model.shape:
         return tensor
     on_device = tensor.to(model.to_local().device)
@@ -50,14 +50,14 @@ def split_like(tensor: Tensor, model: Tensor) -> Tensor:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
-    """`module.load_state_dict` for whole tensors."""
+    """Call `module.load_state_dict` with whole tensors."""
     own = module.state_dict()
     split = {name: split_like(value, own[name]) if name in own else value for name, value in state.items()}
     module.load_state_dict(split, strict=strict)
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict` for whole moments, numbered in the order of the groups as in its own state dict."""
+    """Call `optimizer.load_state_dict` with whole moments, numbered by group order as in its own state dict."""
     parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
     moments = {number: _split_moments(each, parameters[number]) for number, each in state["state"].items()}
     optimizer.load_state_dict({**state, "state": moments})
@@ -68,12 +68,12 @@ def _split_moments(moments: Mapping[str, Any], parameter: Tensor) -> dict[str, A
 
 
 def copy_whole(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Fill the targets, split or not, from whole tensors."""
+    """Copy whole tensors to the targets, which may be sharded."""
     split = [split_like(source, target) for source, target in zip(sources, targets, strict=True)]
     torch._foreach_copy_(local_parts(targets), local_parts(split))
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm () of all values of all tensors together, the same on every process."""
+    """Return the Euclidean norm () over all tensors, the same on every process."""
     norm = nn.utils.get_total_norm(tensors)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
