@@ -327,7 +327,7 @@ class ShardDataModule(LightningDataModule):
             return 1
         accumulation, limit = self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
         changing = any(isinstance(each, GradientAccumulationScheduler) for each in self.trainer.callbacks)  # type: ignore[attr-defined]
-        # Lightning steps at an epoch's end even after few micro-batches, but a group cut there is not a run of positions.
+        # Lightning steps at an epoch's end even after few micro-batches; a group cut there is not a run of positions.
         if changing or (isinstance(limit, int) and limit % accumulation):
             return 1
         return batches_sorted_together(accumulation, 3 * self.batch_size * self._stream.resolution**2)
