@@ -269,7 +269,7 @@ def cut(image: NDArray[np.uint8], crop: Crop, seen: tuple[float, float] | None =
         image: (H,W,3), the full image at any scale.
         crop: the crop to return.
         seen: height and width of the part of `image`, from its top left corner, that the full image covers: if a JPEG
-            is reduced by a scale that does not divide it, the last row and column are only partly covered. None for all.
+            is reduced by a scale that does not divide it, its last row and column are only partly covered. None: all.
 
     Returns:
         uint8 (3,h,w), RGB; may be a view.
