@@ -21,7 +21,7 @@ USED = (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS, LATENT)
 MAX_SAMPLE_BYTES = 320 << 20
 """Maximum size of all members of a sample, which are read together."""
 
-APART = "members not side by side (make the archive with tar --sort=name)"
+APART = "members not side by side (rebuild the archive with tar --sort=name)"
 
 
 class _Group(NamedTuple):
@@ -71,7 +71,7 @@ def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str], Cou
             passed = "" if found.end == size else f": bytes {found.start} to {found.end} were passed over"
             notes.append(found.reason + passed)
             if found.torn and groups:
-                kind = "last sample of a truncated archive" if found.end == size else "beside damage in the archive"
+                kind = "last sample of a truncated archive" if found.end == size else "next to damage in the archive"
                 groups[-1].faults.append(kind)
             continue
         end = found.end
@@ -88,7 +88,7 @@ def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str], Cou
         if is_unsafe(found.name):
             groups[-1].faults.insert(0, "unsafe member name")
         if torn:
-            groups[-1].faults.append("beside damage in the archive")
+            groups[-1].faults.append("next to damage in the archive")
             torn = False
     return groups, end, notes, others
 

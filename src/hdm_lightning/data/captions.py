@@ -126,7 +126,7 @@ class CaptionRules:
 
     prefer: str = "txt"
     fields: tuple[str, ...] = ("captions", "caption")
-    kinds: Mapping[str, float] | None = field(default=None, hash=False)  # a mapping has none
+    kinds: Mapping[str, float] | None = field(default=None, hash=False)  # not hashable
     drop: float = 0.1
     tags: TagGrammar | None = None
     clean: bool = True
@@ -254,7 +254,7 @@ def parse_record(data: bytes) -> dict[str, object]:
         raise SampleFault(f"record too long: {len(data)} bytes")
     try:
         record = json.loads(text_of(data))
-    except (ValueError, RecursionError) as error:  # brackets nested by the thousand
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         raise SampleFault("undecodable JSON record") from error
     if not isinstance(record, dict):
         raise SampleFault("undecodable JSON record: not an object")

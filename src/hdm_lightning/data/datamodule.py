@@ -278,7 +278,7 @@ class ShardDataModule(LightningDataModule):
                 f"the checkpoint was saved in stage '{state_dict['stage']}'; in stage '{stage}' its position would "
                 "mean other samples",
                 where=f"data of stage {stage}",
-                hint="load its weights instead of resuming from it, or give the data the same stage",
+                hint="load its weights instead of resuming from it, or set the same stage for the data",
             )
         if state_dict["fingerprint"] != self.train_plan.fingerprint:
             raise UserError(

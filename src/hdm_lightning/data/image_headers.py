@@ -91,7 +91,7 @@ def format_of(data: bytes) -> str:
     kind = image_kind(data)
     if kind is None:
         known = foreign_kind(data)
-        raise SampleFault(f"undecodable image: {f'this is {known}' if known else 'another format'}, not {READ}")
+        raise SampleFault(f"undecodable image: {f'this is {known}' if known else 'an unknown format'}, not {READ}")
     return kind
 
 

@@ -158,7 +158,7 @@ def _no_index(location: str, file: str, error: OSError) -> UserError:
             "there is no such folder", where=location, hint=f"name the one with your shards{where}; {make}"
         )
     if is_local(location) and any(Path(location).glob(f"**/{LATENTS_NAME}")):
-        return UserError("the images are not all encoded yet", where=location, hint=ENCODE_ON)
+        return UserError("not all images are encoded yet", where=location, hint=ENCODE_ON)
     if Path(location).is_dir() and not find_shards(Path(location)).names:
         return no_shards(Path(location))
     if not isinstance(error, FileNotFoundError):

@@ -82,7 +82,7 @@ def write_columns(columns: Callable[[], Iterable[Packed]], index: Path) -> str:
     def write(handle: IO[bytes]) -> None:
         handle.writelines(columns())
 
-    # What was hashed through a mapping has just been read from that file; anything else may have been damaged since.
+    # If all columns are mapped, they were just hashed from that very file; otherwise it may have been damaged since.
     if not (_has_size(file, size) if mapped else _holds(file, digest.hexdigest())):
         write_atomically(file, write)
     return file.name

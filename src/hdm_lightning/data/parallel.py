@@ -63,7 +63,7 @@ def starting_quietly() -> Iterator[None]:
     """Make processes that start meanwhile ignore Ctrl-C, which a terminal sends to all of them at once, except inside
     `interruptible`: otherwise each would print its own stack trace.
     """
-    resource_tracker.ensure_running()  # its own start would lift the mask
+    resource_tracker.ensure_running()  # if it started later, it would lift the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with _later():

@@ -132,7 +132,7 @@ class PlannedSource(NamedTuple):
 
     shards: tuple[PlannedShard, ...]
     images: AspectCounts  # of all its planned samples; empty without buckets
-    nearest: tuple[Integers, ...]  # how many samples of each shard are nearest to each of the buckets' shapes
+    nearest: tuple[Integers, ...]  # for each shard, how many samples are nearest to each of the buckets' shapes
 
 
 def planned_source(source: Source, crop: CropRules, resolution: int) -> PlannedSource:
@@ -197,7 +197,7 @@ def source_weights(sources: Sequence[Source], planned: Sequence[Sequence[Planned
         raise UserError(
             "only some of the sources have a positive weight",
             where="data.train",
-            hint="give every source a positive weight, or none of them any",
+            hint="give all sources a positive weight, or leave all weights out",
         )
     return given
 

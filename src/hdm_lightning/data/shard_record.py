@@ -221,7 +221,7 @@ def _layout(key_at: Any, members: Any, tail: Any) -> Layout:
 def natural(value: Any, least: int = 0) -> int:
     """Return a whole number of an entry. Raises ValueError: it is not one, or is below `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 62:
-        raise ValueError(f"{value!r} where a number was expected")
+        raise ValueError(f"expected a number, got {value!r}")
     return value
 
 

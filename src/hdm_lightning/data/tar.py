@@ -216,7 +216,7 @@ def _behind_end_mark(read: ReadAt, mark: int, size: int) -> Gap:
         return Gap(size, size, "")
     header = following if _is_header(read(following, BLOCK)) else _next_header(read, following + BLOCK, size)
     torn = header > following and (header < size or following - mark < 2 * BLOCK)
-    return Gap(mark, header, "an end mark stands before the end of the archive", torn)
+    return Gap(mark, header, "there is an end mark before the end of the archive", torn)
 
 
 def _first_not_zero(read: ReadAt, start: int, size: int) -> int:
