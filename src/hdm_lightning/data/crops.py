@@ -76,7 +76,7 @@ class Buckets:
         return np.searchsorted(_borders(shapes, shapes[1:]), _ratios(height, width))
 
     def shapes_in_use(self, images: "AspectCounts") -> tuple[Shape, ...]:
-        """Return the shapes left after dropping the emptiest one until at least a block of images is nearest to each.
+        """Return the shapes left after dropping the rarest one until at least a block of images is nearest to each.
 
         Raises:
             UserError: there are fewer images than a block.

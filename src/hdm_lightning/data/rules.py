@@ -119,7 +119,7 @@ class StreamConfig:
         if self.alpha not in get_args(Alpha):
             raise UserError(f"is {self.alpha!r}", where="data.alpha", hint="set it to white or mask")
         if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", hint="set it from 0 to 1")
+            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", hint="choose a value from 0 to 1")
 
 
 def rules_from(value: Any, kind: type[Rules], where: str) -> Rules:

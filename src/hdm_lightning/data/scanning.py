@@ -132,7 +132,7 @@ def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, pro
     index = Index(folder, tuple(known[_name(url)] for url in urls))
     if any(extension == LATENT for record in index.shards for each in record.layouts for extension, _ in each.members):
         hint = f"upload the {INDEX_NAME} that `hdm-shards encode` wrote next to them"
-        raise UserError("these shards contain latents, but not the name of their autoencoder", where=folder, hint=hint)
+        raise UserError("these shards contain latents, but do not name the autoencoder", where=folder, hint=hint)
     write_index(index, out)
     part.unlink()
     return index

@@ -27,7 +27,7 @@ THREADS = 16
 """Threads that query sizes and times: a network file system answers many requests as fast as one."""
 
 LOOKED_INTO, SAMPLES_EACH = 64, 3
-"""How many shards with another time are read, and how many samples of each."""
+"""How many shards with a different modification time are checked, and how many samples of each."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def _place(shard: PlannedShard) -> str:
 def changes(plans: Iterable[Plan]) -> list[Change]:
     """Return the changes of the plans' local shards since they were indexed.
 
-    If an index has no times, like those of builders, shards newer than the index are sampled. In a folder that was
-    copied all times differ: if its samples are the same, nothing has changed.
+    If an index has no times, like those of builders, samples of shards newer than the index are checked. In a copied
+    folder all times differ: if its samples are the same, nothing has changed.
     """
     shards = {shard.url: shard for plan in plans for part in plan.parts for shard in part.shards}
     local = [shard for shard in shards.values() if is_local(shard.url)]

@@ -248,7 +248,7 @@ def known_pieces(folder: Path) -> list[str]:
     path, hint = folder / PIECES_NAME, f"delete the folder and rebuild it with `{COMMAND}`"
     names = read_object(path, hint=hint).get("pieces")
     if not isinstance(names, list) or not all(isinstance(each, str) and _is_name(each) for each in names):
-        raise UserError("is not a list of text-state files", where=str(path), hint=hint)
+        raise UserError("does not list text-state files", where=str(path), hint=hint)
     return names
 
 
