@@ -296,7 +296,9 @@ def _require_weights(kinds: object, where: str) -> None:
         raise UserError(f"is {kinds!r}", where=where, hint="map names to numbers, as in {long: 0.7, txt: 0.3}")
     for kind, weight in kinds.items():
         if not is_weight(weight):
-            raise UserError(f"is {str(weight)[:80]}", where=f"{where}.{kind}", hint=f"choose 0 to {MOST_WEIGHT:g}")
+            raise UserError(
+                f"is {str(weight)[:80]}", where=f"{where}.{kind}", hint=f"choose a value from 0 to {MOST_WEIGHT:g}"
+            )
     if not any(kinds.values()):
         hint = f"give one a positive weight, or set {where}=null"
         raise UserError("no kind of caption has a positive weight", where=where, hint=hint)
