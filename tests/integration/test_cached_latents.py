@@ -77,7 +77,7 @@ def test_resolution_picks_the_set_of_each_stage(cached_job, tmp_path, monkeypatc
     assert not shapes
     with pytest.raises(UserError) as caught:
         check_job(cached_job(tmp_path / "other", px16={}, px32={"resolution": 32}))
-    assert "32 px, but at 16 px, 24 px" in str(caught.value) and "--resolution 32" in caught.value.hint
+    assert "32 px, only at 16 px, 24 px" in str(caught.value) and "--resolution 32" in caught.value.hint
 
 
 def test_a_stage_says_what_it_is_to_read(cached_job, tiny_shards, tmp_path):

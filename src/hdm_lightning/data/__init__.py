@@ -1,1 +1,1 @@
-"""Shards to samples to crops to batches, in an order that survives any restart."""
+"""From shards to samples, crops and batches, in an order that survives any restart."""

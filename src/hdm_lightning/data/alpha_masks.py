@@ -1,4 +1,4 @@
-"""Pictures whose transparency says what counts: colours as they lie under it, and the alpha as a fourth channel.
+"""Images whose transparency masks the loss: the colors underneath, with alpha as a fourth channel.
 
 Shapes: H×W pixels of an image, h×w of the crop.
 """
@@ -16,17 +16,17 @@ from hdm_lightning.data.faults import SampleFault
 
 _WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 FAINT = 8
-"""Least alpha, of 255, at which what is seen decides a shrunk colour: the resize rings below it."""
+"""Smallest alpha of 255 at which a shrunk color comes from the visible pixels: below it, the resize rings."""
 
 
 def decode_masked(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDArray[np.uint8], Crop]:
-    """As `decode`, with a fourth channel: 255 where a pixel counts, 0 where it does not; 255 where nothing says.
+    """Decode like `decode`, with a fourth channel: 255 for pixels that count, 0 for others; 255 without transparency.
 
     Returns:
         uint8 (4,h,w), RGB and alpha, and the crop.
 
     Raises:
-        SampleFault: the bytes are no image that can be used, or `choose` refuses it.
+        SampleFault: the bytes are not a usable image, or `choose` refuses it.
     """
     image = open_image(data)
     if not _has_alpha(image):
@@ -34,16 +34,16 @@ def decode_masked(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDAr
         return np.concatenate([pixels, np.full_like(pixels[:1], 255)]), crop
     colours, alpha = _layers(image)
     crop = choose(*alpha.shape)
-    three = np.repeat(alpha[:, :, None], 3, axis=2)  # whoever resizes takes three channels
+    three = np.repeat(alpha[:, :, None], 3, axis=2)  # the resize expects three channels
     parts = [cut(part, crop) for part in (colours, three)]
     return np.concatenate([parts[0], parts[1][:1]]), crop
 
 
 def load_with_alpha(data: bytes) -> Image.Image:
-    """The whole image at its own size, upright, 8-bit: RGBA with the colours under its alpha, RGB where all is opaque.
+    """Decode the whole image, upright, 8-bit: RGBA with the colors under its alpha, or RGB if it is opaque.
 
     Raises:
-        SampleFault: the bytes are no image that can be used.
+        SampleFault: the bytes are not a usable image.
     """
     image = open_image(data)
     if not _has_alpha(image):
@@ -56,11 +56,11 @@ def load_with_alpha(data: bytes) -> Image.Image:
 
 
 def with_mask(image: Image.Image, mask: bytes) -> Image.Image:
-    """A picture with a mask as its alpha: white counts, black does not, grey in part.
+    """Return an image with a mask as its alpha: white counts, black does not, gray counts in part.
 
     Args:
         image: RGB, or RGBA, whose own alpha is multiplied by the mask.
-        mask: a picture of any size, whose lightness counts; it is stretched over the picture.
+        mask: an image file of any size, of which the lightness is used; it is stretched over the image.
 
     Raises:
         SampleFault: the mask cannot be used.
@@ -77,9 +77,9 @@ def with_mask(image: Image.Image, mask: bytes) -> Image.Image:
 
 
 def shrunk(image: Image.Image, short_side_px: int) -> Image.Image:
-    """An RGB or RGBA image at a short side in pixels; one that is no larger stays as it is.
+    """Shrink an RGB or RGBA image to a short side in pixels; a smaller one stays as it is.
 
-    What is transparent has no part in the colours of what is not, and keeps its own where nothing else is seen.
+    Transparent pixels do not bleed into visible colors, and keep their own color where nothing else is visible.
     """
     if min(image.size) <= short_side_px:
         return image
@@ -99,10 +99,10 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _layers(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Colours (H,W,3) in sRGB and alpha (H,W) of an opened image, upright.
+    """Return colors (H,W,3) in sRGB and alpha (H,W) of an opened image, upright.
 
     Raises:
-        SampleFault: they cannot be decoded.
+        SampleFault: the pixels cannot be decoded.
     """
     turn = orientation(image)
     try:
@@ -120,7 +120,7 @@ def _layers(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _deep_grey_layers(image: Image.Image, turn: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """As `_layers`, of 16-bit grey, one level of which stands for nothing."""
+    """Return the same for 16-bit gray, where one level means transparent."""
     plain = image.copy()
     see_through = plain.info.pop("transparency")
     alpha = Image.fromarray(np.where(np.asarray(plain) == see_through, 0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""What an index says of one archive: its samples, where they and their members lie, and what can never be used."""
+"""Build the index record of one archive: its samples, the locations of their members, and what can never be used."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ USED = (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS, LATENT)
 """Extensions of members that a sample may need."""
 
 MAX_SAMPLE_BYTES = 320 << 20
-"""Of all members of a sample, which are read together."""
+"""Maximum size of all members of a sample, which are read together."""
 
-APART = "members not side by side (make the archive with tar --sort=name)"
+APART = "members not side by side (rebuild the archive with tar --sort=name)"
 
 
 class _Group(NamedTuple):
-    """The members of one sample, in order, and what is wrong with it, if anything."""
+    """The members of one sample, in order, and its faults, if any."""
 
     key: str
     start: int
@@ -34,7 +34,7 @@ class _Group(NamedTuple):
 
 
 def scanned(name: str, digest: str, size: int, read: ReadAt) -> ShardRecord:
-    """The record of an archive of `size` bytes with a SHA-256."""
+    """Return the record of an archive of `size` bytes with the SHA-256 `digest`."""
     groups, end, notes, others = _grouped(read, size)
     starts = [group.start for group in groups] + [end]
     skip, shapes = _examined(read, groups, starts)
@@ -43,7 +43,7 @@ def scanned(name: str, digest: str, size: int, read: ReadAt) -> ShardRecord:
         for group, (start, end) in zip(groups, pairwise(starts), strict=True)
     ]
     if not groups and (kind := foreign_kind(read(0, HEAD_BYTES))):
-        notes = [f"no tar archive but {kind}"]
+        notes = [f"not a tar archive but {kind}"]
     more = len(notes) - MOST_NOTES
     notes = notes[:MOST_NOTES] + ([f"and {more} more places"] if more > 0 else [])
     return ShardRecord(
@@ -60,8 +60,8 @@ def scanned(name: str, digest: str, size: int, read: ReadAt) -> ShardRecord:
 
 
 def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str], Counter[str]]:
-    """The samples of an archive, those beside a gap that may lack members marked; where the last one ends; notes; and
-    how many members there are that no sample needs, by kind."""
+    """Return the samples of an archive (with faults for those next to a gap, which may lack members), the end of the
+    last one, notes on damage, and the number of unused members by kind."""
     groups: list[_Group] = []
     others: Counter[str] = Counter()
     end, notes, torn = 0, [], False
@@ -71,7 +71,7 @@ def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str], Cou
             passed = "" if found.end == size else f": bytes {found.start} to {found.end} were passed over"
             notes.append(found.reason + passed)
             if found.torn and groups:
-                kind = "last sample of a truncated archive" if found.end == size else "beside damage in the archive"
+                kind = "last sample of a truncated archive" if found.end == size else "next to damage in the archive"
                 groups[-1].faults.append(kind)
             continue
         end = found.end
@@ -88,23 +88,23 @@ def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str], Cou
         if is_unsafe(found.name):
             groups[-1].faults.insert(0, "unsafe member name")
         if torn:
-            groups[-1].faults.append("beside damage in the archive")
+            groups[-1].faults.append("next to damage in the archive")
             torn = False
     return groups, end, notes, others
 
 
 def _kind_of_member(extension: str) -> str:
-    """What is counted of a member that no sample needs."""
+    """Return the kind under which an unused member is counted."""
     last = extension.rpartition(".")[2]
     if last != extension and last in USED:
-        return f"with .{last} behind a further dot of their names, which are cut at the first"
+        return f"with .{last} after a further dot of their names, which are split at the first"
     return f".{extension[:20]}"
 
 
 def _examined(
     read: ReadAt, groups: Sequence[_Group], starts: Sequence[int]
 ) -> tuple[dict[int, str], list[tuple[int, int]]]:
-    """Which samples are left out and why, and height and width of each, 0 where unknown."""
+    """Return which samples are left out and why, and height and width of each, 0 if unknown."""
     skip: dict[int, str] = {}
     shapes: list[tuple[int, int]] = []
     seen: dict[str, int] = {}
@@ -130,7 +130,7 @@ def _examined(
 
 
 def _completes(later: _Group, first: _Group) -> bool:
-    """Whether a group has just what an earlier one of its key lacks of an image and a text."""
+    """Return whether a group has exactly the image or text that an earlier group of the same key lacks."""
     brought = _parts(later)
     return bool(brought) and brought == {"image", "text"} - _parts(first)
 
@@ -153,5 +153,5 @@ def _no_image(group: _Group) -> str:
     extensions = sorted(group.members)
     behind = [each for each in extensions if each.rpartition(".")[2] in IMAGE_EXTENSIONS]
     if behind:
-        return f"no image: .{behind[0][:40]} is no extension of one, as names are cut at their first dot"
+        return f"no image: .{behind[0][:40]} is not an image extension, as names are split at their first dot"
     return f"no image: only {', '.join(f'.{each[:20]}' for each in extensions[:4])}"

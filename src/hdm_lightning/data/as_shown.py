@@ -1,5 +1,5 @@
-"""An image as a viewer shows it: turned as its metadata say (EXIF, or the XMP of programs that write no EXIF), and its
-colours by its profile in sRGB.
+"""An image as a viewer shows it: turned upright by its metadata (EXIF, or XMP from programs that write no EXIF), and
+with its colors converted to sRGB by its profile.
 
 Shapes: H×W pixels.
 """
@@ -17,7 +17,7 @@ from PIL import Image, ImageCms
 from hdm_lightning.data.image_headers import MAX_PROFILE_BYTES, tiff_entries
 
 MOST_ALIKE = 1
-"""Largest difference in levels of a profile that counts as sRGB: roundings of the many ways to write it down."""
+"""Largest difference in levels of a profile that counts as sRGB: its many encodings round differently."""
 
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 Transform = Any
@@ -38,8 +38,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's number of how an opened image is turned, 1 (upright) where it is not said."""
-    if image.format == "TIFF":  # Pillow turns these by itself
+    """Return the EXIF orientation of an opened image, 1 (upright) if there is none."""
+    if image.format == "TIFF":  # Pillow turns these upright by itself
         return 1
     exif, xmp = image.info.get("exif"), image.info.get("xmp")
     turn = exif_orientation(exif) if isinstance(exif, bytes) else None
@@ -49,17 +49,17 @@ def orientation(image: Image.Image) -> int:
 
 
 def is_sideways(turn: int) -> bool:
-    """Whether an EXIF orientation changes height and width."""
+    """Return whether an EXIF orientation swaps height and width."""
     return turn in _SIDEWAYS
 
 
 def turned(image: Image.Image, turn: int) -> Image.Image:
-    """An image put upright, by its EXIF orientation."""
+    """Turn an image upright by its EXIF orientation."""
     return image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """The orientation of an EXIF block, or None where it has none or is damaged."""
+    """Return the orientation in an EXIF block, or None if it has none or is damaged."""
     for tag, kind, count, value, order in tiff_entries(exif.removeprefix(b"Exif\0\0")):
         if tag == _ORIENTATION:
             form = _INTEGERS.get(kind)
@@ -68,13 +68,13 @@ def exif_orientation(exif: bytes) -> int | None:
 
 
 def profile_of(image: Image.Image) -> bytes:
-    """The embedded profile, empty where there is none, or one that would cost too much."""
+    """Return the embedded color profile, empty if there is none or it is too large."""
     profile = image.info.get("icc_profile")
     return profile if isinstance(profile, bytes) and len(profile) <= MAX_PROFILE_BYTES else b""
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """An image of mode RGB, L or CMYK in sRGB; as it is where the profile is sRGB, of another space, or damaged."""
+    """Convert an RGB, L or CMYK image to sRGB; unchanged if the profile is sRGB, for another mode, or damaged."""
     transform = transform_of(profile, image.mode)
     if transform is None:
         return image
@@ -83,7 +83,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def pixels_to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:
-    """The same for pixels, uint8 (H,W,3)."""
+    """Convert pixels, uint8 (H,W,3), to sRGB as `to_srgb` does."""
     if transform_of(profile, "RGB") is None:
         return pixels
     return np.asarray(to_srgb(Image.fromarray(pixels), profile))
@@ -91,7 +91,7 @@ def pixels_to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint
 
 @lru_cache(maxsize=16)
 def transform_of(profile: bytes, mode: str) -> Transform | None:
-    """What takes pixels of a mode to sRGB, None where they are to stay."""
+    """Return the transform of pixels of a mode to sRGB, None if they need no change."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if not profile or _SPACES.get(source.profile.xcolor_space) != mode:
@@ -99,11 +99,11 @@ def transform_of(profile: bytes, mode: str) -> Transform | None:
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
         return None if _changes_nothing(transform, mode) else transform
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError):
-        return None  # the numbers have to do
+        return None  # use the values as they are
 
 
 def _changes_nothing(transform: Transform, mode: str) -> bool:
-    """Whether a transform leaves a grid of colours as they are, but for rounding."""
+    """Return whether a transform leaves a grid of colors unchanged up to rounding."""
     if mode == "CMYK":
         return False
     levels = np.linspace(0, 255, 18).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Speed of the data path: this project's pipeline beside the plain one and beside bare JPEG decoding.
+"""Speed of the data path: this project's pipeline compared with the plain one and with bare JPEG decoding.
 
 Shapes: H×W pixels of a crop.
 """
@@ -34,8 +34,8 @@ Pipeline = Callable[[bytes, int], object]
 class DecodingSpeed:
     """Images per second of one core at one resolution.
 
-    `ours`, `plain` and `bound` are those of `decode_ours`, `decode_plain` and `decode_bare`; `mean_difference` is in
-    grey levels, between the first two.
+    `ours`, `plain` and `bound` are the speeds of `decode_ours`, `decode_plain` and `decode_bare`; `mean_difference` is
+    between the pixels of the first two, in gray levels.
     """
 
     resolution: int
@@ -48,23 +48,23 @@ class DecodingSpeed:
 
     @property
     def over_plain(self) -> float:
-        """How many times as fast as the plain pipeline."""
+        """Speedup over the plain pipeline."""
         return self.ours / self.plain
 
     @property
     def of_bound(self) -> float:
-        """Share of the bare decoder's speed."""
+        """Fraction of the bare decoder's speed."""
         return self.ours / self.bound
 
 
 def decode_ours(data: bytes, resolution: int) -> tuple[NDArray[np.uint8], Crop]:
-    """This project's pipeline up to the crop that goes into a batch: uint8 (3,H,W)."""
+    """Run this project's pipeline up to the crop that goes into a batch: uint8 (3,H,W)."""
     image, crop = decode(data, _chooser(data, resolution))
     return np.ascontiguousarray(image), crop
 
 
 def decode_plain(data: bytes, resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The plain pipeline: full decode, resize, crop, float tensor (3,H,W) in [-1, 1], position map (H,W,2)."""
+    """Run the plain pipeline: full decode, resize, crop, float tensor (3,H,W) in [-1, 1], position map (H,W,2)."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     crop = _chooser(data, resolution)(image.height, image.width)
     image = image.resize((crop.full_width, crop.full_height), Image.Resampling.BICUBIC)
@@ -77,7 +77,7 @@ def decode_plain(data: bytes, resolution: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def decode_bare(data: bytes, resolution: int) -> NDArray[np.uint8]:
-    """Nothing but libjpeg-turbo, at the scale that `decode_ours` asks it for: uint8 (H,W,3)."""
+    """Run libjpeg-turbo alone, at the scale that `decode_ours` uses: uint8 (H,W,3)."""
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
     crop = _chooser(data, resolution)(height, width)
     scale = reduction(height, width, crop.full_height, crop.full_width)
@@ -88,7 +88,7 @@ def decode_bare(data: bytes, resolution: int) -> NDArray[np.uint8]:
 
 
 def measure_decoding(resolution: int, *, images: Sequence[bytes] | None = None, repeats: int = 10) -> DecodingSpeed:
-    """Time the three pipelines in turn on this core; of each image the fastest of all repeats counts.
+    """Time the three pipelines in turn on one core; the fastest repeat of each image counts.
 
     Args:
         resolution: side of the crop in pixels.
@@ -120,7 +120,7 @@ def measure_decoding(resolution: int, *, images: Sequence[bytes] | None = None, 
 
 
 def mean_difference(data: bytes, resolution: int) -> float:
-    """Mean grey levels between this project's crop and that of a full decode with Pillow's bicubic resize."""
+    """Return the mean difference in gray levels between this project's crop and Pillow's full decode and resize."""
     ours, _ = decode_ours(data, resolution)
     plain, _ = decode_plain(data, resolution)
     return float(np.abs(ours - (plain.numpy() + 1) * 127.5).mean())
@@ -149,7 +149,7 @@ def measure_loading(config: StreamConfig, tokenize: Tokenize, *, batch_size: int
 
 
 def benchmark_images(count: int = 8, *, quality: int = 88) -> list[bytes]:
-    """JPEGs of about a megapixel and 1.6 bits a pixel, as photographs on the web have."""
+    """Return JPEGs of about a megapixel and 1.6 bits per pixel, like photographs on the web."""
     files = []
     for number in range(count):
         height, width = SIZES[number % len(SIZES)]
@@ -160,9 +160,9 @@ def benchmark_images(count: int = 8, *, quality: int = 88) -> list[bytes]:
 
 
 def synthetic_photograph(height: int, width: int, seed: int) -> Image.Image:
-    """An image with the statistics of photographs: amplitudes falling with frequency, surfaces with edges.
+    """Return an image with the statistics of photographs: amplitudes that fall with frequency, surfaces with edges.
 
-    Noise whose amplitude falls as frequency^-1.4 lies on discs of random sizes that cover each other ("dead leaves").
+    Noise whose amplitude falls as frequency^-1.4 is drawn on overlapping discs of random sizes ("dead leaves").
     """
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(1024)[:, None], np.fft.rfftfreq(1280)[None])

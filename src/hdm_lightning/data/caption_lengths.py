@@ -1,7 +1,6 @@
-"""Captions of near lengths side by side: micro-batches of an optimizer step that are padded to few lengths, not to one.
+"""Batching captions by length: the micro-batches of an optimizer step are padded to a few lengths instead of one.
 
-Which samples a step is made of stays as it is; only which of its micro-batches a sample falls into follows from the
-length of its caption.
+The samples of a step stay the same; the caption length only decides which of its micro-batches a sample goes into.
 """
 
 from collections.abc import Sequence
@@ -12,23 +11,23 @@ from hdm_lightning.errors import UserError
 TextLengths = Literal["auto", "padded", "bucketed"] | Sequence[int]
 
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""Token places that captions are padded to; every one may cost a compiled network a graph for each kind of block."""
+"""Token counts that captions are padded to; each may cost a compiled network one more graph per kind of block."""
 
 SORTED_BYTES = 512 << 20
-"""Pixels that wait to be sorted; as many again wait to be given out."""
+"""Bytes of pixels buffered for sorting; as many again wait to be yielded."""
 
 
 def padded_lengths(wanted: TextLengths, context_length: int, *, accelerated: bool) -> tuple[int, ...]:
-    """The lengths that captions are padded to, rising up to the context length; none where all have that length.
+    """Return the lengths that captions are padded to, ascending to the context length; empty if that is the only one.
 
     Args:
-        wanted: `padded` for the context length alone; `bucketed` for `LENGTHS`, or lengths of one's own; `auto` for
-            `bucketed` on an accelerator and `padded` on a CPU, whose results so stay bit for bit what they were.
-        context_length: token places of a caption, at most.
+        wanted: `padded` for the context length alone; `bucketed` for `LENGTHS`, or a list of lengths; `auto` for
+            `bucketed` on an accelerator and `padded` on a CPU, where results stay bit-identical that way.
+        context_length: maximum number of tokens of a caption.
         accelerated: whether the training runs on an accelerator.
 
     Raises:
-        UserError: another word, or a length below 1.
+        UserError: the word is unknown, or a length is below 1.
     """
     if isinstance(wanted, str):
         if wanted not in ("auto", "padded", "bucketed"):
@@ -38,16 +37,16 @@ def padded_lengths(wanted: TextLengths, context_length: int, *, accelerated: boo
             return ()
         wanted = LENGTHS
     if not all(isinstance(each, int) and each >= 1 for each in wanted):
-        raise UserError(f"is {list(wanted)}", where="data.text_lengths", hint="give whole numbers of 1 or more")
+        raise UserError(f"is {list(wanted)}", where="data.text_lengths", hint="list whole numbers of 1 or more")
     return (*sorted({each for each in wanted if each < context_length}), context_length)
 
 
 def batches_sorted_together(accumulation: int, batch_bytes: int) -> int:
-    """How many of the micro-batches of a step are made of one sorted group: a divisor of `accumulation`.
+    """Return how many micro-batches of a step are made from one sorted group: a divisor of `accumulation`.
 
     Args:
-        accumulation: micro-batches of a step on one rank.
-        batch_bytes: pixels of a micro-batch.
+        accumulation: micro-batches per step on one rank.
+        batch_bytes: bytes of pixels in a micro-batch.
     """
     affordable = (each for each in range(accumulation, 1, -1) if each * batch_bytes <= SORTED_BYTES)
     return next((each for each in affordable if accumulation % each == 0), 1)

@@ -1,7 +1,7 @@
-"""Captions: which of several, with which tags, in which order, or none at all.
+"""Caption choice and augmentation: one of several captions, shuffled and dropped tags, dropped captions.
 
-The tag grammar is `kept ||| tag $$ tag %% tag $$ tag`: what stands before `|||` is kept in its place, groups are
-parted by `%%` and tags by `$$`; groups and tags are shuffled and dropped. All separators can be chosen.
+The tag grammar is `kept ||| tag $$ tag %% tag $$ tag`: the text before `|||` always stays in front, groups are
+separated by `%%` and tags by `$$`; groups and tags are shuffled and dropped. All separators are configurable.
 """
 
 import codecs
@@ -18,11 +18,11 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
 MAX_CAPTION_BYTES = 1 << 16
-"""Longest caption that is read: putting Unicode in order can take time that grows with the square of the length."""
+"""Longest caption that is read: normalizing Unicode can take time quadratic in the length."""
 
 MAX_RECORD_BYTES = 4 << 20
 MOST_WEIGHT = 1e9
-"""Of a kind of captions and of a caption; sums of what is near the largest number are infinite, and draw the last."""
+"""Largest weight of a caption or a kind of captions: near the largest float, sums overflow and the last is drawn."""
 
 LONGEST_RUN = 30
 GRAPHEME_JOINER = "\u034f"
@@ -34,10 +34,10 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-"""Byte order marks; those of UTF-32 begin like those of UTF-16."""
+"""Byte order marks, UTF-32 first: one of its marks begins like one of UTF-16."""
 
 _SPACE = re.compile(r"\s+")
-# A word ends at an underscore, too: tags are written that way.
+# An underscore also ends a word: tags are written that way.
 _SIDES = re.compile(
     r"(?<![^\W_])((left|right)(most|wards?|hand(ed)?)?|(counter|anti)?clockwise)(?![^\W_])", re.IGNORECASE
 )
@@ -45,15 +45,15 @@ _SIDES = re.compile(
 
 @dataclass(frozen=True)
 class TagGrammar:
-    """How a caption is parted into a kept part, groups and tags, and what becomes of them.
+    """How a caption is split into a kept part, groups and tags, and how these are shuffled and dropped.
 
     Attributes:
         kept, group, tag: the separators.
-        join: what stands between the pieces in the end.
-        shuffle: whether groups, and tags within a group, change places.
-        group_drop: chance of each group to be left out, where a caption has two or more: comma-separated tags are one
-            group, and a caption is not to lose all of them at once.
-        tag_drop: chance of each tag to be left out.
+        join: separator of the pieces in the result.
+        shuffle: whether to shuffle the groups, and the tags within each group.
+        group_drop: probability of dropping each group of a caption with two or more; a single group, such as
+            comma-separated tags, is never dropped as a whole.
+        tag_drop: probability of dropping each tag.
     """
 
     kept: str = "|||"
@@ -66,17 +66,17 @@ class TagGrammar:
 
     def __post_init__(self) -> None:
         if not (self.kept and self.group and self.tag):
-            hint = "give each of kept, group and tag at least one character"
+            hint = "set each of kept, group and tag to at least one character"
             raise UserError("a separator is empty", where="data.captions.tags", hint=hint)
         require_share("data.captions.tags.group_drop", self.group_drop)
         require_share("data.captions.tags.tag_drop", self.tag_drop)
 
     def is_used_in(self, text: str) -> bool:
-        """Whether a text has any of the separators."""
+        """Return whether a text contains any of the separators."""
         return self.kept in text or self.group in text or self.tag in text
 
     def parse(self, text: str) -> tuple[str, list[list[str]]]:
-        """The kept part and the tags of each group, without empty ones."""
+        """Return the kept part and the tags of each group, without empty ones."""
         before, found, after = text.partition(self.kept)
         kept, rest = (before.strip(), after) if found else ("", before)
         groups = [[tag.strip() for tag in group.split(self.tag)] for group in rest.split(self.group)]
@@ -84,7 +84,7 @@ class TagGrammar:
         return kept, [group for group in groups if group]
 
     def render(self, text: str, draws: Draws | None) -> str:
-        """The text with its tags shuffled and dropped, or all of them in their order where `draws` is None."""
+        """Return the text with tags shuffled and dropped; with all tags in their order if `draws` is None."""
         kept, groups = self.parse(text)
         if draws is not None:
             alone = len(groups) == 1
@@ -97,11 +97,11 @@ class TagGrammar:
 
 
 TEXT_KIND = "txt"
-"""Kind of the caption in the member of that name."""
+"""Kind of a caption from the `.txt` member."""
 
 
 class Caption(NamedTuple):
-    """One caption of a sample: `txt`, the record's key that holds it, or what its entry says is its kind."""
+    """One caption of a sample; its kind is `txt`, the key of the record, or the `kind` of its entry there."""
 
     text: str
     weight: float
@@ -110,23 +110,23 @@ class Caption(NamedTuple):
 
 @dataclass(frozen=True)
 class CaptionRules:
-    """How the caption of a sample is found and changed.
+    """How the caption of a sample is found and augmented.
 
     Attributes:
-        prefer: `txt` or `json`, where a sample has both and `kinds` does not decide.
-        fields: keys of the JSON record that may hold a caption or a list of captions, first found first.
-        kinds: chance of each kind of caption, relative to the other kinds that a sample has; None for `prefer` and
+        prefer: `txt` or `json`, for samples that have both, unless `kinds` decides.
+        fields: keys of the JSON record that may contain a caption or a list of captions; the first one present is used.
+        kinds: weight of each kind of caption, relative to the other kinds that a sample has; None for `prefer` and
             `fields`, which also decide for a sample that has none of these kinds. A kind is `txt`, a key of the record,
-            or what a caption in a list of the record says as its `kind`. One of weight 0 is never used.
-        drop: chance of an empty caption instead (for classifier-free guidance).
+            or the `kind` of a caption in a list of the record. A kind of weight 0 is never used.
+        drop: probability of using an empty caption instead (for classifier-free guidance).
         tags: the tag grammar, or None to leave separators as they are.
         clean: normalize Unicode (NFC), drop control characters, collapse white space.
-        allow_missing: a sample without a caption counts as one with an empty caption, not as bad.
+        allow_missing: treat a missing caption as an empty one instead of as a bad sample.
     """
 
     prefer: str = "txt"
     fields: tuple[str, ...] = ("captions", "caption")
-    kinds: Mapping[str, float] | None = field(default=None, hash=False)  # a mapping has none
+    kinds: Mapping[str, float] | None = field(default=None, hash=False)  # not hashable
     drop: float = 0.1
     tags: TagGrammar | None = None
     clean: bool = True
@@ -134,13 +134,13 @@ class CaptionRules:
 
     def __post_init__(self) -> None:
         if self.prefer not in ("txt", "json"):
-            raise UserError(f"is {self.prefer!r}", where="data.captions.prefer", hint="give txt or json")
+            raise UserError(f"is {self.prefer!r}", where="data.captions.prefer", hint="set it to txt or json")
         require_share("data.captions.drop", self.drop)
         if self.kinds is not None:
             _require_weights(self.kinds, "data.captions.kinds")
 
     def choose(self, members: Mapping[str, bytes], draws: Draws) -> str:
-        """One caption of the sample, before the chance of dropping it.
+        """Return one caption of the sample, before caption dropout.
 
         Raises:
             SampleFault: there is none, or it is not UTF-8.
@@ -159,7 +159,7 @@ class CaptionRules:
         return text
 
     def first(self, members: Mapping[str, bytes]) -> str:
-        """The first caption, of the likeliest kind, with all its tags in their order: what validation uses."""
+        """Return the first caption of the likeliest kind, with all its tags in their order; used by validation."""
         captions = self._candidates(members)
         if not captions:
             return self._without()
@@ -169,7 +169,7 @@ class CaptionRules:
         return self.tags.render(text, None) if self.tags is not None and self.tags.is_used_in(text) else text
 
     def all_of(self, members: Mapping[str, bytes]) -> list[Caption]:
-        """All captions that are not empty, cleaned, of the first place that has any.
+        """Return the cleaned, non-empty captions of the first place (text or record) that has any.
 
         Raises:
             SampleFault: the record or the text cannot be read.
@@ -183,9 +183,9 @@ class CaptionRules:
         return []
 
     def of_every_place(self, members: Mapping[str, bytes]) -> list[Caption]:
-        """All captions that are not empty, cleaned, of the text and of every key of the record that may hold some.
+        """Return the cleaned, non-empty captions of the text and of every caption key of the record.
 
-        A place that cannot be read counts for nothing beside one that can.
+        A place that cannot be read is ignored if another one can.
 
         Raises:
             SampleFault: none can be read.
@@ -202,14 +202,14 @@ class CaptionRules:
         return found
 
     def _candidates(self, members: Mapping[str, bytes]) -> list[Caption]:
-        """What is drawn from: captions of the kinds that are wanted; where there are none, of kinds not mentioned."""
+        """Return the captions to draw from: those of the wanted kinds, else those of kinds not in `kinds`."""
         if self.kinds is None:
             return self.all_of(members)
         wanted = [each for each in self.of_every_place(members) if self.kinds.get(each.kind)]
         return wanted or [each for each in self.all_of(members) if each.kind not in self.kinds]
 
     def _weights(self, captions: Sequence[Caption]) -> dict[str, float]:
-        """Weights of the kinds that are there, by name: their order in a file must not decide what is drawn."""
+        """Return the weights of the kinds present, sorted by name: the order in a file must not affect the draw."""
         there = {each.kind for each in captions}
         return {kind: weight for kind, weight in sorted((self.kinds or {}).items()) if weight and kind in there}
 
@@ -231,7 +231,7 @@ class CaptionRules:
         return next((captions_under(record[name], name) for name in self.fields if record.get(name)), [])
 
     def _from_every_key(self, data: bytes) -> list[Caption]:
-        """Of all keys that may hold some; one that cannot be read counts for nothing beside one that can."""
+        """Return the captions of all caption keys; a key that cannot be read is ignored if another one can."""
         record, found = parse_record(data), []
         faults: list[SampleFault] = []
         for name in dict.fromkeys((*self.fields, *(self.kinds or {}))):
@@ -245,16 +245,16 @@ class CaptionRules:
 
 
 def parse_record(data: bytes) -> dict[str, object]:
-    """The JSON object of a sample's record.
+    """Return the JSON object of a sample's record.
 
     Raises:
-        SampleFault: it is none, or too long to be read.
+        SampleFault: it is not a JSON object, or is too long.
     """
     if len(data) > MAX_RECORD_BYTES:
         raise SampleFault(f"record too long: {len(data)} bytes")
     try:
         record = json.loads(text_of(data))
-    except (ValueError, RecursionError) as error:  # brackets nested by the thousand
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         raise SampleFault("undecodable JSON record") from error
     if not isinstance(record, dict):
         raise SampleFault("undecodable JSON record: not an object")
@@ -262,10 +262,10 @@ def parse_record(data: bytes) -> dict[str, object]:
 
 
 def captions_under(value: object, key: str) -> list[Caption]:
-    """Captions of a string, or of a list of strings and `{"text", "weight", "kind"}` objects, under a key of a record.
+    """Return the captions under a key of a record: a string, or a list of strings and {"text", "weight", "kind"}.
 
     Raises:
-        SampleFault: it is something else, or one is too long to be read.
+        SampleFault: the value is something else, or a caption is too long.
     """
     items: Sequence[object] = value if isinstance(value, list) else [value]
     captions = []
@@ -276,7 +276,7 @@ def captions_under(value: object, key: str) -> list[Caption]:
         if text is None:
             continue
         if not isinstance(text, str):
-            raise SampleFault("undecodable JSON record: a caption is no text")
+            raise SampleFault("undecodable JSON record: a caption is not a string")
         if not is_weight(weight):
             told = in_one_line(str(weight))[:40]
             raise SampleFault(f"undecodable JSON record: a caption's weight is {told}, not 0 to {MOST_WEIGHT:g}")
@@ -287,25 +287,25 @@ def captions_under(value: object, key: str) -> list[Caption]:
 
 def _require_short(size: int) -> None:
     if size > MAX_CAPTION_BYTES:
-        raise SampleFault(f"caption too long: {size} bytes or letters")
+        raise SampleFault(f"caption too long: {size} bytes or characters")
 
 
 def _require_weights(kinds: object, where: str) -> None:
-    """Raise `UserError` for anything but names with finite weights, one of which is positive."""
+    """Raise `UserError` unless `kinds` maps names to finite weights, at least one of them positive."""
     if not isinstance(kinds, Mapping):
-        raise UserError(f"is {kinds!r}", where=where, hint="give names with numbers, {long: 0.7, txt: 0.3}")
+        raise UserError(f"is {kinds!r}", where=where, hint="map names to numbers, as in {long: 0.7, txt: 0.3}")
     for kind, weight in kinds.items():
         if not is_weight(weight):
             raise UserError(
-                f"is {str(weight)[:80]}", where=f"{where}.{kind}", hint=f"give 0 or more, up to {MOST_WEIGHT:g}"
+                f"is {str(weight)[:80]}", where=f"{where}.{kind}", hint=f"choose a value from 0 to {MOST_WEIGHT:g}"
             )
     if not any(kinds.values()):
-        hint = f"give one a positive weight, or {where}=null"
+        hint = f"give one a positive weight, or set {where}=null"
         raise UserError("no kind of caption has a positive weight", where=where, hint=hint)
 
 
 def is_weight(value: object) -> TypeGuard[float]:
-    """Whether it is a number that weights can be: not NaN, not infinite, not below 0."""
+    """Return whether a value is a valid weight: a number from 0 to `MOST_WEIGHT`."""
     return _is_number(value) and 0 <= value <= MOST_WEIGHT
 
 
@@ -314,13 +314,13 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def require_share(where: str, value: float) -> None:
-    """Raise `UserError` for what is no chance, from 0 to 1."""
+    """Raise `UserError` unless the value is a number from 0 to 1."""
     if not (_is_number(value) and 0 <= value <= 1):
-        raise UserError(f"is {str(value)[:80]}", where=where, hint="give a share from 0 to 1")
+        raise UserError(f"is {str(value)[:80]}", where=where, hint="set it to a number from 0 to 1")
 
 
 def clean(text: str) -> str:
-    """NFC, no control characters, single spaces."""
+    """Return a text in NFC, without control characters, with single spaces."""
     text = _SPACE.sub(" ", text)
     if not text.isprintable():
         text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cs"))
@@ -330,16 +330,16 @@ def clean(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen: spaces, joiners, fillers."""
+    """Return whether a text has no visible characters: only spaces, joiners, fillers."""
     return all(
         letter.isspace() or letter in _UNSEEN or unicodedata.category(letter) in ("Cf", "Cc", "Cs") for letter in text
     )
 
 
 def _stream_safe(text: str) -> str:
-    """The text with a joiner in runs of more than thirty marks on one letter (UAX 15, Stream-Safe Text Format).
+    """Return the text with joiners in runs of more than thirty combining marks (UAX 15, Stream-Safe Text Format).
 
-    Normalization sorts each run, in time that grows with the square of its length; no language has such runs.
+    Normalization sorts each run, in time quadratic in its length; no language has such runs.
     """
     if len(text) < LONGEST_RUN or not _longest_run_is_beyond(text):
         return text
@@ -354,18 +354,18 @@ def _stream_safe(text: str) -> str:
 
 
 def _longest_run_is_beyond(text: str) -> bool:
-    # A run of thirty-one marks holds a mark at some multiple of thirty-one.
+    # A run of 31 marks covers one of the positions 30, 61, 92, …
     step = LONGEST_RUN + 1
     return any(unicodedata.combining(letter) for letter in text[LONGEST_RUN::step])
 
 
 def names_a_side(text: str) -> bool:
-    """Whether a caption says left or right, so that its image must not be mirrored."""
+    """Return whether a caption mentions left or right, so its image must not be mirrored."""
     return _SIDES.search(text) is not None
 
 
 def _encodable(text: str) -> str:
-    """The text, unless it holds half a surrogate pair, as an escape in a JSON record can: tokenizers break on those."""
+    """Return the text, or raise `SampleFault` for lone surrogates (from JSON escapes), on which tokenizers fail."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -374,10 +374,10 @@ def _encodable(text: str) -> str:
 
 
 def text_of(data: bytes) -> str:
-    """The text of a caption or record: UTF-8, or UTF-16 and UTF-32 where a mark or their zeros tell.
+    """Decode a caption or record: UTF-8, or UTF-16 and UTF-32 as recognized by a byte order mark or zero bytes.
 
     Raises:
-        SampleFault: it is another encoding.
+        SampleFault: the encoding is another one.
     """
     mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
     encoding = _MARKS.get(mark) or _unmarked(data)
@@ -389,7 +389,7 @@ def text_of(data: bytes) -> str:
 
 
 def _unmarked(data: bytes) -> str:
-    """UTF-16 without its mark has a zero in most pairs of a Latin text, always on the same side."""
+    """Guess the encoding of unmarked bytes: Latin text in UTF-16 has a zero in most pairs, always on the same side."""
     pairs = len(data) // 2
     if len(data) % 2 or b"\0" not in data:
         return "utf-8"

@@ -1,9 +1,9 @@
 """Which part of an image a sample shows: the shifted square crop or an aspect-ratio bucket, as arithmetic on sizes.
 
 Shifted square crop (arXiv 2509.06068): the image is resized so that its short side is the resolution X; an X×X square
-is cut at a random offset of the long side, both ends included. Aspect-ratio buckets are the common alternative: each
-image is resized and cut to the nearest of a few shapes. Four numbers say where the crop lies in the full image, from
-which token positions are made on the device.
+is cut at a random offset along the long side, both ends included. Aspect-ratio buckets are the common alternative:
+each image is resized and cropped to the nearest of a few shapes. Four numbers describe where the crop lies in the full
+image; the token positions are computed from them on the device.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Buckets:
-    """Shapes of about resolution² pixels, one of which each image is resized and cut to.
+    """Shapes of about resolution² pixels; each image is resized and cropped to one of them.
 
     Attributes:
         step_px: heights and widths are multiples of this.
         max_aspect: largest ratio of the long to the short side of a shape.
-        block: positions of the global order that share a shape. The samples of a micro-batch over all ranks must
-            divide it, and it must stay the same when a run resumes on other ranks. A bucket with fewer samples is
-            not used; its images go to the nearest one that is.
+        block: number of consecutive positions of the global order that share a shape. It must be a multiple of the
+            micro-batch over all ranks, and stay the same when a run resumes on another number of ranks. A bucket with
+            fewer samples is not used; its images go to the nearest one that is.
     """
 
     step_px: int = 64
@@ -41,12 +41,12 @@ class Buckets:
         for name in ("step_px", "max_aspect", "block"):
             if not getattr(self, name) >= 1:
                 where = f"data.crop.buckets.{name}"
-                raise UserError(f"is {getattr(self, name)}", where=where, hint="give 1 or more")
+                raise UserError(f"is {getattr(self, name)}", where=where, hint="set it to 1 or more")
 
     def shapes(self, resolution: int) -> tuple[Shape, ...]:
-        """All (height, width), from the tallest to the widest.
+        """Return all shapes (height, width), from the tallest to the widest.
 
-        For each short side the long one is the largest multiple of the step that keeps the area within resolution².
+        For each short side, the long side is the largest multiple of the step that keeps the area within resolution².
 
         Raises:
             UserError: no shape is possible.
@@ -67,16 +67,16 @@ class Buckets:
     def nearest(
         self, height: NDArray[np.int64], width: NDArray[np.int64], shapes: Sequence[Shape]
     ) -> NDArray[np.int64]:
-        """The number of the shape whose aspect ratio is nearest, in its logarithm; (n,), (n,) -> (n,).
+        """Return the index of the shape whose log aspect ratio is nearest; (n,), (n,) -> (n,).
 
         Args:
             height, width: sizes in pixels.
-            shapes: (height, width) each, from the tallest to the widest; of two that are as near the first is taken.
+            shapes: (height, width) each, from the tallest to the widest; ties go to the first.
         """
         return np.searchsorted(_borders(shapes, shapes[1:]), _ratios(height, width))
 
     def shapes_in_use(self, images: "AspectCounts") -> tuple[Shape, ...]:
-        """The shapes that at least a block of the images is nearest to; the smallest is given up until all do.
+        """Return the shapes left after dropping the rarest one until at least a block of images is nearest to each.
 
         Raises:
             UserError: there are fewer images than a block.
@@ -90,13 +90,13 @@ class Buckets:
                 raise UserError(
                     f"there are {int(counts.sum())} images, fewer than a block of {self.block}",
                     where="data.crop.buckets.block",
-                    hint="make it smaller (in a training it is the stage's batch size)",
+                    hint="make it smaller (in training it is the stage's batch size)",
                 )
             del shapes[int(counts.argmin())]
 
 
 class AspectCounts:
-    """How many images have which aspect ratio, as finely as any choice of the shapes needs: one look at each is enough.
+    """Histogram of aspect ratios, fine enough for every subset of the shapes, so that one pass over the images will do.
 
     Args:
         shapes: (height, width) each, from the tallest to the widest.
@@ -110,22 +110,22 @@ class AspectCounts:
         self._nearest = self._nearest_of(shapes)
 
     def add(self, height: NDArray[np.int64], width: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Count images of these sizes in pixels, (n,) each; returns how many of them are nearest to each shape."""
+        """Count images of these sizes in pixels, (n,) each; return how many of them are nearest to each shape."""
         places = np.searchsorted(self._borders, _ratios(height, width))
         counts = np.bincount(places, minlength=len(self._counts))
         self._counts += counts
         return np.bincount(self._nearest, counts, minlength=len(self.shapes)).astype(np.int64)
 
     def include(self, others: "AspectCounts") -> None:
-        """Add what was counted of other images by the same shapes."""
+        """Add the counts of other images for the same shapes."""
         self._counts += others._counts
 
     def nearest_to(self, shapes: Sequence[Shape]) -> NDArray[np.int64]:
-        """How many of all images are nearest to each of some of the shapes, (len(shapes),)."""
+        """Return how many of all images are nearest to each shape of a subset, (len(shapes),)."""
         return np.bincount(self._nearest_of(shapes), self._counts, minlength=len(shapes)).astype(np.int64)
 
     def _nearest_of(self, shapes: Sequence[Shape]) -> NDArray[np.int64]:
-        """The shape that is nearest to the images between two borders, for each place that is counted."""
+        """Return the index of the shape nearest to the images of each bin, i.e. between two borders."""
         beginnings = np.concatenate([[0.0], self._borders])
         return np.searchsorted(_borders(shapes, shapes[1:]), beginnings, side="right")
 
@@ -135,16 +135,16 @@ def _ratios(height: NDArray[np.int64], width: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _borders(first: Sequence[Shape], second: Sequence[Shape]) -> NDArray[np.float64]:
-    """The aspect ratio halfway between two shapes, in its logarithm; for each pair."""
+    """Return the aspect ratio halfway between two shapes on a log scale, for each pair."""
     pairs = zip(first, second, strict=False)
     return np.sqrt([(wide * wider) / (high * lower) for (high, wide), (lower, wider) in pairs])
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of a resized image, all in pixels of that resized full image.
+    """A rectangle of a resized image, in pixels of the resized full image.
 
-    With `flip` the full image is mirrored first, and the rectangle lies in the mirrored one.
+    With `flip`, the full image is mirrored first, and the rectangle refers to the mirrored image.
     """
 
     top: int
@@ -157,7 +157,7 @@ class Crop:
 
     @property
     def numbers(self) -> tuple[float, float, float, float]:
-        """The four numbers of a batch: top, left, full_height, full_width."""
+        """The four crop numbers in a batch: top, left, full_height, full_width."""
         return float(self.top), float(self.left), float(self.full_height), float(self.full_width)
 
 
@@ -166,11 +166,11 @@ class CropRules:
     """How crops are chosen and which images are left out.
 
     Attributes:
-        centre: take the middle of the long side instead of a random offset.
-        min_size_px: shortest side of the original that is accepted.
-        max_upscale: largest factor by which an original may be enlarged; None for any.
-        max_aspect: largest ratio of the long to the short side.
-        flip: mirror half of the samples, but for those whose caption names a side.
+        centre: crop the center of the long side instead of a random offset.
+        min_size_px: smallest accepted short side of the original.
+        max_upscale: largest factor by which an original may be enlarged; None for no limit.
+        max_aspect: largest accepted ratio of the long to the short side.
+        flip: mirror half of the samples, except those whose caption mentions left or right.
         buckets: aspect-ratio buckets instead of squares.
     """
 
@@ -183,22 +183,22 @@ class CropRules:
 
     def __post_init__(self) -> None:
         if not self.max_aspect >= 1:
-            raise UserError(f"is {self.max_aspect}", where="data.crop.max_aspect", hint="give 1 or more")
+            raise UserError(f"is {self.max_aspect}", where="data.crop.max_aspect", hint="set it to 1 or more")
         if self.max_upscale is not None and not self.max_upscale > 0:
-            raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", hint="give more than 0")
+            raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", hint="set it above 0")
 
     def with_block(self, samples: int) -> "CropRules":
-        """The same rules, a block of one bucket being the samples of a training step."""
+        """Return the same rules with a bucket's block set to the samples of a training step."""
         return self if self.buckets is None else replace(self, buckets=replace(self.buckets, block=samples))
 
     def accepts(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.bool_]:
-        """Which originals may be used; a size of 0 is unknown and accepted until it is read."""
+        """Return which originals may be used; a size of 0 is unknown and accepted until the image is read."""
         short, long = np.minimum(height, width), np.maximum(height, width)
         fine = (short >= self.min_size_px) & (short >= self._smallest(resolution)) & (long <= short * self.max_aspect)
         return fine | (short == 0)
 
     def check(self, height: int, width: int, resolution: int) -> None:
-        """Raise `SampleFault` for an original that may not be used."""
+        """Raise `SampleFault` if an original may not be used."""
         short, long = min(height, width), max(height, width)
         if short < self.min_size_px:
             raise SampleFault(f"too small: {width}x{height} pixels")
@@ -208,7 +208,7 @@ class CropRules:
             raise SampleFault(f"too long: {width}x{height} pixels")
 
     def _smallest(self, resolution: int) -> float:
-        """Shortest side of an original that needs no more enlargement than is allowed."""
+        """Return the smallest short side that needs no more than `max_upscale`."""
         return resolution / (inf if self.max_upscale is None else self.max_upscale)
 
     def choose(
@@ -221,10 +221,10 @@ class CropRules:
         may_flip: bool = False,
         grid: int = 1,
     ) -> Crop:
-        """The crop of a shape (height, width) from an original of this upright size.
+        """Return a crop of `shape` (height, width) from an original of this upright size.
 
-        With `grid`, of which the shape's sides are multiples, so are the crop's edges: the same draws choose among
-        the places on the grid.
+        The crop's edges are multiples of `grid`, as the shape's sides must be: the same random draws choose among the
+        offsets on the grid.
 
         Raises:
             SampleFault: the original may not be used.
@@ -242,9 +242,9 @@ class CropRules:
 
 
 def covering_size(height: int, width: int, out_height: int, out_width: int) -> tuple[int, int]:
-    """The smallest size of the same aspect ratio that covers a rectangle; one side fits it exactly.
+    """Return the smallest size of the same aspect ratio that covers a rectangle; one side fits it exactly.
 
-    The other side is rounded to the nearest pixel, in integers.
+    The other side is rounded to the nearest pixel in integer arithmetic.
     """
     if height * out_width >= width * out_height:
         return max(out_height, (2 * height * out_width + width) // (2 * width)), out_width

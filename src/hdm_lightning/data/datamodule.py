@@ -28,53 +28,54 @@ VALIDATION = "validation"
 class ShardDataModule(LightningDataModule):
     """Training and validation batches from WebDataset shards, for any Lightning trainer.
 
-    Shards hold images, or latents that `hdm-shards encode` made of them, which the index tells; then batches have
-    `latent` in the place of `image`.
+    Shards contain images, or latents that `hdm-shards encode` made of them, as recorded in the index; with latents,
+    batches have `latent` instead of `image`.
 
-    Training is one endless stream: micro-batch k of a rank holds its samples among the global positions from
+    Training is one endless stream: micro-batch k of a rank contains its samples among the global positions from
     kG to (k+1)G after the start, G = batch_size × ranks; rank r of W has those with g = r (mod W). An epoch
     (`limit_train_batches`) begins where the last one ended, except with `overfit_batches`. The position is part of
-    every checkpoint, counted in samples up to the last completed optimizer step, so that `Trainer.fit(…, ckpt_path=…)`
+    every checkpoint, counted in samples up to the last completed optimizer step, so `Trainer.fit(…, ckpt_path=…)`
     continues with the very next sample on any number of ranks and with any accumulation.
 
     The position follows the module's attribute `samples_trained` (int: samples up to the last optimizer step, over all
-    ranks) where it has one, as it must with manual optimization over several micro-batches; otherwise the trainer's
-    own count of micro-batches.
+    ranks) if it has one, which manual optimization over several micro-batches requires; otherwise the trainer's own
+    count of micro-batches.
 
     Args:
         train: a folder, shard, brace pattern or address; a list of them; or a list of
             `{"urls": …, "weight": …, "index": …}`.
-        resolution: side of the square crop in pixels; of a folder of several sets of latents it picks the one.
-        batch_size: samples of a micro-batch on one rank.
-        tokenizer: something with `bind(context_length)`, as `load_text_encoder(…).tokenizer` has it, or any picklable
-            callable from a caption to (token ids, how many of them count). None where captions play no part; they
-            may then be missing.
-        context_length: token places of a caption.
-        text_lengths: what training captions are padded to: `padded` for the context length; `bucketed` for few lengths
-            (or a list of one's own), the samples of an optimizer step going to its micro-batches by length; `auto` for
-            the former on a CPU and the latter elsewhere. A step has the same samples and, but for rounding, gradients.
-        validation: as `train`; None for the first samples of a fixed order of the training set. Its crops are centred
-            and its captions the first ones, whole.
-        validation_samples: samples of the validation set over all ranks, at most; 0 for no validation.
+        resolution: side of the square crop in pixels; also selects one set in a folder of several sets of latents.
+        batch_size: samples per micro-batch on one rank.
+        tokenizer: an object with `bind(context_length)`, such as `load_text_encoder(…).tokenizer`, or any picklable
+            callable from a caption to (token ids, count without padding). None if captions are not used; they may
+            then be missing.
+        context_length: maximum number of tokens of a caption.
+        text_lengths: what training captions are padded to: `padded` for the context length; `bucketed` for a few
+            lengths (or your own list of them), with the samples of an optimizer step sorted into its micro-batches by
+            length; `auto` for `padded` on a CPU, else `bucketed`. A step has the same samples and, up to rounding,
+            the same gradients.
+        validation: as `train`; None for the first samples of a fixed order of the training set. Validation uses center
+            crops and each sample's first caption, in full.
+        validation_samples: maximum number of validation samples over all ranks; 0 for no validation.
         validation_batch_size: on one rank; None for `batch_size`.
-        validation_seed: chooses the validation samples, apart from `seed`, so that runs of other seeds compare.
-        num_workers: processes that prepare samples on each rank, rounded down so that each has lanes of its own.
-        seed, stage: what the order, crops and captions depend on.
+        validation_seed: chooses the validation samples, independently of `seed`, so runs with other seeds compare.
+        num_workers: processes that prepare samples on each rank, rounded down so that each has its own lanes.
+        seed, stage: together they determine the order, crops and captions.
         crop, captions: `CropRules` and `CaptionRules`, or mappings of their fields.
-        lanes: places of the data that are read side by side; world sizes that divide it read no byte twice.
+        lanes: number of places in the data that are read in parallel; world sizes that divide it read no byte twice.
         window: samples that are shuffled together within a lane (the shuffle spans lanes × window samples).
-        max_bad_share: share of unusable samples, of the latest ones of a rank, at which the run stops.
-        bad_patience: samples to see before that share is judged; 10 to 20 times as many count as the latest.
-        cache_dir, cache_gb: where copies of remote shards are kept, and how much of them; None for no copies.
-        memory_cache_gb: decoded small images that each worker keeps, for tiny sets.
-        quarantine: file that gets one line of JSON a bad sample, or None.
-        pin_memory: lay batches in page-locked memory; None where CUDA is there.
-        consumed: samples of the stage consumed before; a checkpoint's position or `skip_to` wins.
-        samples_per_step: samples of an optimizer step over all ranks and its accumulation, which share a bucket where
-            `crop` has aspect-ratio buckets; None asks the trainer. Give it where accumulation or ranks may change.
-        alpha: transparency is laid on white, or a `mask`: the image's fourth channel, by which the loss is weighed.
-        text_states: folder that `hdm-shards encode-captions` made of these shards; batches then have the captions'
-            `context`, and nothing is encoded. None encodes captions as they come.
+        max_bad_share: share of unusable samples among a rank's recent ones above which the run stops.
+        bad_patience: samples before that share is first checked; 10 to 20 times as many count as recent.
+        cache_dir, cache_gb: folder for copies of remote shards, and their maximum total size; None for no copies.
+        memory_cache_gb: memory for decoded small images in each worker, for tiny sets.
+        quarantine: file that gets one line of JSON per bad sample, or None.
+        pin_memory: put batches in page-locked memory; None to do so if CUDA is available.
+        consumed: samples of the stage consumed so far; a checkpoint's position or `skip_to` takes precedence.
+        samples_per_step: samples per optimizer step over all ranks and accumulation steps, which share a bucket if
+            `crop` has aspect-ratio buckets; None asks the trainer. Set it if accumulation or ranks may change.
+        alpha: `white` composites transparency onto white; `mask` adds it as a fourth channel that weights the loss.
+        text_states: folder that `hdm-shards encode-captions` made from these shards; batches then have the captions'
+            `context`, and no caption is encoded. None encodes captions during training.
 
     Raises:
         UserError: a value is wrong; no shard or index is read before the first plan or loader.
@@ -137,7 +138,7 @@ class ShardDataModule(LightningDataModule):
         self._validation = replace(_for_validation(self._stream), sources=sources, seed=validation_seed)
         self.tokenize = _bound(tokenizer, context_length)
         self.text_lengths: TextLengths = "padded" if tokenizer is None else text_lengths
-        padded_lengths(text_lengths, context_length, accelerated=True)  # raises what is wrong with them
+        padded_lengths(text_lengths, context_length, accelerated=True)  # only to validate them
         self.batch_size, self.samples_per_step = batch_size, samples_per_step
         self.validation_samples = validation_samples
         self.validation_batch_size = batch_size if validation_batch_size is None else validation_batch_size
@@ -148,7 +149,7 @@ class ShardDataModule(LightningDataModule):
             _require(name, getattr(self, name), 0)
         self.text_states_folder = text_states
         if text_states is not None and caption_rules.tags is not None:
-            what = "tags are shuffled and dropped at every sight, so that no caption comes twice"
+            what = "tags are shuffled and dropped anew every time, so captions do not repeat and have no stored states"
             hint = "set data.text_states=null, or data.captions.tags=null"
             raise UserError(what, where="data.text_states", hint=hint)
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
@@ -159,7 +160,7 @@ class ShardDataModule(LightningDataModule):
 
     @property
     def training_stream(self) -> StreamConfig:
-        """The training stream; the block of its buckets is what a step takes."""
+        """The training stream; the block of its buckets is the number of samples per step."""
         crop = self._stream.crop
         return self._stream if crop.buckets is None else replace(self._stream, crop=crop.with_block(self._block()))
 
@@ -179,16 +180,17 @@ class ShardDataModule(LightningDataModule):
         return self._plan(self._validation)
 
     def prepare(self, *, unchanged: bool = False) -> None:
-        """Read the indices of both sets now; with `unchanged`, look whether local shards are what was indexed.
+        """Read the indices of both sets now; with `unchanged`, also check that local shards are as indexed.
 
-        Raises UserError: an index is missing, a shard is another, or no sample may be used; naming the folder or key.
+        Raises:
+            UserError: an index is missing, a shard has changed, or no sample can be used.
         """
         if (plans := self._both()) and unchanged:
             require_unchanged(plans)
         self._text_states()
 
     def notes(self) -> list[str]:
-        """A line for local shards that have changed or were not indexed, of each kind, and for too many workers."""
+        """Return warnings: local shards that have changed or are not indexed, and too many workers."""
         crowding = worker_processes.crowding(
             self._stream.workers, worker_processes.ranks_here(self.rank_and_world()[1])
         )
@@ -202,7 +204,7 @@ class ShardDataModule(LightningDataModule):
         return self._first()
 
     def skip_to(self, position: int) -> None:
-        """Begin the next fit at this position, whatever its checkpoint says; used once.
+        """Start the next fit (only that one) at this position, overriding its checkpoint.
 
         Args:
             position: samples of the stage that count as consumed, at least 0.
@@ -211,14 +213,14 @@ class ShardDataModule(LightningDataModule):
         self._skip, self._fit = position, None
 
     def setup(self, stage: str) -> None:
-        """Lightning begins to fit or validate: a fit continues where the same trainer's last fit ended."""
+        """Prepare a fit, which continues where the last fit of the same trainer ended; called by Lightning."""
         if stage == TrainerFn.FITTING.value and self._fit is not None:
             if self._fit.trainer is self.trainer:
                 self._restored = self.position
             self._fit = None
 
     def train_dataloader(self) -> StreamLoader:
-        """An endless loader; each iteration begins at the position of that moment."""
+        """Return an endless loader; each iteration starts at the current position."""
         rank, world = self.rank_and_world()
         lengths = self._padded_lengths()
         return StreamLoader(
@@ -237,7 +239,7 @@ class ShardDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
-        """A finite loader, the same length on every rank; an empty list where there is nothing to validate on."""
+        """Return a finite loader of the same length on every rank, or an empty list without validation samples."""
         if not self.validation_samples:
             return []
         rank, world = self.rank_and_world()
@@ -254,7 +256,7 @@ class ShardDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the position, and what shows whether it still means the same samples."""
+        """Return the position, with the stage and fingerprint that show whether it still means the same samples."""
         return {
             "stage": self._stream.stage,
             "fingerprint": self.train_plan.fingerprint,
@@ -262,33 +264,33 @@ class ShardDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a checkpoint's position for the fit that begins.
+        """Restore a checkpoint's position for the fit that is starting.
 
         Raises:
-            UserError: the checkpoint is of another stage, or shards, seed or rules have changed, so that positions
-                mean other samples.
+            UserError: the checkpoint is from another stage, or shards, seed or rules have changed, so positions mean
+                other samples.
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
-            return  # validation needs no position, nor the training set
+            return  # validation needs neither the position nor the training set
         stage = self._stream.stage
         if state_dict["stage"] != stage:
             raise UserError(
-                f"the checkpoint was saved in stage '{state_dict['stage']}', in whose order its position means other "
-                f"samples than in stage '{stage}'",
+                f"the checkpoint was saved in stage '{state_dict['stage']}'; in stage '{stage}' its position would "
+                "mean other samples",
                 where=f"data of stage {stage}",
-                hint="load its weights instead of resuming from it, or give the data the same stage",
+                hint="load its weights instead of resuming from it, or set the same stage for the data",
             )
         if state_dict["fingerprint"] != self.train_plan.fingerprint:
             raise UserError(
-                "the shards, the seed or the rules that choose samples have changed since the checkpoint, so that its "
+                "the shards, the seed or the rules that choose samples have changed since the checkpoint, so its "
                 "position would mean other samples",
                 where=f"data of stage {stage}",
-                hint="restore the former data and settings, or start the stage anew",
+                hint="restore the previous data and settings, or start the stage over",
             )
-        self._restored, self._fit = state_dict.get("consumed"), None  # earlier versions kept no position
+        self._restored, self._fit = state_dict.get("consumed"), None  # earlier versions saved no position
 
     def rank_and_world(self) -> tuple[int, int]:
-        """Rank and number of ranks: of torch.distributed, else of the trainer, else 0 and 1."""
+        """Return rank and world size: from torch.distributed, else from the trainer, else 0 and 1."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         if self.trainer is not None:
@@ -296,7 +298,7 @@ class ShardDataModule(LightningDataModule):
         return 0, 1
 
     def _begin_epoch(self) -> int:
-        """Where an iteration of the training loader begins; the first one of a fit fixes what is counted from."""
+        """Return where an iteration of the training loader starts; a fit's first one sets the origin of its counts."""
         if self._fit is None:
             if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
                 return self._first()
@@ -320,12 +322,12 @@ class ShardDataModule(LightningDataModule):
         return padded_lengths(self.text_lengths, self._stream.context_length, accelerated=accelerated)
 
     def _sorted_together(self) -> int:
-        """Micro-batches that are made of one group of samples: of one optimizer step, in any case."""
+        """Return how many micro-batches are made from one sorted group of samples, all of one optimizer step."""
         if self.trainer is None:
             return 1
         accumulation, limit = self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
         changing = any(isinstance(each, GradientAccumulationScheduler) for each in self.trainer.callbacks)  # type: ignore[attr-defined]
-        # Lightning steps at the end of an epoch, however few micro-batches there are, and the position is counted on.
+        # Lightning steps at an epoch's end even after few micro-batches; a group cut there is not a run of positions.
         if changing or (isinstance(limit, int) and limit % accumulation):
             return 1
         return batches_sorted_together(accumulation, 3 * self.batch_size * self._stream.resolution**2)
@@ -362,16 +364,16 @@ def _bound(tokenizer: Any, context_length: int) -> Tokenize:
         raise UserError(
             f"{tokenizer!r} cannot be called",
             where="data.tokenizer",
-            hint="give `load_text_encoder(NAME).tokenizer`, a function from a caption to (token ids, count), or None",
+            hint="pass `load_text_encoder(NAME).tokenizer`, a function from a caption to (token ids, count), or None",
         )
     return bound
 
 
 def _no_tokens(caption: str) -> tuple[list[int], int]:
-    """Stand in for a tokenizer where captions play no part."""
+    """Stand in for a tokenizer when captions are not used."""
     return [0], 1
 
 
 def _require(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
-        raise UserError(f"is {value}", where=f"data.{name}", hint=f"give {least} or more")
+        raise UserError(f"is {value}", where=f"data.{name}", hint=f"set it to {least} or more")

@@ -1,4 +1,4 @@
-"""Samples that cannot be used: why, how many, and when there are too many."""
+"""Samples that cannot be used: their reasons, their count, and the stop when there are too many."""
 
 import json
 import os
@@ -14,10 +14,10 @@ class SampleFault(Exception):
 
 
 class Quarantine:
-    """A file with one line of JSON a bad sample: shard, key, ordinal in the shard, reason and place in the order.
+    """A file with one line of JSON per bad sample: shard, key, ordinal in the shard, reason and position in the order.
 
-    Several processes may write to the same file: each line is one short append. A sample that comes back in a later
-    pass is written once a process.
+    Several processes may write to the same file: each line is one short append. Each process writes a sample only
+    once, even if it comes back in a later pass.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -25,7 +25,7 @@ class Quarantine:
         self._seen: set[tuple[str, int]] = set()
 
     def add(self, *, shard: str, key: str, ordinal: int, reason: str, index: int) -> None:
-        """Write one line, unless this sample was written before."""
+        """Write one line, unless this process has already written this sample."""
         if self.path is None or (shard, ordinal) in self._seen:
             return
         self._seen.add((shard, ordinal))
@@ -45,17 +45,17 @@ class Quarantine:
 
 
 class FaultMeter:
-    """Counts masked samples and stops the run when their share of the latest samples is too large.
+    """Counts masked samples and stops the run when their share of recent samples is too large.
 
     Args:
-        largest_share: share of masked samples at which to stop, in [0, 1].
-        patience: samples to see before the first judgement. After `MEMORY` times as many all counts are halved, so
+        largest_share: largest tolerated share of masked samples, in [0, 1].
+        patience: number of samples before the first check. After `MEMORY` times as many, all counts are halved, so
             that a server that dies after millions of good samples is noticed as soon as one that dies early.
     """
 
     MEMORY = 20
     FIRST = 64
-    """Samples of which one at least must be good, whatever the share: a mean over nothing is no result."""
+    """Number of first samples of which at least one must be good, whatever the share: a loss needs a sample."""
 
     def __init__(self, largest_share: float, patience: int) -> None:
         self.largest_share, self.patience = largest_share, patience
@@ -66,7 +66,7 @@ class FaultMeter:
         """Count one sample; `reason` is None for a good one.
 
         Raises:
-            UserError: more than `largest_share` of the latest samples were bad.
+            UserError: more than `largest_share` of the recent samples were bad.
         """
         if self.seen >= self.MEMORY * max(1, self.patience):
             self.seen //= 2
@@ -81,7 +81,7 @@ class FaultMeter:
 
     @property
     def bad(self) -> int:
-        """How many of the samples that count were bad."""
+        """Number of bad samples among those counted."""
         return self.reasons.total()
 
     def _too_many(self) -> UserError:
@@ -102,7 +102,7 @@ class FaultMeter:
         if set(self.reasons) == {"no caption"}:
             return "give the images captions, or train without any: data.captions.allow_missing=true"
         if set(self.reasons) == {"replaced shard"}:
-            return "the shards are others than were indexed: make the index again, see `hdm-shards index --help`"
+            return "the shards have changed since they were indexed: index them again, see `hdm-shards index --help`"
         return (
-            "see quarantine.jsonl for each sample, and look whether the shards are there and whole: hdm-shards verify"
+            "see quarantine.jsonl for each sample, and check that the shards are present and intact: hdm-shards verify"
         )

@@ -1,9 +1,9 @@
-"""What the bytes of an image file tell before it is opened: its format, and its metadata.
+"""Read the format and metadata of an image file before it is opened.
 
-Pillow is given the file without what could cost gigabytes or hours, and beside it what it overlooks. It refuses images
-with more than a megabyte of texts, which are not needed; of a PNG it reads what stands behind the pixels only after
-decoding them, and EXIF written as a text not at all; and it copies the value of every tag, so that a small file can
-have it copy gigabytes.
+Pillow gets the file without the parts that could cost gigabytes or hours, plus the metadata that it would overlook. It
+refuses images with more than a megabyte of texts, which are not needed; in a PNG it reads metadata after the pixels
+only once these are decoded, and EXIF stored as text not at all; and it copies the value of every tag, so a small file
+can make it copy gigabytes.
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from hdm_lightning.data.faults import SampleFault
 
 HEAD_BYTES = 512
-"""Of a file, enough for `image_kind` and `foreign_kind`."""
+"""Length of the beginning of a file that `image_kind` and `foreign_kind` need."""
 
 READ = "JPEG, PNG, WebP, GIF, BMP, AVIF, TIFF, JPEG 2000 or PPM"
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -49,9 +49,9 @@ _FOREIGN = {
     b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
     b"\0\0\x01\0": "an icon (ICO)",
     b"PAR1": "Parquet",
-    b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
-    b"\0\x05\x16\x07": "macOS's notes on another file (AppleDouble)",
-    b"\0\x05\x16\0": "macOS's notes on another file (AppleDouble)",
+    b"version https://git-lfs": "a Git LFS pointer (git lfs pull fetches the file)",
+    b"\0\x05\x16\x07": "macOS metadata of another file (AppleDouble)",
+    b"\0\x05\x16\0": "macOS metadata of another file (AppleDouble)",
 }
 _TEXT = {
     b"<!doctype html": "a page of HTML",
@@ -67,13 +67,13 @@ _MOVED = (*_TEXTS, b"eXIf", b"iCCP")
 _EXIF, _MORE = b"Exif\0\0", b"MPF\0"
 _HEX = re.compile(rb"\n\s*\w+\s*\n\s*\d+\s*\n([0-9a-fA-F\s]+)")
 MAX_VALUES = 4 << 20
-"""Bytes that all values of a directory of tags may have together, before Pillow is kept from reading it."""
+"""Maximum total size of the values in a directory of tags; Pillow is kept from reading larger ones."""
 _SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
-"""Bytes of one value, by its type in TIFF's numbers."""
+"""Bytes per value of each TIFF type number."""
 
 
 def image_kind(data: bytes) -> str | None:
-    """Pillow's name of the format, or None for what is not read here."""
+    """Return Pillow's name of the format, or None for a format that is not supported here."""
     for start, kind in _STARTS.items():
         if data.startswith(start):
             return kind
@@ -83,20 +83,20 @@ def image_kind(data: bytes) -> str | None:
 
 
 def format_of(data: bytes) -> str:
-    """Pillow's name of the format, by the first bytes.
+    """Return Pillow's name of the format, by the first bytes.
 
     Raises:
-        SampleFault: it is none that is read here.
+        SampleFault: the format is not supported.
     """
     kind = image_kind(data)
     if kind is None:
         known = foreign_kind(data)
-        raise SampleFault(f"undecodable image: {f'this is {known}' if known else 'another format'}, not {READ}")
+        raise SampleFault(f"undecodable image: {f'this is {known}' if known else 'an unknown format'}, not {READ}")
     return kind
 
 
 def foreign_kind(data: bytes) -> str | None:
-    """In words, what a file is that is no image; None where nobody knows."""
+    """Describe a file that is not a supported image; None if it is unknown."""
     if not data:
         return "an empty file"
     for start, name in _FOREIGN.items():
@@ -109,7 +109,7 @@ def foreign_kind(data: bytes) -> str | None:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """The brands of a file of the ISO family: the major one, and those it is compatible with."""
+    """Return the brands of an ISO base media file: the major one and the compatible ones."""
     if data[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(data[:4], "big"), HEAD_BYTES)
@@ -117,14 +117,14 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 class Header(NamedTuple):
-    """An image file as it may be opened, and what of its metadata has to be put beside it (names as Pillow's)."""
+    """An image file that is safe to open, and metadata to add to its `info` (with Pillow's names)."""
 
     data: bytes
     info: dict[str, bytes]
 
 
 def prepared(data: bytes, kind: str) -> Header:
-    """The file of a format by Pillow's name as it may be opened."""
+    """Return a file, in a format by Pillow's name, in a form that is safe to open."""
     if kind == "PNG":
         return _png(data)
     if kind == "JPEG":
@@ -147,7 +147,7 @@ def _png(data: bytes) -> Header:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a PNG: kind, first byte of its length, first byte behind its checksum."""
+    """Yield the chunks of a PNG: kind, offset of its start, offset after its checksum."""
     start = 8
     while start + 12 <= len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
@@ -158,7 +158,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _note(info: dict[str, bytes], kind: bytes, content: bytes) -> None:
-    """Put a chunk's EXIF, XMP or profile into `info`; the first of each counts, and a proper one before a text."""
+    """Put a chunk's EXIF, XMP or profile into `info`; the first one counts, but an eXIf chunk beats EXIF as text."""
     name, _, rest = content.partition(b"\0")
     if kind == b"eXIf":
         info["exif"] = content
@@ -176,7 +176,7 @@ def _note(info: dict[str, bytes], kind: bytes, content: bytes) -> None:
 
 
 def _inflated(packed: bytes, limit: int) -> bytes:
-    """What is packed, empty where it is damaged or longer than the limit."""
+    """Return the inflated bytes, empty if they are damaged or longer than the limit."""
     try:
         unpacked = zlib.decompressobj().decompress(packed, limit + 1)
     except zlib.error:
@@ -185,7 +185,7 @@ def _inflated(packed: bytes, limit: int) -> bytes:
 
 
 def _jpeg(data: bytes) -> bytes:
-    """The file with its EXIF, and the list of a phone's further images, hidden where they would cost much to read."""
+    """Return the file with EXIF and multi-picture (MPF) blocks renamed, so Pillow skips them, if costly to read."""
     blocks: dict[bytes, list[bytes]] = {_EXIF: [], _MORE: []}
     for marker, start, end in _segments(data):
         name = {0xE1: _EXIF, 0xE2: _MORE}.get(marker)
@@ -198,7 +198,7 @@ def _jpeg(data: bytes) -> bytes:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The segments of a JPEG before its pixels: marker, first and last byte of the content (end excluded)."""
+    """Yield the segments of a JPEG before its pixels: marker, and start and end of the content (end excluded)."""
     position = 2
     while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
         marker = data[position + 1]
@@ -213,12 +213,12 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _lies_behind(block: bytes) -> bool:
-    """Whether the first directory begins beyond the block, where another one could be put."""
+    """Return whether the first directory begins beyond the block, where another block could be joined to it."""
     return int.from_bytes(block[4:8], "little" if block[:2] == b"II" else "big") > len(block)
 
 
 def _with_first_exif(data: bytes, blocks: list[bytes]) -> bytes:
-    """The JPEG with at most the first of its EXIF blocks: Pillow joins them all."""
+    """Return the JPEG with at most the first of its EXIF blocks, because Pillow joins all of them."""
     hidden = data.replace(_EXIF, b"exif\0\0")
     if is_heavy(blocks[0]) or _lies_behind(blocks[0]):
         return hidden
@@ -226,7 +226,7 @@ def _with_first_exif(data: bytes, blocks: list[bytes]) -> bytes:
 
 
 def _gif(data: bytes) -> bytes:
-    """The file without comments before its first image: Pillow joins their parts in quadratic time."""
+    """Return the file without comments before its first image: Pillow joins their parts in quadratic time."""
     position = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     kept, begin = [], 0
     while data[position : position + 1] == b"!":
@@ -234,7 +234,7 @@ def _gif(data: bytes) -> bytes:
         while end < len(data) and data[end]:
             end += data[end] + 1
         end += 1
-        if data[position + 1] != 0xF9:  # a graphic control, which tells what is transparent
+        if data[position + 1] != 0xF9:  # 0xF9 is a graphic control, which defines transparency
             kept.append(data[begin:position])
             begin = end
         position = end
@@ -242,7 +242,7 @@ def _gif(data: bytes) -> bytes:
 
 
 def _without_heavy_tags(data: bytes) -> bytes:
-    """The file with the beginning of each heavy set of tags wiped, wherever it lies."""
+    """Return the file with the start of each heavy set of tags zeroed, wherever it is."""
     for start in (b"II*\0", b"MM\0*"):
         position = data.find(start)
         while position >= 0:
@@ -253,14 +253,14 @@ def _without_heavy_tags(data: bytes) -> bytes:
 
 
 def is_heavy(tiff: bytes) -> bool:
-    """Whether the first directory of a TIFF structure promises more bytes of values than any camera's has."""
+    """Return whether the first directory of a TIFF structure claims more bytes of values than any camera writes."""
     return sum(count * (_SIZES[kind] if kind < len(_SIZES) else 8) for _, kind, count, _, _ in tiff_entries(tiff)) > (
         MAX_VALUES
     )
 
 
 def tiff_entries(tiff: bytes) -> list[tuple[int, int, int, bytes, str]]:
-    """The first directory: tag, type, number of values, the field of the value or of its place, and byte order."""
+    """Return the first directory: tag, type, number of values, value or its offset as stored, and byte order."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 8:
         return []

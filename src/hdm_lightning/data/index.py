@@ -1,9 +1,9 @@
-"""What the shards of a folder hold: `index.json`, beside them, with a record of each.
+"""The index of a folder of shards: `index.json`, beside them, with a record of each shard.
 
-The index says for each shard how many usable samples it has, its size and SHA-256, and where each sample and each of
-its members begins, so that any sample of any shard is one read of a known range. The columns of a large set lie in a
-file of their own, see `index_columns`. Samples that can never be used (no image, unsafe names, a key that stands
-twice, or found bad by `hdm-shards verify`) are named in `skip` and belong to no plan.
+The index lists each shard's number of usable samples, size and SHA-256, and where each sample and each of its members
+begins, so any sample of any shard is one read of a known range. A large set has its columns in a separate file, see
+`index_columns`. Samples that can never be used (no image, unsafe names, a duplicate key, or found bad by `hdm-shards
+verify`) are listed in `skip` and left out of all plans.
 """
 
 import json
@@ -31,15 +31,15 @@ FORMAT = 3
 _READ = (2, 3)
 INDEX_NAME = "index.json"
 LATENTS_NAME = "latents.json"
-"""Beside shards of latents, from the first one on: what their index will say of them."""
+"""File beside shards of latents, written before the first shard: the latent format that their index will have."""
 
-ENCODE_ON = "start the same `hdm-shards encode` again, which resumes where it was"
+ENCODE_ON = "run the same `hdm-shards encode` again; it resumes where it stopped"
 
 MOST_BYTES = 8 << 30
-"""Of an index, and of its file of columns: 700 million samples have 6 GB."""
+"""Maximum size of an index, and of its columns file: 700 million samples have 6 GB."""
 
 INLINE_BYTES = 16 << 20
-"""Of columns that are kept in the index itself, so that a set of some millions of samples has one file."""
+"""Maximum size of columns kept in the index itself, so that sets of a few million samples have a single file."""
 
 _SECOND = 1_000_000_000
 
@@ -49,10 +49,10 @@ class Index:
     """The shards of one folder.
 
     Attributes:
-        base: the folder or the address that their names are below.
-        shards: in the order of the plan.
-        latents: what the samples hold in the place of images, None for images.
-        resolutions: of a folder that holds no shards but sets of latents, one a resolution, each in `set_folder`.
+        base: folder or address that the shards' names are relative to.
+        shards: records in the order of the plan.
+        latents: format of the latents that the samples have instead of images; None for images.
+        resolutions: for a folder of sets of latents instead of shards: one set per resolution, each in `set_folder`.
     """
 
     base: str
@@ -62,23 +62,23 @@ class Index:
 
     @property
     def samples(self) -> int:
-        """Usable samples in all shards."""
+        """Number of usable samples in all shards."""
         return sum(shard.samples for shard in self.shards)
 
 
 def set_folder(resolution: int) -> str:
-    """The folder of the latents of one resolution, below the one of all sets."""
+    """Return the name of the subfolder with the latents of one resolution."""
     return f"{resolution}px"
 
 
 def holds_latents(location: str, resolution: int) -> bool:
-    """Whether a local folder of shards is, or has, a set of latents of that resolution; no index is read."""
+    """Return whether a local folder is, or contains, a set of latents at a resolution, without reading an index."""
     root = Path(location).expanduser()
     return is_local(location) and any((each / LATENTS_NAME).is_file() for each in (root, root / set_folder(resolution)))
 
 
 def write_index(index: Index, path: Path) -> None:
-    """Write an index so that a reader sees the old one or the new one, never a part."""
+    """Write an index atomically: a reader sees the old one or the new one, never a part."""
     more: dict[str, Any] = {} if index.latents is None else {"latents": index.latents.to_json()}
     if index.resolutions:
         more["resolutions"] = list(index.resolutions)
@@ -98,7 +98,7 @@ def write_index(index: Index, path: Path) -> None:
 
 
 def load_index(location: str | os.PathLike[str]) -> Index:
-    """The index of a folder, local or remote, or an index file itself (a name that ends in .json).
+    """Load the index of a folder, local or remote, or an index file (a name that ends in .json).
 
     Raises:
         UserError: there is no index, or it cannot be read.
@@ -109,21 +109,21 @@ def load_index(location: str | os.PathLike[str]) -> Index:
         try:
             return _parsed(raw, file)
         except FileNotFoundError:
-            # Whoever writes an index deletes the columns of the one before: what is there now has its own.
+            # A writer has replaced the index and deleted the old columns: read the new index.
             return _parsed(_read(location, file), file)
     except _OtherFormat as error:
-        what = f"the index has format {error}, of another version; this one reads format {FORMAT}"
+        what = f"the index has format {error} of another version; this version reads format {FORMAT}"
     except OSError as error:
         what = f"the columns of the index cannot be read ({error})"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"the index cannot be read ({error!r})"
     raise UserError(
-        what, where=file, hint=f"make it anew: hdm-shards index {shlex.quote(file.rpartition('/')[0] or '.')}"
+        what, where=file, hint=f"rebuild it: hdm-shards index {shlex.quote(file.rpartition('/')[0] or '.')}"
     )
 
 
 class _OtherFormat(Exception):
-    """The format of an index of another version."""
+    """The index has the format of another version."""
 
 
 def _read(location: str | os.PathLike[str], file: str) -> bytes:
@@ -145,43 +145,45 @@ def _parsed(raw: bytes, file: str) -> Index:
 
 
 def index_file(location: str | os.PathLike[str]) -> str:
-    """Path or address of the index of a folder, or of an index file itself."""
+    """Return path or address of the index of a folder, or of an index file itself."""
     text = os.fspath(location)
     return text if text.endswith(".json") else f"{text.rstrip('/')}/{INDEX_NAME}"
 
 
 def _no_index(location: str, file: str, error: OSError) -> UserError:
-    make = "`hdm-shards build --help` says how to make some"
+    make = "`hdm-shards build --help` shows how to make some"
     if is_local(location) and not Path(location).exists():
-        where = "" if Path(location).is_absolute() else f" (a relative path begins in {Path.cwd()})"
-        return UserError("there is no such folder", where=location, hint=f"give that of your shards{where}; {make}")
+        where = "" if Path(location).is_absolute() else f" (relative paths start in {Path.cwd()})"
+        return UserError(
+            "there is no such folder", where=location, hint=f"name the one with your shards{where}; {make}"
+        )
     if is_local(location) and any(Path(location).glob(f"**/{LATENTS_NAME}")):
-        return UserError("the images are not all encoded yet", where=location, hint=ENCODE_ON)
+        return UserError("not all images are encoded yet", where=location, hint=ENCODE_ON)
     if Path(location).is_dir() and not find_shards(Path(location)).names:
         return no_shards(Path(location))
     if not isinstance(error, FileNotFoundError):
-        hint = "check the address, and whether you may read it"
+        hint = "check the address and your access to it"
         return UserError(f"the index of the shards cannot be read ({error})", where=file, hint=hint)
     if location.endswith(".json"):
-        hint = "check `index` of the source"
+        hint = "check the `index` of the source"
     elif is_local(location):
         hint = f"run `hdm-shards index {shlex.quote(location)}`"
     else:
         pattern = f"{location.rstrip('/')}/{{0000..0099}}.tar"
-        hint = f"write one with `hdm-shards index '{pattern}' --out index.json` and upload it beside the shards, or "
-        hint += "name it as `index` of the source"
+        hint = f"write one with `hdm-shards index '{pattern}' --out index.json`, and upload it next to the shards or "
+        hint += "set it as the `index` of the source"
     return UserError("there is no index of the shards", where=file, hint=hint)
 
 
 def same_time(recorded_ns: int, changed_ns: int) -> bool:
-    """Whether a file of one time may be the one that was indexed; 0 is an unknown one, and some stores keep seconds."""
+    """Return whether a modification time matches a recorded one (0: unknown); some stores keep only seconds."""
     return recorded_ns in (0, changed_ns) or (
         changed_ns % _SECOND == 0 and changed_ns == recorded_ns // _SECOND * _SECOND
     )
 
 
 def _records(document: Mapping[str, Any], file: str) -> Iterator[ShardRecord]:
-    """The records of an index, with the columns that it has or that lie beside it."""
+    """Yield the records of an index, with their columns from the index or the file beside it."""
     entries, columns = document["shards"], document.get("columns")
     if columns is None:
         yield from map(from_entry, entries)
@@ -195,4 +197,4 @@ def _records(document: Mapping[str, Any], file: str) -> Iterator[ShardRecord]:
         begin += sum(map(len, cut))
         yield from_entry(entry, cut)
     if begin != len(mapped):
-        raise ValueError(f"the shards have {begin} bytes of columns, and there are {len(mapped)}")
+        raise ValueError(f"the shards have {begin} bytes of columns, but there are {len(mapped)}")

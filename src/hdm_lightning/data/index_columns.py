@@ -1,7 +1,7 @@
-"""Columns of an index, a number a sample: how they are packed, and the file of their own that a large index has.
+"""Columns of an index (one number per sample): how they are packed, and the separate file for those of a large index.
 
-That file lies beside the index and is mapped into memory, not read: it takes no memory of a process but for the pages
-that are looked at, which all processes of a machine share.
+That file is stored next to the index and mapped into memory, not read: a process uses memory only for the pages that
+it accesses, which all processes of a machine share.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _NAME = re.compile(rf"{_STEM.pattern}-[0-9a-f]{{12}}\.columns")
 
 
 def pack(column: Sequence[int] | Integers) -> bytes:
-    """A column of numbers in [0, 2^62): all lowest bytes, then all second ones, and so on, deflated."""
+    """Pack a column of numbers in [0, 2^62): all lowest bytes, then all second ones, and so on, deflated."""
     numbers = np.asarray(column, dtype="<u8")
     most = int(numbers.max()) if len(numbers) else 0
     width = 2 if most < 1 << 16 else 4 if most < 1 << 32 else 8
@@ -41,36 +41,36 @@ def pack(column: Sequence[int] | Integers) -> bytes:
 
 
 def unpack(packed: Packed, count: int) -> Integers:
-    """The column of `count` numbers that `pack` wrote.
+    """Return the column of `count` numbers that `pack` wrote.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a column.
     """
-    try:  # with a limit, as a small file can unpack to gigabytes
+    try:  # with a limit, because a small file can unpack to gigabytes
         raw = np.frombuffer(zlib.decompressobj().decompress(packed, 8 * count + 1), dtype=np.uint8)
     except zlib.error as error:
         raise ValueError(f"a column cannot be unpacked ({error})") from error
     width = len(raw) // count if count else 2
     if len(raw) != width * count or width not in (2, 4, 8):
-        raise ValueError("a column has not as many entries as there are samples")
+        raise ValueError("a column does not have one entry per sample")
     bytewise = np.empty((count, width), dtype=np.uint8)
     for place, plane in enumerate(raw.reshape(width, count)):
         bytewise[:, place] = plane
     numbers = bytewise.view(f"<u{width}")[:, 0]
     if width == 8 and numbers.max() >> 62:
-        raise ValueError("a column holds a number beyond all sizes")
+        raise ValueError("a column contains a number that is too large")
     return numbers.astype(np.int64)
 
 
 def write_columns(columns: Callable[[], Iterable[Packed]], index: Path) -> str:
-    """Write columns one behind the other into a file beside an index; returns its name, which their bytes decide.
+    """Write columns one after another into a file beside an index, and return its name, which has their hash.
 
-    So an index never has the columns of another: whoever reads the old index meanwhile has the old file, too. A file
-    that holds them already stays as it is: to leave a sample out changes none of millions of numbers.
+    So an index never gets the columns of another one: a reader of the old index still finds the old file. A file that
+    already has these columns is kept: leaving out a sample changes none of its millions of numbers.
 
     Args:
-        columns: gives them, each time anew.
-        index: the file of the index.
+        columns: returns an iterable of the columns; called more than once.
+        index: path of the index.
     """
     digest, size, mapped = hashlib.sha256(), 0, True
     for column in columns():
@@ -82,7 +82,7 @@ def write_columns(columns: Callable[[], Iterable[Packed]], index: Path) -> str:
     def write(handle: IO[bytes]) -> None:
         handle.writelines(columns())
 
-    # What was hashed through a mapping has just been read from that file; anything else may have been damaged since.
+    # If all columns are mapped, they were just hashed from that very file; otherwise it may have been damaged since.
     if not (_has_size(file, size) if mapped else _holds(file, digest.hexdigest())):
         write_atomically(file, write)
     return file.name
@@ -105,34 +105,32 @@ def _holds(file: Path, sha256: str) -> bool:
 
 
 def remove_other_columns(index: Path, kept: str | None) -> None:
-    """Delete the columns of earlier indices of this name."""
+    """Delete the columns files of earlier versions of an index."""
     for other in index.parent.glob(f"{_stem(index)}-????????????{SUFFIX}"):
         if other.name != kept:
             other.unlink(missing_ok=True)
 
 
 def _stem(index: Path) -> str:
-    """How the names of an index's columns begin: as its own, or with a hash of it where an address or a pattern would
-    read that as something else.
-    """
+    """Return the stem of an index's columns files: its own, or a hash if that has special characters."""
     name = index.stem
     return name if _STEM.fullmatch(name) else hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
 
 
 def map_columns(index: str, name: object, size: int) -> memoryview:
-    """The columns beside an index, local or remote, read only; remote ones are copied to an unnamed file here.
+    """Map the columns file beside an index, read-only; a remote one is copied to an unnamed local file.
 
     Args:
         index: path or address of the index.
-        name: of the file of columns, as the index gives it.
-        size: its bytes, as the index gives them.
+        name: name of the columns file according to the index.
+        size: its size in bytes according to the index.
 
     Raises:
-        OSError: it is not there, or has another size.
-        ValueError: it has no such name.
+        OSError: the file does not exist, or has another size.
+        ValueError: the name is not that of a columns file.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no file of columns")
+        raise ValueError(f"{name!r} is not the name of a columns file")
     folder = index.rpartition("/")[0]
     place = f"{folder}/{name}" if folder else name
     if is_local(place):
@@ -149,7 +147,7 @@ def map_columns(index: str, name: object, size: int) -> memoryview:
 
 
 def let_go(column: Packed) -> None:
-    """Take the pages of a mapped file that a column lies in off this process; the next look at them maps them anew."""
+    """Release this process's pages of the mapped file that a column is in; the next access maps them again."""
     if isinstance(column, memoryview) and isinstance(column.obj, mmap.mmap):
         column.obj.madvise(mmap.MADV_DONTNEED)
 
@@ -157,5 +155,5 @@ def let_go(column: Packed) -> None:
 def _mapped(descriptor: int, size: int, place: str) -> memoryview:
     found = os.fstat(descriptor).st_size
     if found != size:
-        raise OSError(f"{place} has {found:,} bytes, and the index says {size:,}")
+        raise OSError(f"{place} has {found:,} bytes, the index says {size:,}")
     return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")

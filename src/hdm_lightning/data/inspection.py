@@ -1,4 +1,4 @@
-"""What a set of shards holds: in numbers (samples, sizes, shapes, captions), as histograms, and samples to look at."""
+"""Inspect a set of shards: statistics (samples, sizes, shapes, captions), histograms, and previews of samples."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from hdm_lightning.printable import in_one_line
 SIDES_PX = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 Convention = Literal["area", "long_side"]
 MOST_KINDS = 20
-"""Of captions, that a table names."""
+"""Maximum number of caption kinds listed in a table."""
 
 IMAGE_PX = 192
 MAP_PX = 56
@@ -37,16 +37,16 @@ ASPECTS = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 0.95, 1.05, 1.25, 1.5, 2.0, 3.0, 4.0)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Numbers of a set.
+    """Statistics of a set.
 
     Attributes:
-        shards, samples, bytes: of all shards; samples that can be used.
-        left_out: samples that cannot, by reason.
+        shards, samples, bytes: totals over all shards; only usable samples are counted.
+        left_out: number of unusable samples, by reason.
         height, width: pixels of each upright image, int64 (samples,).
-        caption_lengths: of the captions that were read, in `caption_unit`, int64 (n,).
+        caption_lengths: lengths of the captions that were read, in `caption_unit`, int64 (n,).
         caption_unit: words or tokens.
-        bad_captions: samples among those read that have no caption.
-        caption_kinds: of the samples read, lengths of the captions of each kind, int64 (n,) each.
+        bad_captions: number of samples read that have no caption or are unreadable.
+        caption_kinds: lengths of the captions of each kind in the samples read, int64 (n,) each.
     """
 
     shards: int
@@ -79,13 +79,13 @@ def collect(
     length_of: Callable[[str], int] | None = None,
     caption_unit: str = "words",
 ) -> Statistics:
-    """Numbers of the shards at some addresses.
+    """Collect the statistics of shards.
 
     Args:
         urls: folders, shards or brace patterns.
         captions: how captions are found; None for the defaults.
-        caption_samples: how many captions are read, at random.
-        length_of: length of a caption in `caption_unit`; None counts words.
+        caption_samples: number of random samples whose captions are read.
+        length_of: returns the length of a caption in `caption_unit`; None counts words.
 
     Raises:
         UserError: an index is missing, or there is nothing to count.
@@ -117,7 +117,7 @@ def _words(text: str) -> int:
 def _caption_lengths(
     source: Source, captions: CaptionRules, samples: int, length_of: Callable[[str], int]
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]], int]:
-    """Lengths of first captions, lengths of all captions by kind, and how many samples have none."""
+    """Return lengths of first captions, lengths of all captions by kind, and the number of samples without any."""
     config = StreamConfig((source,), 1, 1, stage="statistics", crop=CropRules(max_aspect=np.inf))
     plan = Plan(config)
     reader, lengths, bad = Reader(plan, config), [], 0
@@ -137,7 +137,7 @@ def _caption_lengths(
 
 
 def trained_caption_lengths(config: StreamConfig, tokenize: Tokenize, count: int) -> list[int]:
-    """Tokens of the first captions of a stream as training sees them, some dropped, their tags drawn; rising.
+    """Return token counts of a stream's first `count` captions, ascending, with the dropout and tags of training.
 
     Samples that cannot be read are left out.
 
@@ -152,11 +152,11 @@ def trained_caption_lengths(config: StreamConfig, tokenize: Tokenize, count: int
 
 
 def as_table(found: Statistics) -> str:
-    """The numbers as lines of text."""
+    """Format the statistics as lines of text."""
     lines = [
         f"shards     {found.shards}",
         f"samples    {found.samples}",
-        f"size       {_size(found.bytes)}, {_size(found.bytes / max(found.samples, 1))} a sample",
+        f"size       {_size(found.bytes)}, {_size(found.bytes / max(found.samples, 1))} per sample",
     ]
     lines += [f"left out   {count} × {in_one_line(reason)}" for reason, count in found.left_out.most_common()]
     lines += ["", "short side in pixels", *_bars(found.short_side, SIDES_PX, "{:g}")]
@@ -166,7 +166,7 @@ def as_table(found: Statistics) -> str:
         marks = np.percentile(found.caption_lengths, (5, 50, 95, 99, 100))
         names = ("5%", "50%", "95%", "99%", "longest")
         marked = ", ".join(f"{name} {mark:.0f}" for name, mark in zip(names, marks, strict=True))
-        lines.append(f"  {found.caption_unit} in a caption, quantiles: {marked}")
+        lines.append(f"  {found.caption_unit} per caption, quantiles: {marked}")
     for kind, lengths in list(found.caption_kinds.items())[:MOST_KINDS]:
         median = f"median {np.median(lengths):.0f} {found.caption_unit}"
         lines.append(f"  kind {in_one_line(kind[:40])}: {len(lengths)} captions, {median}")
@@ -176,13 +176,13 @@ def as_table(found: Statistics) -> str:
 
 
 def _size(count: float) -> str:
-    """A number of bytes, with a unit that leaves digits to see."""
+    """Format a number of bytes in kB, MB or GB."""
     unit, name = next((each for each in ((1e9, "GB"), (1e6, "MB")) if count >= each[0]), (1e3, "kB"))
     return f"{count / unit:.1f} {name}"
 
 
 def _bars(values: NDArray[np.int64] | NDArray[np.float64], edges: Sequence[float], form: str) -> list[str]:
-    """A histogram as lines; the last class is open above, and so is the first below."""
+    """Format a histogram as lines; the first and last bins are open-ended."""
     counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
     names = [f"below {form.format(edges[0])}"] + [f"from {form.format(edge)}" for edge in edges]
     share = counts / max(1, len(values))
@@ -194,7 +194,7 @@ def _bars(values: NDArray[np.int64] | NDArray[np.float64], edges: Sequence[float
 
 
 def draw(found: Statistics, path: str | Path) -> None:
-    """Histograms of short sides, aspect ratios and caption lengths, written as an image file.
+    """Write histograms of short sides, aspect ratios and caption lengths to an image file.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -217,11 +217,11 @@ def _histogram(axes: Any, values: Any, label: str) -> None:
 
 
 def preview(sample: Sample, positions: Convention = "area") -> tuple[Image.Image, str]:
-    """The crop above a small map of the full image with the crop marked in it, and a line of text.
+    """Return an image of the crop above a small map of its place in the full image, and a line of text.
 
     Args:
-        sample: as a stream gives it.
-        positions: convention of the positions of the crop's edges, as the network's.
+        sample: a sample of a stream.
+        positions: convention of the crop edges' positions; the network's.
     """
     canvas = Image.new("RGB", (IMAGE_PX, IMAGE_PX + GAP_PX + MAP_PX), "white")
     crop = Image.fromarray(np.ascontiguousarray(sample.image.transpose(1, 2, 0)))
@@ -234,9 +234,9 @@ def preview(sample: Sample, positions: Convention = "area") -> tuple[Image.Image
 
 
 def crop_positions(sample: Sample, convention: Convention = "area") -> tuple[float, float, float, float]:
-    """Top, left, bottom and right edge of a crop as the network sees them (arXiv 2509.06068, position map).
+    """Return top, left, bottom and right edge of a crop as network positions (arXiv 2509.06068, position map).
 
-    With `area` a full image of H×W pixels spans ±√(H/W) in y and ±√(W/H) in x, with `long_side` ±1 on its long side.
+    With `area`, a full image of H×W pixels spans ±√(H/W) in y and ±√(W/H) in x; with `long_side`, ±1 on its long side.
     """
     top, left, full_height, full_width = sample.crop
     _, height, width = sample.image.shape

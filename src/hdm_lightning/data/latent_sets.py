@@ -1,8 +1,8 @@
-"""Latents on disk in the place of images: what a set of them says of itself, and how one is stored and cut.
+"""Latents on disk instead of images: the format of a set, and how a latent is stored and cropped.
 
 The whole image, resized so that its short side is the set's resolution, is encoded once; a shifted crop is then cut
-from the latent grid. The long side, rounded to the nearest pixel, loses what is less than a cell at its right or lower
-end; crop numbers go on telling the size of the resized image with it.
+from the latent grid. The long side, rounded to the nearest pixel, is cut to whole cells at its right or lower end; the
+crop numbers still refer to the resized image before that.
 
 Shapes: M moments, C latent channels, f pixels per cell, h×w cells of a grid.
 """
@@ -24,20 +24,20 @@ from hdm_lightning.errors import UserError
 
 MEAN, STD = MOMENTS = ("mean", "std")
 Moments = NDArray[np.float16]
-"""float16 (M,C,h,w): mean and, where M is 2, standard deviation of the posterior, not normalised."""
+"""float16 (M,C,h,w): mean and, if M is 2, standard deviation of the posterior, not normalized."""
 
 
 @dataclass(frozen=True)
 class LatentFormat:
-    """What the samples of a set of latents have in common.
+    """The common format of the samples in a set of latents.
 
     Attributes:
-        resolution: short side in pixels of the images as they were encoded.
+        resolution: short side in pixels of the encoded images.
         factor: pixels per latent cell along one side.
-        channels: latent channels.
-        autoencoder: fingerprint of what encoded them.
-        name: what that was called, for messages; formats that differ in it alone are equal.
-        moments: M: 1 for the mean, which is all that training takes, 2 for mean and standard deviation.
+        channels: number of latent channels.
+        autoencoder: fingerprint of the autoencoder.
+        name: name of the autoencoder for messages; ignored when formats are compared.
+        moments: M: 1 for the mean, which is all that training uses, 2 for mean and standard deviation.
     """
 
     resolution: int
@@ -49,7 +49,7 @@ class LatentFormat:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "LatentFormat":
-        """The format that plain values describe. Raises ValueError, KeyError, TypeError: they are none."""
+        """Return the format from plain values. Raises ValueError, KeyError, TypeError: they do not describe one."""
         values = {each.name: plain[each.name] for each in fields(cls)}
         for name in ("resolution", "factor", "channels", "moments"):
             if type(values[name]) is not int or values[name] < 1 or (name == "moments" and values[name] > 2):
@@ -57,24 +57,24 @@ class LatentFormat:
         return cls(**{**values, "autoencoder": str(values["autoencoder"]), "name": str(values["name"])})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the format as plain values."""
         return asdict(self)
 
     def whole(self, height: int, width: int) -> Crop:
-        """What is encoded of an original of this upright size: all whole cells of the resized image."""
+        """Return the encoded part of an original of this upright size: all whole cells of the resized image."""
         full_height, full_width = covering_size(height, width, self.resolution, self.resolution)
         height, width = (side // self.factor * self.factor for side in (full_height, full_width))
         return Crop(0, 0, full_height, full_width, height, width)
 
     def grid(self, height: int, width: int) -> Shape:
-        """Rows and columns of cells of an image of this size in pixels."""
+        """Return rows and columns of the latent grid of an image of this size in pixels."""
         return height // self.factor, width // self.factor
 
     def cut(self, members: Mapping[str, bytes], rules: CropRules, shape: Shape, draws: Draws) -> tuple[Moments, Crop]:
-        """The moments of a crop of a stored sample, as a view, and the crop.
+        """Return the moments of a crop of a stored sample, as a view, and the crop.
 
         Raises:
-            SampleFault: there is no latent, it is not of this format, or the rules refuse its original.
+            SampleFault: there is no latent, it does not have this format, or the rules reject its original.
         """
         (height, width), moments = unpack_latent(members.get(LATENT, b""))
         if moments is None:
@@ -88,20 +88,20 @@ class LatentFormat:
         return moments[:, :, top : top + rows, left : left + columns], crop
 
     def masked(self, shape: Shape) -> Moments:
-        """What stands for a crop of a shape in pixels that cannot be had."""
+        """Return zeros as the placeholder for a crop of this shape in pixels."""
         return np.zeros((self.moments, self.channels, *self.grid(*shape)), dtype=np.float16)
 
     def check(self, crop: CropRules, resolution: int) -> None:
-        """Check that a stream can be cut from these latents.
+        """Check that a stream can be cropped from these latents.
 
         Raises:
-            UserError: naming the key.
+            UserError: it cannot; names the key.
         """
         if resolution != self.resolution:
             raise UserError(
-                f"these latents are of images of {self.resolution} px, the stream is to have {resolution} px",
+                f"these are latents of images at {self.resolution} px, but the stream needs {resolution} px",
                 where="data.resolution",
-                hint="name the folder that `hdm-shards encode` was given as --out, with that resolution among its sets",
+                hint="name the --out folder of `hdm-shards encode`, with a set at that resolution",
             )
         if crop.flip:
             raise UserError(
@@ -118,7 +118,7 @@ class LatentFormat:
 
 
 def pack_latent(height: int, width: int, moments: NDArray[np.floating[Any]] | None) -> bytes:
-    """The member of a sample: the upright size of its original, and its moments (M,C,h,w) in half precision if any."""
+    """Pack a sample's member: the upright size of its original, and any moments (M,C,h,w) in half precision."""
     tensors: dict[str, NDArray[Any]] = {"original_size": np.array([height, width], dtype=np.int32)}
     if moments is not None:
         half = moments.astype(np.float16)
@@ -127,10 +127,10 @@ def pack_latent(height: int, width: int, moments: NDArray[np.floating[Any]] | No
 
 
 def unpack_latent(data: bytes) -> tuple[Shape, Moments | None]:
-    """Height and width of the original, and the moments unless it could not be encoded.
+    """Return height and width of the original, and the moments, None if it could not be encoded.
 
     Raises:
-        SampleFault: the bytes are no such member.
+        SampleFault: the bytes are not such a member.
     """
     if not data:
         raise SampleFault("no latent")

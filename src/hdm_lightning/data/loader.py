@@ -1,6 +1,6 @@
-"""Batches of one rank: workers that prepare samples, and their samples put back in order.
+"""Batches of one rank: worker processes prepare samples, which are put back in order.
 
-Shapes: B samples of a batch, H×W pixels, L token places.
+Shapes: B samples per batch, H×W pixels, L tokens.
 """
 
 import tempfile
@@ -30,28 +30,28 @@ CHUNK_SAMPLES = 16
 
 
 class Batch(TypedDict):
-    """What every loader of this project yields.
+    """A batch, as every loader of this project yields it.
 
-    A masked sample (one that could not be read) keeps its row: a black image, a crop of the whole of it, one padding
-    token, an empty caption and weight 0, so that shapes, order and the plan of every other sample stay as they were.
+    A masked sample (one that could not be read) keeps its row, with a black image, a crop of all of it, one padding
+    token, an empty caption and weight 0, so that shapes, order and the plan of all other samples stay the same.
     """
 
     image: NotRequired[Tensor]
-    """uint8 (B,3,H,W), RGB; or (B,4,H,W), whose fourth channel says how much a pixel counts in the loss."""
+    """uint8 (B,3,H,W), RGB; or (B,4,H,W), where the fourth channel is each pixel's weight in the loss."""
     latent: NotRequired[Tensor]
-    """float16 (B,M,C,H/f,W/f), in the place of `image`: mean and, where M is 2, standard deviation of the crop."""
+    """float16 (B,M,C,H/f,W/f), instead of `image`: mean and, if M is 2, standard deviation of the crop's latent."""
     autoencoder: NotRequired[str]
-    """Fingerprint of the autoencoder that gave `latent`."""
+    """Fingerprint of the autoencoder that encoded `latent`."""
     crop: Tensor
     """float32 (B,4): top, left, full_height, full_width of the crop, in pixels of the resized full image."""
     context: NotRequired[Tensor]
-    """(B,L,W): states of the captions from disk, zero behind each, in the dtype in which they are stored."""
+    """(B,L,W): text-encoder states of the captions from disk, zero-padded, in the dtype in which they are stored."""
     text_encoder: NotRequired[str]
-    """Fingerprint of the text encoder that gave `context`."""
+    """Fingerprint of the text encoder that computed `context`."""
     tokens: Tensor
-    """int64 (B,L): caption tokens, padded to the context length, or to the least of the loader's lengths."""
+    """int64 (B,L): caption tokens, padded to the context length, or to the shortest sufficient one of the lengths."""
     lengths: Tensor
-    """int64 (B,): true token counts, at least 1."""
+    """int64 (B,): token counts without padding, at least 1."""
     index: Tensor
     """int64 (B,): position in the stage's global order."""
     weight: Tensor
@@ -61,19 +61,19 @@ class Batch(TypedDict):
     captions: list[str]
     """The caption as chosen, before tokenization."""
     text_is_full: NotRequired[bool]
-    """Whether no caption of a batch of the greatest length is padded; only where the loader has lengths."""
+    """Whether the batch has the greatest length and no caption is padded; only if the loader has lengths."""
     set_size: NotRequired[int]
-    """Positions of the whole validation set; only in its batches."""
+    """Number of positions in the validation set; only in its batches."""
 
 
 _TENSORS = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
 
 
 def collate(samples: Sequence[Sample], *, pin_memory: bool = False, lengths: Sequence[int] = ()) -> Batch:
-    """Samples as a batch, their captions padded to the least of rising `lengths` that holds them all.
+    """Collate samples into a batch, with captions padded to the shortest of the ascending `lengths` that fits all.
 
     Raises:
-        ValueError: their crops differ in shape.
+        ValueError: the crops differ in shape.
     """
     shapes = {sample.image.shape for sample in samples}
     if len(shapes) > 1:
@@ -94,27 +94,27 @@ def collate(samples: Sequence[Sample], *, pin_memory: bool = False, lengths: Seq
         captions=[sample.caption for sample in samples],
     )
     if text is not None:
-        # A length filled by chance, below the greatest, is not worth a graph of its own without a mask.
+        # A shorter length that happens to be full is not worth a compiled graph of its own without a mask.
         batch["text_is_full"] = text == lengths[-1] == min(sample.length for sample in samples)
     return batch
 
 
 class StreamLoader:
-    """An endless loader: batch m of a rank holds its positions m·B … (m+1)·B − 1 after the start.
+    """An endless loader: batch m of a rank has the rank's positions m·B … (m+1)·B − 1 after the start.
 
-    With `together` = k, k batches are made of their k·B positions by the length of the captions.
+    With `together` = k, the samples of k batches are sorted by caption length before they are split into the k batches.
 
     Args:
         config, plan: the stream and its order.
-        tokenize: caption to (token numbers, true count); must be picklable where workers are spawned.
-        batch_size: B, samples of a batch on this rank.
+        tokenize: maps a caption to (token ids, count without padding); must be picklable if workers are spawned.
+        batch_size: B, samples per batch on this rank.
         rank, world: this rank has the positions g = rank (mod world).
-        start: first global position, or what gives it at the beginning of each iteration.
-        pin_memory: lay batches in page-locked memory.
-        lengths: that captions are padded to, rising up to the context length; none for that alone.
-        together: batches that are made of one group of samples sorted by length.
-        text_states: from which batches have their captions' states; None for none.
-        validated: whether a validation loader will run beside it.
+        start: first global position, or a function that returns it at the start of each iteration.
+        pin_memory: put batches in page-locked memory.
+        lengths: lengths that captions are padded to, ascending to the context length; empty for that alone.
+        together: number of batches that are made from one group of samples sorted by length.
+        text_states: source of the captions' states; None for batches without them.
+        validated: whether a validation loader will run at the same time.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class StreamLoader:
         return batch
 
     def _sample_bytes(self, shape: tuple[int, int]) -> int:
-        """What a sample of a shape takes up, its text left out."""
+        """Return the size of a sample of this shape, without its text."""
         if self.plan.latents is not None:
             return self.plan.latents.masked(shape).nbytes
         return (4 if self.config.alpha == "mask" else 3) * shape[0] * shape[1]
@@ -199,13 +199,13 @@ class StreamLoader:
 
 
 class ValidationLoader(StreamLoader):
-    """A finite loader over the first positions of a fixed order, with as many batches on every rank.
+    """A finite loader over the first positions of a fixed order, with the same number of batches on every rank.
 
-    Each position is given by one rank; the last batches are filled up with masked samples, so that no rank waits
-    for another. Captions are the first ones, never dropped.
+    Each position belongs to one rank; the last batches are filled up with masked samples, so that no rank waits for
+    another. Each sample has its first caption, never dropped.
 
     Args:
-        samples: positions in all, at most the number of planned samples.
+        samples: total number of positions, capped at the number of planned samples.
     """
 
     def __init__(
@@ -239,19 +239,19 @@ class ValidationLoader(StreamLoader):
 
 @dataclass
 class Chunk:
-    """Some samples of one worker on their way: pixels end to end, which takes one block of shared memory for all."""
+    """Samples in transit from one worker, their pixels end to end in a single block of shared memory."""
 
     turn: int
-    """How many chunks the worker gave before."""
+    """Number of chunks that the worker sent before."""
     pixels: Tensor
-    """uint8 (all pixels of all samples,), or float16 of moments."""
+    """uint8 (all pixels of all samples,), or float16 for moments."""
     shapes: list[tuple[int, ...]]
     samples: list[Sample]
-    """Without pixels."""
+    """The samples without pixels."""
 
     @classmethod
     def of(cls, turn: int, samples: Sequence[Sample]) -> "Chunk":
-        """Samples as one chunk."""
+        """Pack samples into one chunk."""
         shapes, nothing = [sample.image.shape for sample in samples], np.empty(0, dtype=np.uint8)
         pixels = np.empty(sum(sample.image.size for sample in samples), dtype=samples[0].image.dtype)
         for sample, image in zip(samples, _images(pixels, shapes), strict=True):
@@ -259,19 +259,19 @@ class Chunk:
         return cls(turn, torch.from_numpy(pixels), shapes, [replace(sample, image=nothing) for sample in samples])
 
     def unpacked(self) -> list[Sample]:
-        """The samples, with their images as views."""
+        """Return the samples, with their images as views."""
         images = _images(self.pixels.numpy(), self.shapes)
         return [replace(sample, image=image) for sample, image in zip(self.samples, images, strict=True)]
 
 
 def _images(pixels: NDArray[Any], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[Any]]:
-    """Images that lie end to end, as views."""
+    """Return images that are stored end to end, as views."""
     ends = np.cumsum([prod(shape) for shape in shapes])
     return [part.reshape(shape) for part, shape in zip(np.split(pixels, ends[:-1]), shapes, strict=True)]
 
 
 class _Chunks(IterableDataset[Chunk]):
-    """The chunks of one worker: every n-th sample of its rank, from the worker's own number on."""
+    """The chunks of one worker: every n-th sample of its rank, starting at the worker's number."""
 
     def __init__(
         self,
@@ -308,26 +308,26 @@ class _Chunks(IterableDataset[Chunk]):
 
 
 def in_order(chunks: Iterable[Chunk]) -> Iterator[Sample]:
-    """The samples of chunks that came from workers in turn, in the order of the stream."""
+    """Yield the samples in the order of the stream, from chunks that come from the workers in turn."""
     for _, together in groupby(chunks, key=lambda chunk: chunk.turn):
         for row in zip_longest(*(chunk.unpacked() for chunk in together)):
             yield from (sample for sample in row if sample is not None)
 
 
 def chunk_samples(sample_bytes: int) -> int:
-    """How many samples of a size are sent together."""
+    """Return how many samples of this size a worker sends at a time."""
     return max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // max(1, sample_bytes)))
 
 
 def by_length(samples: Iterable[Sample], size: int, together: int) -> Iterator[list[Sample]]:
-    """Batches of `size` out of groups of `together` · `size` consecutive samples, the longest captions first.
+    """Yield batches of `size` from groups of `together` · `size` consecutive samples, the longest captions first.
 
-    While one group is given out the next one is read, so that nobody waits for a whole group but at the start.
+    The next group is read while the current one is yielded, so only the start has to wait for a whole group.
     """
     ready: deque[list[Sample]] = deque()
     coming: list[Sample] = []
     for sample in samples:
-        # A view would keep the shared memory of its worker, of which there may be little.
+        # A view would hold on to the worker's shared memory, which may be scarce.
         coming.append(sample if together == 1 else replace(sample, image=sample.image.copy()))
         if len(coming) == size * together:
             group = sorted(coming, key=lambda each: -each.length) if together > 1 else coming
@@ -338,6 +338,6 @@ def by_length(samples: Iterable[Sample], size: int, together: int) -> Iterator[l
 
 
 def places(samples: Sequence[Sample], lengths: Sequence[int]) -> int | None:
-    """The least of rising `lengths` that holds the captions of all samples; None without lengths."""
+    """Return the shortest of the ascending `lengths` that fits the captions of all samples; None without lengths."""
     longest = max(sample.length for sample in samples)
     return next((each for each in lengths if each >= longest), None)

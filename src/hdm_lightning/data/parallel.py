@@ -1,4 +1,4 @@
-"""Work over many items: in several processes, in the items' order, with a progress bar."""
+"""Process many items in parallel processes, in order, with a progress bar."""
 
 import multiprocessing
 import os
@@ -27,20 +27,20 @@ IN_FLIGHT_PER_PROCESS = 4
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], *, processes: int | None = None
 ) -> Iterator[Result]:
-    """Yield `function(item)` for each item, in order; with one process, without starting any.
+    """Yield `function(item)` for each item, in order; `processes` = 1 runs in this process.
 
     Args:
         function, items: the function must be importable by name, the items and results picklable.
-        processes: workers; None means as many as this process may use cores.
+        processes: number of worker processes; None for one per available core.
 
     Raises:
-        UserError: a process was ended from outside, as systems do where memory is out.
+        UserError: a process was killed, as systems do when memory runs out.
     """
     workers = processes if processes is not None else available_cores()
     if workers <= 1:
         yield from map(function, items)
         return
-    # Spawned, because forking a process that holds threads (torch, say) can deadlock.
+    # Spawned, because forking a process with threads (such as torch's) can deadlock.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         pending: deque[Future[Result]] = deque()
         try:
@@ -52,7 +52,7 @@ def ordered_map(
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
-            hint = "free memory, or take fewer processes; what is done stays, and the same command goes on"
+            hint = "free memory, or use fewer processes; the same command resumes, keeping what is done"
             raise UserError("a process was killed; was there enough memory?", hint=hint) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -60,10 +60,10 @@ def ordered_map(
 
 @contextmanager
 def starting_quietly() -> Iterator[None]:
-    """Processes that start meanwhile are deaf to Ctrl-C, which a terminal sends to all of them at once, but for what
-    `interruptible` runs: else each would print a stack trace of its own.
+    """Make processes that start meanwhile ignore Ctrl-C, which a terminal sends to all of them at once, except inside
+    `interruptible`: otherwise each would print its own stack trace.
     """
-    resource_tracker.ensure_running()  # its own start would lift the mask
+    resource_tracker.ensure_running()  # if it started later, it would lift the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with _later():
@@ -74,7 +74,7 @@ def starting_quietly() -> Iterator[None]:
 
 @contextmanager
 def _later() -> Iterator[None]:
-    """A Ctrl-C that another thread hears takes effect at the end: a process that is half started would complain."""
+    """Delay a Ctrl-C that another thread receives to the end: a half-started process would complain."""
     handler, came = signal.getsignal(signal.SIGINT), []
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
@@ -89,14 +89,14 @@ def _later() -> Iterator[None]:
 
 
 _interrupted = False
-"""In a process that `starting_quietly` has started: nothing more is begun."""
+"""Whether a process started within `starting_quietly` got a Ctrl-C, and so starts no more work."""
 
 
 def interruptible(function: Callable[[Item], Result], item: Item) -> Result:
-    """`function(item)`, ended by Ctrl-C, and then all that is still to come in this process.
+    """Return `function(item)`; Ctrl-C ends this call and all later ones in this process.
 
     Raises:
-        KeyboardInterrupt: it was.
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     global _interrupted
     try:

@@ -1,8 +1,8 @@
-"""Random draws as functions of names and numbers: no generator is shared, none has a state to save.
+"""Random draws as functions of names and numbers: no generator is shared and there is no state to save.
 
-A draw depends on what it is for (seed, stage, position, purpose) and on nothing else, so that ranks, workers and
-restarts cannot change it. Only raw 64-bit words are taken from numpy, whose bit generators keep their streams for
-good (NEP 19), while the streams of its distributions may change between versions.
+A draw depends only on its purpose (seed, stage, position, name), so ranks, workers and restarts cannot change it. Only
+raw 64-bit words are taken from numpy: its bit generators keep their streams for good (NEP 19), while the streams of
+its distributions may change between versions.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _UNIT = 2.0**-53
 
 
 def permutation(size: int, *key: int | str) -> NDArray[np.int64]:
-    """A permutation of `range(size)` that depends on the key alone."""
+    """Return a permutation of `range(size)` that depends on the key alone."""
     digest = blake2b(repr(key).encode(), digest_size=16).digest()
     words = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(size)
     return np.argsort(words, kind="stable").astype(np.int64)
@@ -39,7 +39,7 @@ class Draws:
         self._words: tuple[int, ...] = ()
 
     def word(self) -> int:
-        """The next 64 random bits."""
+        """Return the next 64 random bits."""
         if self._count == 8:
             counter = self._block.to_bytes(8, "little")
             self._words = unpack("<8Q", blake2b(counter, key=self._key, digest_size=64).digest())
@@ -49,17 +49,17 @@ class Draws:
         return self._words[self._count - 1]
 
     def uniform(self) -> float:
-        """A number in [0, 1)."""
+        """Return a number in [0, 1)."""
         return (self.word() >> 11) * _UNIT
 
     def below(self, bound: int) -> int:
-        """An integer in [0, bound). The bias is below bound / 2^64."""
+        """Return an integer in [0, bound). The bias is below bound / 2^64."""
         if bound < 1:
             raise ValueError(f"bound must be at least 1, got {bound}")
         return (self.word() * bound) >> 64
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """The items in random order (Fisher-Yates)."""
+        """Return the items in random order (Fisher-Yates)."""
         mixed = list(items)
         for last in range(len(mixed) - 1, 0, -1):
             other = self.below(last + 1)
@@ -67,7 +67,7 @@ class Draws:
         return mixed
 
     def weighted(self, weights: Sequence[float]) -> int:
-        """An index, drawn in proportion to the weights, whose sum must be positive."""
+        """Return an index drawn in proportion to the weights, whose sum must be positive."""
         point = self.uniform() * sum(weights)
         for index, weight in enumerate(weights):
             point -= weight

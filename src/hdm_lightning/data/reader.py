@@ -1,7 +1,7 @@
 """Raw samples of a plan: reads of known ranges, a window at a time where that is cheap.
 
-Small local windows are one read, large ones a read a sample. Remote windows are read whole, the next one of each lane
-by threads while the present one is used.
+Small local windows take one read, large ones one read per sample. Remote windows are read whole; threads read the next
+one of each lane while the current one is used.
 """
 
 import logging
@@ -33,19 +33,19 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 LOCAL_SPAN = 1 << 18
-"""Bytes of a local window up to which it is read at once rather than sample by sample."""
+"""Largest span in bytes of a local shard's samples that is read at once rather than sample by sample."""
 
 REMOTE_GAP = 1 << 18
-"""Unwanted bytes that are read rather than asked around."""
+"""Largest gap in bytes between samples that is read through instead of splitting the request."""
 
 MAX_READ_BYTES = 1 << 30
-"""Of one read: what an index claims beyond is not believed."""
+"""Largest size of one read; larger samples in an index are not believed."""
 
 RETRY_AFTER_S = 120.0
 """How long a dead shard is left alone, so that a dead server costs little time."""
 
 STRIKES = 2
-"""Reads of a shard that fail one after another before it counts as dead: an unlucky one costs its own samples alone."""
+"""Consecutive failed reads before a shard counts as dead; a single failure costs only its own samples."""
 
 TABLES = 128
 OPEN_FILES = 64
@@ -55,7 +55,7 @@ Data = bytes | SampleFault
 
 
 class Address(NamedTuple):
-    """Where one sample lies, and how it is cut."""
+    """Where one sample lies, and how its members are cut out."""
 
     shard: PlannedShard
     ordinal: int
@@ -65,15 +65,15 @@ class Address(NamedTuple):
 
 
 Loaded = dict[int, tuple[Address, Data | None]]
-"""What is known of the places of a window: where they lie, and the bytes of those that were read ahead."""
+"""Samples of a window by index: their addresses, and the bytes of those that were read ahead."""
 
 
 class Reader:
-    """Gives the raw sample of a place in a plan. One a process; it holds open files and the windows in use.
+    """Reads the raw sample at a place of a plan. Each process has its own, with open files and the windows in use.
 
     Args:
-        plan, config: of the stream.
-        stop: position from which on nobody asks for a sample, so that none is read ahead; None where there is none.
+        plan, config: plan and configuration of the stream.
+        stop: position where the stream ends, beyond which nothing is read ahead; None for an endless stream.
     """
 
     def __init__(self, plan: Plan, config: StreamConfig, *, stop: int | None = None) -> None:
@@ -93,18 +93,18 @@ class Reader:
         self._reads_ahead = [any(shard.url in self._remote for shard in part.shards) for part in plan.parts]
 
     def address(self, place: Place) -> Address:
-        """Where the sample of a place lies."""
+        """Return the address of the sample at a place."""
         shard = self._plan.parts[place.part].shards[place.shard]
         (address,) = _addresses(shard, self._table(place.part, place.shard), np.array([place.rank]))
         return address
 
     def read(self, place: Place) -> RawSample:
-        """The raw sample of a place.
+        """Return the raw sample at a place.
 
         Raises:
             SampleFault: it cannot be read.
         """
-        # Each sample is used once, so that what was read ahead can go as it is used.
+        # Each sample is used once, so what was read ahead can be dropped on use.
         address, data = self._window(place).pop(place.place, (None, None))
         if address is None:
             address = self.address(place)
@@ -115,7 +115,7 @@ class Reader:
         return address.form.cut(data)
 
     def _window(self, place: Place) -> Loaded:
-        """What is known of the window of a place."""
+        """Return the loaded window of a place, and start reading the next one of its lane."""
         key = (place.part, place.window.lane)
         held = self._held.get(key)
         if held is not None and _same(held[0], place.window):
@@ -133,15 +133,15 @@ class Reader:
         return loaded
 
     def _asked_for(self, part: int, window: Window) -> int:
-        """How many places of a window, from its first on, may lie before the end."""
+        """Return how many places of a window, from its first, may lie before the end of the stream."""
         if self._stop is None or window.pass_number:
             return len(window.ranks)
-        # Of the positions before the end a part has at most all, and its lanes take turns.
+        # At most all positions before the end are of this part, and its lanes take turns.
         of_lane = -(-self._stop // self._plan.parts[part].order.lanes)
         return min(max(of_lane - window.first, 0), len(window.ranks))
 
     def _load(self, part: int, window: Window, begin: int) -> Loaded:
-        """Where a window's samples from a place on lie, with their bytes where they are worth reading at once."""
+        """Return the addresses of a window's samples from `begin`, with their bytes if worth reading together."""
         loaded: Loaded = {}
         shards = window.shards[begin : self._asked_for(part, window)]
         for number in np.unique(shards).tolist():
@@ -153,7 +153,7 @@ class Reader:
         return loaded
 
     def _read_near(self, addresses: list[Address]) -> list[Data | None]:
-        """The bytes of a local shard's samples, if they lie near each other."""
+        """Return the bytes of a local shard's samples if they are close together, else None for each."""
         first, last = min(each.start for each in addresses), max(each.end for each in addresses)
         if last - first > LOCAL_SPAN:
             return [None] * len(addresses)
@@ -161,7 +161,7 @@ class Reader:
         return [_slice(data, first, each) for each in addresses]
 
     def _read_runs(self, addresses: list[Address]) -> list[Data | None]:
-        """The bytes of a remote shard's samples, one read for those that are near enough to each other."""
+        """Return the bytes of a remote shard's samples, using one read for samples that are close together."""
         found: list[Data | None] = [None] * len(addresses)
         for run in _runs(np.array([each.start for each in addresses]), np.array([each.end for each in addresses])):
             first, last = min(addresses[n].start for n in run), max(addresses[n].end for n in run)
@@ -171,7 +171,7 @@ class Reader:
         return found
 
     def _try(self, shard: PlannedShard, start: int, end: int) -> Data:
-        """Bytes of a shard, or why there are none."""
+        """Return bytes of a shard, or the fault that prevents it."""
         dead = self._dead.get(shard.url)
         if dead is not None and time.monotonic() < dead[0]:
             return SampleFault(dead[1])
@@ -204,18 +204,18 @@ class Reader:
         return self._cache.read(shard.url, shard.record.bytes, shard.record.sha256, start, end, see)
 
     def _compare(self, shard: PlannedShard, version: Version) -> None:
-        """Compare what a server says of a shard when it is first read with what the index says.
+        """Compare the version of a shard that a server reports on the first read with the index.
 
         Raises:
-            ReplacedShard: it is of another size. Another tag alone may be another server's: each sample is compared.
+            ReplacedShard: the size differs. A different tag alone only warns, as servers differ: samples are checked.
         """
         record, resized = shard.record, version.size not in (None, shard.record.bytes)
         renamed = bool(record.tag and version.tag) and record.tag != version.tag
         sizes = f"has {version.size} bytes, the index says {record.bytes}"
         if (resized or renamed) and not self._told:
-            self._told = True  # of thousands, by each process, one
-            what = sizes if resized else f"is version {version.tag} now, and {record.tag} was indexed"
-            hint = "make the index again: hdm-shards index ADDRESSES --out index.json"
+            self._told = True  # one of thousands is enough
+            what = sizes if resized else f"is version {version.tag} now, but version {record.tag} was indexed"
+            hint = "index the shards again: hdm-shards index ADDRESSES --out index.json"
             _log.warning("%s", in_one_line(f"warning: {shard.url} {what}; {hint}"))
         if resized:
             raise ReplacedShard(sizes)
@@ -252,24 +252,24 @@ def _slice(data: Data, offset: int, address: Address) -> Data:
 
 
 def _runs(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[list[int]]:
-    """Samples that are near enough to each other to be read together."""
+    """Group samples that are close enough to be read together."""
     by_start = np.argsort(starts, kind="stable")
     gaps = starts[by_start][1:] - ends[by_start][:-1]
     return [run.tolist() for run in np.split(by_start, np.flatnonzero(gaps > REMOTE_GAP) + 1)]
 
 
 class LocalFiles:
-    """Reads ranges of local files and keeps the last ones open until it is let go. Threads may share it."""
+    """Reads ranges of local files; keeps the last files open until it is closed or garbage-collected. Thread-safe."""
 
     def __init__(self, limit: int = OPEN_FILES) -> None:
         self._limit = limit
         self._handles: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
-        # Not __del__, which at the interpreter's end would find no `os` any more.
+        # Not __del__, which would no longer find `os` at interpreter shutdown.
         weakref.finalize(self, _close_all, self._handles).atexit = False
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a file, fewer where it is shorter.
+        """Return bytes [start, end) of a file, fewer if it is shorter.
 
         Raises:
             OSError: the file cannot be read.
@@ -278,7 +278,7 @@ class LocalFiles:
             try:
                 return os.pread(self._handle(path), end - start, start)
             except OSError:
-                self._forget(path)  # a network file system's handle may be stale: the next read opens anew
+                self._forget(path)  # a network file system's handle may be stale: the next read opens the file again
                 raise
 
     def close(self) -> None:
@@ -309,10 +309,10 @@ def _close_all(handles: OrderedDict[str, int]) -> None:
 class ReadAhead:
     """Runs calls in a few daemon threads, which start with the first call and end with this object.
 
-    Unlike those of `ThreadPoolExecutor`, they do not hold up the end of the process while a server is silent.
+    Unlike those of `ThreadPoolExecutor`, they do not delay the exit of the process while a server is silent.
 
     Args:
-        threads: how many calls run side by side.
+        threads: number of calls that run in parallel.
     """
 
     def __init__(self, threads: int) -> None:
@@ -320,7 +320,7 @@ class ReadAhead:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
-        """The result to come of a call."""
+        """Start a call and return the future of its result."""
         if self._calls is None:
             self._calls = SimpleQueue()
             weakref.finalize(self, _end, self._calls, self._threads)
@@ -341,6 +341,6 @@ def _work(calls: "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") ->
         future, call = next_call
         try:
             future.set_result(call())
-        except BaseException as error:  # whoever asks for the result gets it
+        except BaseException as error:  # raised again by `future.result()`
             future.set_exception(error)
-        del future, call, next_call  # or the thread would hold on to its reader while it waits
+        del future, call, next_call  # otherwise the thread would keep the reader alive while it waits

@@ -1,6 +1,6 @@
-"""What a stream of samples is made from, as plain values, and rules from a configuration's plain values.
+"""Settings of a stream of samples as plain values, and how they are read from a configuration.
 
-Every mistake names its key.
+Every error names its key.
 """
 
 import math
@@ -18,7 +18,7 @@ from hdm_lightning.errors import UserError, did_you_mean
 Rules = TypeVar("Rules")
 
 FIXED = {Buckets: ("block",)}
-"""Fields that follow from other settings, so that no key may set them."""
+"""Fields derived from other settings; no key may set them."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Source:
     Attributes:
         urls: folders, shards (`…/0000.tar`) or brace patterns (`…/{0000..0099}.tar`), local or remote.
         weight: share of the samples that come from this source, relative to the other sources; None for its number
-            of samples. Give it for all sources or for none.
-        index: where the index lies, if not beside the shards.
+            of samples. Set it for all sources or for none.
+        index: location of the index, if not beside the shards.
     """
 
     urls: tuple[str, ...]
@@ -37,24 +37,24 @@ class Source:
     index: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.urls, str):  # a lone address would pass for a sequence of letters
+        if isinstance(self.urls, str):  # a single address would pass for a sequence of characters
             object.__setattr__(self, "urls", (self.urls,))
 
 
 def sources_from(value: Any, where: str) -> tuple[Source, ...]:
-    """The sources that a plain value means.
+    """Return the sources that a plain value describes.
 
     Args:
-        value: a folder, shard, brace pattern or address; a list of them, which makes one source; or a list in which
-            a source is a mapping of `urls`, `weight` and `index`.
+        value: a folder, shard, brace pattern or address; a list of them, which is one source; or a list in which
+            sources are mappings with `urls`, `weight` and `index`.
         where: the value's key.
 
     Raises:
-        UserError: it is none of these.
+        UserError: the value is none of these.
     """
     entries = [value] if isinstance(value, str | os.PathLike | Mapping) else value
     if not isinstance(entries, Sequence) or not entries:
-        raise UserError("no source is given", where=where, hint="give a folder of shards")
+        raise UserError("no source is given", where=where, hint="name a folder of shards")
     if all(isinstance(entry, str | os.PathLike) for entry in entries):
         return (Source(urls=tuple(map(_tidy, entries))),)
     return tuple(_source(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
@@ -64,10 +64,10 @@ def _source(entry: Any, where: str) -> Source:
     if isinstance(entry, str | os.PathLike):
         return Source(urls=(_tidy(entry),))
     if not isinstance(entry, Mapping) or "urls" not in entry or set(entry) - {"urls", "weight", "index"}:
-        raise UserError(f"{entry!r} is no source", where=where, hint="give a folder, or {urls: …, weight: …}")
+        raise UserError(f"{entry!r} is not a source", where=where, hint="name a folder, or use {urls: …, weight: …}")
     weight = entry.get("weight")
     if weight is not None and not is_weight(weight):
-        hint = f"give a number up to {MOST_WEIGHT:g}, or none for any source"
+        hint = f"set it to a number up to {MOST_WEIGHT:g}, or leave the weights of all sources out"
         raise UserError(f"is {str(weight)[:80]}", where=f"{where}.weight", hint=hint)
     urls = entry["urls"]
     several = [urls] if isinstance(urls, str | os.PathLike) else urls
@@ -75,20 +75,20 @@ def _source(entry: Any, where: str) -> Source:
 
 
 def _tidy(url: str | os.PathLike[str]) -> str:
-    """A local path without `~` and `..`: a configuration may name what lies beside a folder not made yet."""
+    """Resolve `~` and `..` in a local path, textually: the folders that it passes through may not exist yet."""
     text = os.fspath(url)
     return os.path.normpath(os.path.expanduser(text)) if is_local(text) else text
 
 
 Alpha = Literal["white", "mask"]
-"""What becomes of transparency: it is laid on white, or does not count in the loss."""
+"""How transparency is treated: composited onto white, or as a mask for the loss."""
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """A stream of samples: where from (at least one source), in which order, cut and captioned how.
+    """A stream of samples: its sources (at least one), their order, and how samples are cropped and captioned.
 
-    The fields are those of `ShardDataModule`; `workers` is its `num_workers`, 0 works in the training process.
+    The fields are those of `ShardDataModule`; `workers` is its `num_workers`, 0 to load in the training process.
     """
 
     sources: tuple[Source, ...]
@@ -112,29 +112,29 @@ class StreamConfig:
     def __post_init__(self) -> None:
         for name, least in (("resolution", 1), ("context_length", 1), ("lanes", 1), ("window", 1), ("workers", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint=f"give {least} or more")
+                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint=f"set it to {least} or more")
         for name in ("cache_gb", "memory_cache_gb"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint="give gigabytes, 0 or more")
+                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint="set it to 0 GB or more")
         if self.alpha not in get_args(Alpha):
-            raise UserError(f"is {self.alpha!r}", where="data.alpha", hint="give white or mask")
+            raise UserError(f"is {self.alpha!r}", where="data.alpha", hint="set it to white or mask")
         if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", hint="give a share from 0 to 1")
+            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", hint="choose a value from 0 to 1")
 
 
 def rules_from(value: Any, kind: type[Rules], where: str) -> Rules:
-    """Rules of a dataclass: as they are, from a mapping of its fields, or its defaults for None.
+    """Return an instance of a rules dataclass: as given, from a mapping of its fields, or the defaults for None.
 
     Raises:
-        UserError: naming the key below `where`: unknown, of a wrong type, or out of range.
+        UserError: a key below `where` is unknown, has the wrong type, or is out of range.
     """
     if value is None:
         return kind()
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        hint = f"give its keys, {where}.KEY=VALUE"
-        raise UserError(f"{value!r} is no group of keys", where=where, hint=hint)
+        hint = f"set its keys one by one: {where}.KEY=VALUE"
+        raise UserError(f"expected a mapping of keys, got {value!r}", where=where, hint=hint)
     types = get_type_hints(kind)
     known = [each.name for each in fields(kind) if each.name not in FIXED.get(kind, ())]  # type: ignore[arg-type]
     for key in value:
@@ -144,7 +144,7 @@ def rules_from(value: Any, kind: type[Rules], where: str) -> Rules:
 
 
 def _typed(value: Any, wanted: Any, where: str) -> Any:
-    """The value as the annotation wants it."""
+    """Return the value converted to the annotated type."""
     if get_origin(wanted) is UnionType:
         kinds = get_args(wanted)
         if value is None and NoneType in kinds:
@@ -154,17 +154,17 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
         return rules_from(value, wanted, where)  # type: ignore[arg-type]
     if get_origin(wanted) is Mapping:
         if not isinstance(value, Mapping):
-            raise UserError(f"is {value!r}", where=where, hint="give names with numbers, {long: 0.7, txt: 0.3}")
+            raise UserError(f"is {value!r}", where=where, hint="map names to numbers, as in {long: 0.7, txt: 0.3}")
         return {str(name): _typed(each, float, f"{where}.{name}") for name, each in value.items()}
     if get_origin(wanted) is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise UserError(f"is {value!r}", where=where, hint="give a list")
+            raise UserError(f"is {value!r}", where=where, hint="set it to a list")
         return tuple(_typed(each, str, f"{where}[{number}]") for number, each in enumerate(value))
     accepted = (int, float) if wanted is float else (wanted,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
-        names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
-        raise UserError(f"is {value!r}", where=where, hint=f"give {names[wanted]}")
+        names = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
+        raise UserError(f"is {value!r}", where=where, hint=f"set it to {names[wanted]}")
     try:
         return wanted(value)
     except OverflowError as error:
-        raise UserError("is beyond all numbers", where=where, hint="give a smaller one") from error
+        raise UserError("is too large for a float", where=where, hint="set it to a smaller number") from error

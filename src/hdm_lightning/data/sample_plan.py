@@ -1,4 +1,4 @@
-"""The endless order of all samples of a stream: the shards of its sources, their mixture and, if wanted, buckets."""
+"""The endless order of all samples of a stream: the shards of its sources, their mixture and optional buckets."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,37 +22,37 @@ from hdm_lightning.errors import UserError
 Rows = NDArray[np.int32]
 
 SHARDS_MAPPED = 1 << 10
-"""Shards after which the pages of an index's columns are let go."""
+"""Number of shards after which the mapped pages of an index's columns are released."""
 
 
 class Choice(Protocol):
-    """Which of a shard's usable samples a plan holds."""
+    """Chooses which of a shard's usable samples a plan includes."""
 
     def of(self, height: Integers, width: Integers) -> Rows:
-        """Their numbers among the usable samples, rising, by the sizes of all of these in pixels, (n,) each."""
+        """Return the rows of the chosen samples in ascending order, given all usable samples' sizes in px, (n,)."""
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The samples that crop rules accept at a resolution; with `only_known` none whose size is unknown."""
+    """The samples that crop rules accept at a resolution; `only_known` leaves out those of unknown size."""
 
     limits: CropRules
     resolution: int
     only_known: bool
 
     def mask(self, height: Integers, width: Integers) -> NDArray[np.bool_]:
-        """Whether each of some sizes in pixels is accepted, (n,), (n,) -> (n,)."""
+        """Return whether each size in pixels is accepted, (n,), (n,) -> (n,)."""
         accepted = self.limits.accepts(height, width, self.resolution)
         return accepted & (height > 0) if self.only_known else accepted
 
     def of(self, height: Integers, width: Integers) -> Rows:
-        """Their numbers."""
+        """Return the rows of the accepted samples."""
         return _numbers(self.mask(height, width))
 
 
 @dataclass(frozen=True)
 class OfShape:
-    """Those of the accepted samples whose aspect ratio is nearest to one of the shapes in use."""
+    """The accepted samples whose aspect ratio is nearest to one of the shapes in use."""
 
     accepted: Accepted
     buckets: Buckets
@@ -60,34 +60,33 @@ class OfShape:
     shape: int
 
     def of(self, height: Integers, width: Integers) -> Rows:
-        """Their numbers."""
+        """Return the rows of the samples nearest to the shape."""
         chosen = self.accepted.mask(height, width)
         chosen[chosen] = self.buckets.nearest(height[chosen], width[chosen], self.shapes) == self.shape
         return _numbers(chosen)
 
 
 class Listed(NamedTuple):
-    """Samples by their numbers."""
+    """Samples listed by row."""
 
     rows: Rows
 
     def of(self, height: Integers, width: Integers) -> Rows:
-        """These."""
+        """Return the listed rows."""
         return self.rows
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard and which of its usable samples the plan holds (all where `choice` is None).
+    """A shard and the choice of its usable samples that the plan includes (all if `choice` is None).
 
-    Rows are not kept but chosen again where they are asked for: those of hundreds of millions of samples would fill
-    gigabytes.
+    Rows are not stored but computed on every request: for hundreds of millions of samples they would take gigabytes.
 
     Attributes:
-        url: its address.
-        record: what its index says.
-        choice: of samples.
-        samples: how many are planned.
+        url: address of the shard.
+        record: its record in the index.
+        choice: chooses the samples.
+        samples: number of planned samples.
     """
 
     url: str
@@ -97,19 +96,19 @@ class PlannedShard:
 
     @classmethod
     def whole(cls, url: str, record: ShardRecord) -> "PlannedShard":
-        """With all usable samples."""
+        """Return a shard with all its usable samples."""
         return cls(url, record, record.samples)
 
     def rows(self) -> Rows | slice:
-        """The numbers of the planned samples among the usable ones."""
+        """Return the rows of the planned samples among the usable ones."""
         return slice(None) if self.choice is None else self.choice.of(*self.record.shapes())
 
     def table(self) -> SampleTable:
-        """Where the planned samples lie."""
+        """Return the locations of the planned samples."""
         return self.record.table().take(self.rows())
 
     def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Height and width in pixels of the planned samples."""
+        """Return height and width in pixels of the planned samples."""
         height, width = self.record.shapes()
         if self.choice is None:
             return height, width
@@ -117,7 +116,7 @@ class PlannedShard:
         return height[rows], width[rows]
 
     def only(self, chosen: NDArray[np.bool_]) -> "PlannedShard":
-        """The same shard with those of its planned samples that are chosen, bool (samples,)."""
+        """Return the shard with only the chosen ones of its planned samples, bool (samples,)."""
         if chosen.all():
             return self
         rows = np.arange(self.record.samples, dtype=np.int32)[self.rows()][chosen]
@@ -133,14 +132,14 @@ class PlannedSource(NamedTuple):
 
     shards: tuple[PlannedShard, ...]
     images: AspectCounts  # of all its planned samples; empty without buckets
-    nearest: tuple[Integers, ...]  # how many samples of each shard are nearest to each of the buckets' shapes
+    nearest: tuple[Integers, ...]  # for each shard, how many samples are nearest to each of the buckets' shapes
 
 
 def planned_source(source: Source, crop: CropRules, resolution: int) -> PlannedSource:
-    """The samples of a source that the crop rules accept; plans of one process share them.
+    """Return the samples of a source that the crop rules accept; plans in one process share them.
 
     Raises:
-        UserError: an index is missing or cannot be read, or no sample may be used.
+        UserError: an index is missing or cannot be read, or no sample can be used.
     """
     states = tuple(state_of(place) for place in places_of(source))
     shapes = () if crop.buckets is None else crop.buckets.shapes(resolution)
@@ -148,12 +147,12 @@ def planned_source(source: Source, crop: CropRules, resolution: int) -> PlannedS
 
 
 def _limits(crop: CropRules) -> CropRules:
-    """What of the rules decides which images may be used."""
+    """Return only those of the rules that decide which images may be used."""
     return CropRules(min_size_px=crop.min_size_px, max_upscale=crop.max_upscale, max_aspect=crop.max_aspect)
 
 
 def _sparing(shards: Iterable[PlannedShard]) -> Iterator[PlannedShard]:
-    """The shards, whose columns are looked at one after the other and do not stay in the memory of the process."""
+    """Yield the shards, releasing their mapped columns as it goes to keep the memory of the process small."""
     for number, shard in enumerate(shards, 1):
         yield shard
         if number % SHARDS_MAPPED == 0:
@@ -178,33 +177,33 @@ def _planned(
                 nearest.append(images.add(height[chosen], width[chosen]))
     if not kept:
         raise UserError(
-            "no sample of this source may be used",
+            "no sample of this source can be used: all images are outside the limits of data.crop",
             where=", ".join(source.urls),
-            hint="its images are beyond the limits of data.crop (min_size_px, max_upscale, max_aspect): widen them",
+            hint="relax data.crop.min_size_px, data.crop.max_upscale or data.crop.max_aspect",
         )
     return PlannedSource(tuple(kept), images, tuple(nearest))
 
 
 def source_weights(sources: Sequence[Source], planned: Sequence[Sequence[PlannedShard]]) -> list[float]:
-    """The weight of each source: as given, or its number of samples.
+    """Return the weight of each source: as given, or its number of samples.
 
     Raises:
-        UserError: some sources have a positive weight and some have not.
+        UserError: only some of the sources have a positive weight.
     """
     given = [source.weight for source in sources if source.weight is not None]
     if not given:
         return [float(sum(shard.samples for shard in shards)) for shards in planned]
     if len(given) < len(sources) or min(given) <= 0:
         raise UserError(
-            "some sources have a positive weight and some have not",
+            "only some of the sources have a positive weight",
             where="data.train",
-            hint="give every source a positive weight, or none",
+            hint="give all sources a positive weight, or leave all weights out",
         )
     return given
 
 
 class Place(NamedTuple):
-    """Where the sample of a position is found: a part of the plan, a window of that part, a place in the window."""
+    """Where to find the sample of a position: a part of the plan, a window of that part, an index in the window."""
 
     part: int
     window: Window
@@ -222,19 +221,19 @@ class Place(NamedTuple):
 
     @property
     def key(self) -> tuple[int, int, int]:
-        """What names the sample among all of the plan."""
+        """Identifier of the sample within the plan."""
         return self.part, self.shard, self.rank
 
 
 class Part(NamedTuple):
-    """Shards with an order of their own: a source, or the samples of a source that share a bucket."""
+    """Shards with their own order: a source, or the samples of a source that share a bucket."""
 
     shards: tuple[PlannedShard, ...]
     order: ShardOrder
 
 
 class _Mixed(NamedTuple):
-    """The parts that share a crop's shape, mixed by weight."""
+    """The parts that share a crop shape, mixed by weight."""
 
     shape: Shape
     parts: tuple[int, ...]
@@ -249,19 +248,19 @@ class Plan:
         config: the stream; its indices are read here.
 
     Attributes:
-        samples: how many samples a pass has.
-        sources: what it was made of, at its resolution.
-        latents: what the samples hold in the place of images, None for images.
-        parts: shards with an order of their own.
-        fingerprint: what two runs must share for their orders to be the same.
+        samples: number of samples per pass.
+        sources: the sources at the stream's resolution.
+        latents: format of the latents that the samples have instead of images; None for images.
+        parts: shards with their own order.
+        fingerprint: hash of the planned samples and settings; two plans with the same one have the same order.
 
     Raises:
-        UserError: an index is missing or no sample may be used.
+        UserError: an index is missing, or no sample can be used.
     """
 
     def __init__(self, config: StreamConfig) -> None:
         if not config.sources:
-            raise UserError("there is no source", where="data.train", hint="name at least one folder of shards")
+            raise UserError("no source is given", where="data.train", hint="name at least one folder of shards")
         self.sources = places = [at_resolution(source, config.resolution) for source in config.sources]
         self.latents = common_latents(places)
         planned = [planned_source(source, config.crop, config.resolution) for source in places]
@@ -278,7 +277,7 @@ class Plan:
             self._mixed = self._mix_buckets(config.crop.buckets, planned, weights, config)
 
     def locate(self, position: int) -> Place:
-        """Where the sample of a global position is found."""
+        """Return where to find the sample at a global position."""
         bucket, own = self._bucket(position)
         mixed = self._mixed[bucket]
         number, own = mixed.mixture.locate(own)
@@ -287,34 +286,34 @@ class Plan:
         return Place(part, window, place)
 
     def shape_at(self, position: int) -> Shape:
-        """Height and width in pixels of the crop at a position."""
+        """Return height and width in pixels of the crop at a position."""
         return self._mixed[self._bucket(position)[0]].shape
 
     @property
     def shapes(self) -> dict[Shape, int]:
-        """How many samples of a pass have a crop of each shape."""
+        """Number of samples per pass for each crop shape."""
         return {mixed.shape: mixed.samples for mixed in self._mixed}
 
     def require_batches(self, samples: int, start: int) -> None:
-        """Check that micro-batches of this many samples over all ranks each have one shape.
+        """Check that every micro-batch of `samples` samples over all ranks has a single crop shape.
 
         Raises:
             UserError: a block of a bucket would end inside a micro-batch.
         """
         if self._blocks is not None and (self._blocks.block % samples or start % samples):
             raise UserError(
-                f"a block of {self._blocks.block} samples of one bucket, from sample {start} on, is not a whole "
+                f"a bucket's block of {self._blocks.block} samples, starting at sample {start}, is not a whole "
                 f"number of micro-batches of {samples} samples over all ranks",
                 where="data.crop.buckets.block",
-                hint=f"make it (in a training the stage's batch size) a multiple of {samples}, or change the batch "
+                hint=f"make it (in training, the stage's batch size) a multiple of {samples}, or change the batch "
                 "size per device",
             )
 
     def require_images(self, where: str) -> None:
-        """Raise UserError, naming the key or option, where the samples hold latents in the place of images."""
+        """Raise UserError, naming the key or option `where`, if the samples have latents instead of images."""
         if self.latents is not None:
-            what = f"these shards hold latents of {self.latents.name}, and images are needed here"
-            raise UserError(what, where=where, hint="name the shards of images that they were encoded from")
+            what = f"these shards contain latents of {self.latents.name}, but images are needed here"
+            raise UserError(what, where=where, hint="name the image shards that they were encoded from")
 
     def _bucket(self, position: int) -> tuple[int, int]:
         return (0, position) if self._blocks is None else self._blocks.locate(position)
@@ -341,7 +340,7 @@ class Plan:
         weights: Sequence[float],
         config: StreamConfig,
     ) -> list[_Mixed]:
-        """One mixture a bucket; a bucket's share of a pass is what the weights of the sources make of it."""
+        """Return one mixture per bucket; the weights of the sources determine a bucket's share of a pass."""
         parted = _parted(config, buckets, sources)
         totals = [sum(shard.samples for shard in source.shards) for source in sources]
         unit = self.samples / sum(weights)
@@ -358,7 +357,7 @@ class Plan:
 def _parted(
     config: StreamConfig, buckets: Buckets, sources: Sequence[PlannedSource]
 ) -> dict[Shape, list[list[PlannedShard]]]:
-    """For each shape in use, the shards of each source with the samples of that shape."""
+    """Return, for each shape in use, the shards of each source with the samples of that shape."""
     images = AspectCounts(buckets.shapes(config.resolution))
     for each in sources:
         images.include(each.images)
@@ -376,13 +375,13 @@ def _parted(
 
 
 def _nearest(shards: Iterable[PlannedShard], shapes: Sequence[Shape]) -> Sequence[Integers]:
-    """How many of each shard's planned samples are nearest to each shape."""
+    """Return how many of each shard's planned samples are nearest to each shape."""
     images = AspectCounts(shapes)
     return [images.add(*shard.shapes()) for shard in _sparing(shards)]
 
 
 def _fingerprint(sources: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig) -> str:
-    # Which images share a bucket depends on the resolution, too.
+    # Which images share a bucket also depends on the resolution.
     buckets = config.crop.buckets and (config.crop.buckets, config.resolution)
     settings = (list(weights), config.seed, config.stage, config.lanes, config.window, buckets)
     digest = hashlib.sha256(repr(settings).encode())

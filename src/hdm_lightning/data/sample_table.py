@@ -1,7 +1,7 @@
-"""Where the samples of a shard lie, and cutting them out of it without parsing its headers.
+"""Locations of the samples in a shard, and cutting them out without parsing tar headers.
 
-A sample is a run of members whose names share what stands before the first dot of the base name, as webdataset groups
-them. Indexing notes for each sample how its members lie, so that loading cuts them out of one known range.
+A sample is a run of members whose names are equal up to the first dot of the base name, as in webdataset. Indexing
+records how each sample's members are laid out, so that loading cuts them out of one known range.
 """
 
 import zlib
@@ -33,23 +33,23 @@ IMAGE_EXTENSIONS = (
 )
 TEXT_EXTENSIONS = ("txt", "json")
 LATENT = "latent.safetensors"
-"""Extension of the member that stands in the place of an image, see `data.latents`."""
+"""Extension of the member that replaces an image, see `data.latent_sets`."""
 
 CHECKED_BYTES = 4096
-"""Beginning of each member that goes into a sample's check."""
+"""Length of the beginning of each member that goes into a sample's check."""
 
 MOST_MEMBERS = 64
-"""Members of a sample that is cut without its headers; columns of an index have a place for each."""
+"""Maximum number of members of a sample that is cut without parsing headers; the index has a column for each."""
 
 
 class RawSample(NamedTuple):
-    """A sample as it lies in its shard: key, and bytes by lower-case extension."""
+    """A sample as stored in its shard: its key, and the bytes of its members by lower-case extension."""
 
     key: str
     members: dict[str, bytes]
 
     def image(self) -> bytes:
-        """The bytes of the image.
+        """Return the bytes of the image.
 
         Raises:
             SampleFault: there is none, or it is empty.
@@ -64,11 +64,11 @@ class RawSample(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the members of a sample lie in its range; the samples of a shard share few layouts.
+    """How the members of a sample are laid out in its range; the samples of a shard share few layouts.
 
-    `key_at` is the offset in bytes at which the sample's key is written, -1 where it is not written in one piece: such
-    a sample is parsed. `members` are (extension, blocks of 512 bytes from the end of the member before, padding
-    included, to the first byte of this one); `tail` the blocks after the last one.
+    `key_at` is the offset of the sample's key in bytes, or -1 if the key is not stored in one piece and the sample has
+    to be parsed. `members` are (extension, 512-byte blocks from the end of the previous member, padding included, to
+    the first byte of this one); `tail` is the number of blocks after the last one.
     """
 
     key_at: int
@@ -77,11 +77,11 @@ class Layout(NamedTuple):
 
 
 PARSED = Layout(-1, (("", 0),), 0)
-"""The layout of a sample whose headers have to be parsed: its range counts as one member."""
+"""Layout of a sample whose headers have to be parsed: its range counts as one member."""
 
 
 class Form(NamedTuple):
-    """All that is needed to cut one sample: layout, length of the key, sizes of the members, check."""
+    """Everything needed to cut one sample: layout, length of the key, sizes of the members, check."""
 
     layout: Layout
     key_length: int
@@ -89,10 +89,10 @@ class Form(NamedTuple):
     check: int
 
     def cut(self, data: bytes) -> RawSample:
-        """The sample in the bytes of its range.
+        """Cut the sample out of the bytes of its range.
 
         Raises:
-            SampleFault: they are not the bytes that were indexed, or cannot be parsed.
+            SampleFault: the bytes are not those that were indexed, or cannot be parsed.
         """
         key, found, check = b"", {}, 0
         if self.layout.key_at < 0:
@@ -113,7 +113,7 @@ class Form(NamedTuple):
 
 
 def form_of(read: ReadAt, key: str, start: int, end: int, found: Mapping[str, Member]) -> Form:
-    """The form of a sample between two offsets of an archive, from its members as `walk` gave them."""
+    """Return the form of a sample between two offsets of an archive, from its members as `walk` yields them."""
     length, in_order = len(key.encode("utf-8", "replace")), list(found.items())
     name_at = in_order[0][1].name_at
     if name_at < 0 or len(found) > MOST_MEMBERS or decoded_name(read(name_at, length)) != key:
@@ -128,10 +128,10 @@ def form_of(read: ReadAt, key: str, start: int, end: int, found: Mapping[str, Me
 
 
 def parse_sample(data: bytes) -> RawSample:
-    """The sample that a range of a shard holds, by its headers.
+    """Parse the sample in a range of a shard by its headers.
 
     Raises:
-        SampleFault: the range is cut, or holds something else than the members of one key.
+        SampleFault: the range is cut off, or does not contain the members of exactly one key.
     """
     found: dict[str, bytes] = {}
     sample_key = ""
@@ -141,7 +141,7 @@ def parse_sample(data: bytes) -> RawSample:
             continue
         key, extension = named
         if sample_key and key != sample_key:
-            raise SampleFault("the shard does not match its index: two keys where one was")
+            raise SampleFault("the shard does not match its index: found two keys instead of one")
         sample_key = key
         found[extension] = data[member.data : member.data + member.size]
     if not sample_key:
@@ -162,12 +162,12 @@ class SampleTable(NamedTuple):
     layouts: Sequence[Layout]
 
     def take(self, rows: NDArray[np.generic] | slice) -> "SampleTable":
-        """Those of some rows (or of a mask or slice)."""
+        """Return the samples of some rows, or of a mask or slice."""
         chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._fields if name != "layouts"}
         return self._replace(**chosen)
 
     def forms(self) -> list[Form]:
-        """How each sample is cut."""
+        """Return the form of each sample."""
         layouts = [self.layouts[number] for number in self.layout.tolist()]
         sizes = map(tuple, self.sizes.tolist())
         return list(map(Form, layouts, self.key_length.tolist(), sizes, self.check.tolist()))

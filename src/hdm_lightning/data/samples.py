@@ -1,6 +1,6 @@
-"""A raw sample to what training sees of it: crop, caption, tokens; and a stream of such samples without Lightning.
+"""From a raw sample to what training sees of it: crop, caption, tokens; and a stream of such samples without Lightning.
 
-Shapes: H×W pixels of the crop or of the resized full image, L token places.
+Shapes: H×W pixels of the crop or of the resized full image, L tokens.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,17 +26,17 @@ from hdm_lightning.data.sample_table import IMAGE_EXTENSIONS, RawSample
 from hdm_lightning.errors import UserError
 
 Tokenize = Callable[[str], tuple[list[int], int]]
-"""A caption to its token ids and how many of them count (the rest is padding)."""
+"""Maps a caption to its token ids and their count without padding."""
 
 
 @dataclass(slots=True)
 class Sample:
-    """One prepared sample, or a masked one (weight 0; `fault` says why, and is empty for mere padding)."""
+    """One prepared sample, or a masked one (weight 0; `fault` is the reason, or empty for padding)."""
 
     index: int
     key: str
     image: NDArray[np.uint8] | Moments
-    """uint8 (3,H,W), RGB, with `alpha: mask` (4,H,W); or moments of a latent, float16 (M,C,H/f,W/f); may be a view."""
+    """uint8 (3,H,W) RGB, (4,H,W) with `alpha: mask`, or moments of a latent, float16 (M,C,H/f,W/f); may be a view."""
     crop: tuple[float, float, float, float]
     tokens: list[int]
     length: int
@@ -46,7 +46,7 @@ class Sample:
 
 
 class Decoded(NamedTuple):
-    """A sample without the bytes of its image, the upright size of its original, and its resized full image."""
+    """A sample without the encoded image, the upright size of its original, and its resized full image."""
 
     raw: RawSample
     height: int
@@ -55,18 +55,18 @@ class Decoded(NamedTuple):
     """uint8 (3,H,W), RGB, or (4,H,W) with alpha."""
 
     def cut(self, crop: Crop) -> NDArray[np.uint8]:
-        """The pixels of a crop of the full image, as a view."""
+        """Return the pixels of a crop of the full image, as a view."""
         whole = self.pixels[:, :, ::-1] if crop.flip else self.pixels
         return whole[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
 
 class Preparation:
-    """Prepares the samples of a stream. One a process.
+    """Prepares the samples of a stream; each process has its own instance.
 
     Args:
         config, plan: the stream and its order.
-        tokenize: what makes tokens of a caption.
-        training: False for validation: the first caption, whole, never dropped.
+        tokenize: tokenizes a caption.
+        training: False for validation, which uses the first caption in full and never drops it.
         stop: see `Reader`.
     """
 
@@ -77,17 +77,17 @@ class Preparation:
             plan.latents.check(config.crop, config.resolution)
             if config.alpha == "mask":
                 what = "latents from disk have no transparency"
-                raise UserError(what, where="data.alpha", hint="give the shards of images, or data.alpha=white")
+                raise UserError(what, where="data.alpha", hint="train on the image shards, or set data.alpha=white")
         self._decode = decode_masked if config.alpha == "mask" else decode
         self.config, self.plan, self.tokenize, self.training = config, plan, tokenize, training
         self._reader = Reader(plan, config, stop=stop)
         self._quarantine = Quarantine(config.quarantine)
         self._room = int(config.memory_cache_gb * 1e9)
         self._kept: dict[tuple[int, int, int], Decoded] = {}
-        """Of tiny sets, so that later passes need neither file nor decoder; what came first stays."""
+        """Samples kept in memory, for tiny sets, so that later passes need neither file nor decoder; never evicted."""
 
     def sample(self, index: int) -> Sample:
-        """The sample at a position of the global order, masked if it cannot be used."""
+        """Return the sample at a position of the global order, masked if it cannot be used."""
         place = self.plan.locate(index)
         raw = None
         try:
@@ -98,16 +98,16 @@ class Preparation:
             return self._faulty(index, place, raw.key if raw is not None else None, str(fault))
 
     def caption_length(self, index: int) -> int:
-        """Tokens of the caption at a position; its image is not decoded.
+        """Return the token count of the caption at a position, without decoding the image.
 
         Raises:
-            SampleFault: it cannot be read.
+            SampleFault: the sample cannot be read.
         """
         caption, _ = self._caption(index, self._reader.read(self.plan.locate(index)))
         return self._tokens(caption)[1]
 
     def masked(self, index: int, key: str = "", fault: str = "") -> Sample:
-        """What stands in the place of a sample that cannot be used."""
+        """Return the placeholder for a sample that cannot be used."""
         height, width = self.plan.shape_at(index)
         latents = self.plan.latents
         channels = 4 if self.config.alpha == "mask" else 3
@@ -142,7 +142,7 @@ class Preparation:
         return Sample(index, f"{shard}/{raw.key}", image, crop.numbers, tokens, length, caption)
 
     def _decoded(self, place: Place, raw: RawSample, shape: Shape) -> Decoded:
-        """The whole of a sample, which is kept if there is room."""
+        """Decode the full image of a sample, and keep it in memory if there is room."""
         height, width = upright_size(raw.image())
         crop = self.config.crop.choose(height, width, shape, Draws())
         whole = replace(crop, top=0, left=0, height=crop.full_height, width=crop.full_width, flip=False)
@@ -155,7 +155,7 @@ class Preparation:
         return decoded
 
     def _caption(self, index: int, raw: RawSample) -> tuple[str, bool]:
-        """The caption as training sees it, and whether the image may be mirrored."""
+        """Return the caption as training sees it, and whether the image may be mirrored."""
         rules = self.config.captions
         if not self.training:
             return rules.first(raw.members), False
@@ -182,19 +182,19 @@ def stream(
     training: bool = True,
     plan: Plan | None = None,
 ) -> Iterator[Sample]:
-    """The samples of one rank, in rising order of their global positions, in this process.
+    """Yield the samples of one rank in the order of their global positions, loading them in this process.
 
     Args:
         config: the stream.
-        tokenize: caption to (token ids, how many of them count).
+        tokenize: maps a caption to (token ids, count without padding).
         rank, world: this rank has the positions g = rank (mod world).
         start: first global position, the number of samples consumed so far.
-        stop: global position to end before; None for an endless stream.
+        stop: global position to stop before; None for an endless stream.
         training: False for the first caption and no dropout.
-        plan: the plan of the config, if it was made already.
+        plan: the plan of the config, if there is one already.
 
     Raises:
-        UserError: too many samples were bad, or the stream cannot be set up.
+        UserError: too many samples are bad, or the stream cannot be set up.
     """
     preparation = Preparation(config, plan or Plan(config), tokenize, training=training)
     meter = FaultMeter(config.max_bad_share, config.bad_patience)

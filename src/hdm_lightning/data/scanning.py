@@ -1,8 +1,8 @@
-"""Reading whole shards to index them.
+"""Read whole shards to index them.
 
-Indexing notes sizes, checksums, where samples and their members lie, and what can never be used. It resumes where an
-earlier call was interrupted: each shard that was read adds a line to a file beside the index, which goes when the
-index is written.
+Indexing records sizes, checksums, the locations of samples and their members, and what can never be used. It resumes
+where an earlier call was interrupted: each shard that was read adds a line to a file beside the index, which is
+deleted when the index is written.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from hdm_lightning.whole_files import make_folder, read_lines, replacing
 PART_NAME = ".index-part.jsonl"
 FETCHED_BYTES = 64 << 20
 MOST_SHARD_BYTES = 64 << 30
-"""Of a remote shard that is indexed: no more is taken, whatever a server gives."""
+"""Maximum size of a remote shard that is indexed; no more is fetched, whatever a server sends."""
 Progress = Callable[[ShardRecord], None]
 
 
@@ -49,20 +49,20 @@ def index_shards(
 
     Args:
         folder: a local folder.
-        jobs: processes that read side by side.
-        new_only: keep what the present index says of shards that have the same size and time of change.
-        names: the shards below the folder in the order that the index is to have; None is all by name.
-        follow_links: look into folders that are links, too; each folder once.
-        times: note when each shard was last changed; builders leave that out, so that the same build is the same index.
+        jobs: number of processes that read in parallel.
+        new_only: keep the present index's records of shards whose size and modification time are the same.
+        names: the shards below the folder, in the order of the index; None for all, sorted by name.
+        follow_links: also look into folders that are links; each folder once.
+        times: record when each shard was last modified; builders do not, so that equal builds have equal indices.
         progress: called after each shard.
 
     Raises:
-        UserError: the folder is missing, has no shard, or one cannot be read.
+        UserError: the folder is missing or has no shards, or a shard cannot be read.
     """
     root = Path(folder)
     require_one_set(root)
     if not root.is_dir():
-        raise UserError("there is no such folder", where=str(root), hint="give the folder that holds the shards")
+        raise UserError("there is no such folder", where=str(root), hint="name the folder that contains the shards")
     if names is None:
         names = find_shards(root, follow_links=follow_links).names
     if not names:
@@ -80,21 +80,21 @@ def index_shards(
 
 
 def note_scanned(root: Path, record: ShardRecord) -> None:
-    """Spare `index_shards` the reading of a shard that was just written."""
+    """Record a shard that was just written, so that `index_shards` does not read it again."""
     with (root / PART_NAME).open("a", encoding="utf-8") as handle:
         _note(handle, record, _state(root / record.name))
 
 
 def require_one_set(root: Path) -> None:
-    """Raise UserError where a folder holds sets of latents, each with an index of its own."""
+    """Raise UserError if a folder contains sets of latents, each with its own index."""
     sets = sorted(file.parent.name for file in root.glob(f"*/{LATENTS_NAME}"))
     if sets:
-        what = f"holds sets of latents ({', '.join(sets)}), each with an index of its own"
-        raise UserError(what, where=str(root), hint=f"name one: {root / sets[0]}")
+        what = f"contains sets of latents ({', '.join(sets)}), each with its own index"
+        raise UserError(what, where=str(root), hint=f"name one of them, such as {root / sets[0]}")
 
 
 def _latents_in(root: Path, shards: int) -> LatentFormat | None:
-    """What a folder's shards, of which there are so many, hold in the place of images."""
+    """Return the format of the latents in a folder of `shards` shards; None for images."""
     file = root / LATENTS_NAME
     if not file.is_file():
         return None
@@ -102,26 +102,26 @@ def _latents_in(root: Path, shards: int) -> LatentFormat | None:
         written = parse_object(file.read_bytes())
         latents, wanted = LatentFormat.from_json(written), int(written["shards"])
     except (ValueError, KeyError, TypeError) as error:
-        hint = "run the `hdm-shards encode` again that made the set, or delete the file of a set of images"
-        raise UserError(f"describes no latents ({error!r})", where=str(file), hint=hint) from error
+        hint = "run the `hdm-shards encode` that made the set again, or delete the file if the shards contain images"
+        raise UserError(f"is not a description of latents ({error!r})", where=str(file), hint=hint) from error
     if shards < wanted:
-        raise UserError(f"{shards} of {wanted} shards are encoded", where=str(root), hint=ENCODE_ON)
+        raise UserError(f"only {shards} of {wanted} shards are encoded", where=str(root), hint=ENCODE_ON)
     return latents
 
 
 def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, progress: Progress | None = None) -> Index:
-    """Index remote shards into a local file, to be named as `index` of their source.
+    """Index remote shards into a local file, to be set as `index` of their source.
 
-    Each shard is fetched once, read, and forgotten.
+    Each shard is fetched once, read, and deleted.
 
     Args:
-        patterns: addresses of shards (`…/0000.tar`) or brace patterns of them, all below one folder.
-        out: where the index is written; upload it beside the shards to have it found there.
-        jobs: processes that fetch and read side by side.
+        patterns: addresses of shards (`…/0000.tar`) or brace patterns of them, all in one folder.
+        out: file to write the index to; upload it next to the shards to have it found there.
+        jobs: number of processes that fetch and read in parallel.
         progress: called after each shard.
 
     Raises:
-        UserError: an address is no shard, or cannot be read.
+        UserError: an address is not that of a shard, or cannot be read.
     """
     urls = [url for pattern in patterns for url in expanded(pattern)]
     folder, out = _common_folder(urls, patterns), Path(out)
@@ -131,8 +131,8 @@ def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, pro
     known = _scan_all({_name(url): url for url in urls}, _scan_remote, part, {}, jobs, progress)
     index = Index(folder, tuple(known[_name(url)] for url in urls))
     if any(extension == LATENT for record in index.shards for each in record.layouts for extension, _ in each.members):
-        hint = f"upload the {INDEX_NAME} beside them that `hdm-shards encode` wrote"
-        raise UserError("these shards hold latents, which do not tell of which autoencoder", where=folder, hint=hint)
+        hint = f"upload the {INDEX_NAME} that `hdm-shards encode` wrote next to them"
+        raise UserError("these shards contain latents, but do not name the autoencoder", where=folder, hint=hint)
     write_index(index, out)
     part.unlink()
     return index
@@ -146,9 +146,9 @@ def _scan_all(
     jobs: int,
     progress: Progress | None,
 ) -> dict[str, ShardRecord]:
-    """The records of shards by name, from `scan(shard)` or from what an interrupted call has left in `part`.
+    """Return the records of shards by name, from `scan(shard)` or from what an interrupted call has left in `part`.
 
-    Each record that is read adds its line to that file, so that writing stays linear in the shards.
+    Each new record appends one line to that file, so writing stays linear in the number of shards.
     """
     known = {name: record for name, record in _read_part(part, states).items() if name in shards}
     missing = [name for name in shards if name not in known]
@@ -168,7 +168,7 @@ def _note(handle: IO[str], record: ShardRecord, state: list[int] | None) -> None
 
 
 def _read_part(part: Path, states: Mapping[str, list[int]]) -> dict[str, ShardRecord]:
-    """The records that an interrupted call has left, of shards that have not changed since."""
+    """Return the records that an interrupted call has left, of shards that have not changed since."""
     found = {}
     for entry in read_lines(part):
         try:
@@ -186,7 +186,7 @@ def _state(path: Path) -> list[int]:
 
 
 def _unchanged(root: Path) -> dict[str, ShardRecord]:
-    """The records of the folder's index whose shards have not changed since; none of an index that cannot be read."""
+    """Return the index's records of shards that have not changed since; none if the index cannot be read."""
     try:
         index, written = load_index(root), (root / INDEX_NAME).stat().st_mtime
     except UserError:
@@ -207,9 +207,9 @@ def _common_folder(urls: Sequence[str], patterns: Sequence[str]) -> str:
     folders = {url.rpartition("/")[0] for url in urls}
     if len(folders) != 1 or not all(is_shard(url) for url in urls):
         raise UserError(
-            "an index takes in remote shards below one folder, each named by its address",
+            "an index is for remote shards (.tar) in a single folder",
             where=", ".join(patterns),
-            hint="give a pattern such as https://host/folder/{0000..0099}.tar",
+            hint="use a pattern such as https://host/folder/{0000..0099}.tar",
         )
     return folders.pop()
 
@@ -226,12 +226,12 @@ def _scan_remote(url: str) -> ShardRecord:
             for part in _parts(url, versions):
                 handle.write(part)
         tags = {version.tag for version in versions}
-        # Copies of one file on several servers may be called differently: no tag, then.
+        # Copies of a file on several servers may have different tags: then none is recorded.
         return replace(scan_shard(Path(folder), name), changed=0, tag=tags.pop() if len(tags) == 1 else "")
 
 
 def _parts(url: str, versions: set[Version]) -> Iterator[bytes]:
-    """The bytes of a remote shard, part by part. Raises UserError: they cannot be had, or have no end."""
+    """Yield the bytes of a remote shard in parts. Raises UserError: it cannot be read, or is too large."""
     start = 0
     while start <= MOST_SHARD_BYTES:
         try:
@@ -242,12 +242,12 @@ def _parts(url: str, versions: set[Version]) -> Iterator[bytes]:
         start += len(part)
         if len(part) < FETCHED_BYTES:
             return
-    what = f"gives more than {MOST_SHARD_BYTES >> 30} GiB, and no shard is as large"
-    raise UserError(what, where=url, hint="look at what the server gives; index the shard where it lies")
+    what = f"has more than {MOST_SHARD_BYTES >> 30} GiB, which is too much for a shard"
+    raise UserError(what, where=url, hint="check what the server sends; index such a shard where it is a local file")
 
 
 def scan_shard(root: Path, name: str) -> ShardRecord:
-    """Everything that an index says about one local shard.
+    """Return the index record of one local shard.
 
     Raises:
         UserError: it cannot be read.
@@ -260,7 +260,7 @@ def scan_shard(root: Path, name: str) -> ShardRecord:
             record = scanned(name, digest, state.st_size, lambda start, count: os.pread(handle.fileno(), count, start))
             return replace(record, changed=state.st_mtime_ns)
     except Exception as error:
-        hint = "look at the file; without it, the others can be indexed"
+        hint = "check the file, or move it out of the folder to index the others"
         raise UserError(
             f"the shard cannot be read ({type(error).__name__}: {error})", where=str(path), hint=hint
         ) from error

@@ -1,4 +1,4 @@
-"""Bytes of shards and indices wherever they lie: http(s), pipes, and all that fsspec reaches."""
+"""Bytes of shards and indices, local or remote: http(s), pipes, and everything that fsspec supports."""
 
 import ipaddress
 import os
@@ -25,59 +25,59 @@ TIMEOUT_S = 60.0
 """How long a server may be silent."""
 
 SLOWEST_BYTES_PER_S = 20_000
-"""What a reply must come to on average, so that a server that lets a few bytes trickle holds up nobody for ever."""
+"""Lowest average rate of a reply, so that a server that trickles a few bytes does not block a read forever."""
 
 
 class Version(NamedTuple):
-    """What a server says of a file beside its bytes."""
+    """What a server reports about a file."""
 
     size: int | None
-    """Bytes of the whole file, None where it does not say."""
+    """Bytes of the whole file, None if not reported."""
     tag: str
     """The ETag, else the time of the last change, else empty."""
 
 
 SeeVersion = Callable[[Version], None]
-"""Is told of the file that bytes came of; what it raises ends the reading."""
+"""Called with the version of the file being read; an exception from it stops the read."""
 
 
 class ReplacedShard(OSError):
-    """A file is certainly another than the one that was asked for; asking again would not help."""
+    """A file is certainly not the one that was indexed; retrying would not help."""
 
 
 class RefusedRedirect(OSError):
-    """A server sends its readers where they do not go; asking again would not help."""
+    """A server redirects to an address that is not allowed; retrying would not help."""
 
 
 class SafeRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http(s), but none from a public address to a private one.
 
-    The request comes from inside the network, so a server outside could have it ask what it cannot reach itself: the
+    Requests come from inside the network, so a server outside could use them to reach what it cannot reach itself: the
     router, or a cloud machine's own credentials at 169.254.169.254.
     """
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
-        """The request to make next.
+        """Return the request that follows the redirect.
 
         Raises:
-            RefusedRedirect: it would go elsewhere.
+            RefusedRedirect: the new address is not allowed.
         """
         if urlsplit(newurl).scheme not in ("http", "https"):
-            raise RefusedRedirect(f"{req.full_url}: redirects to {newurl}, which is no http(s) address")
+            raise RefusedRedirect(f"{req.full_url}: redirects to {newurl}, which is not an http(s) address")
         if is_private(newurl) and not is_private(req.full_url):
-            raise RefusedRedirect(f"{req.full_url}: redirects to {newurl}, an address of the private network")
+            raise RefusedRedirect(f"{req.full_url}: redirects to {newurl}, an address in a private network")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def is_private(url: str) -> bool:
-    """Whether an address leads to this machine or its own network by any of the numbers that its name stands for."""
+    """Return whether any IP address of a URL's host belongs to this machine or a private network."""
     return any(not _public(number) for number in numbers_of(urlsplit(url).hostname or ""))
 
 
 def numbers_of(host: str) -> set[str]:
-    """The IP addresses of a host; none where the name is unknown here, as behind a proxy."""
+    """Return the IP addresses of a host; none if the name cannot be resolved here, as behind a proxy."""
     try:
         return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
     except OSError:
@@ -91,19 +91,19 @@ def _public(number: str) -> bool:
 
 
 def is_local(url: str) -> bool:
-    """Whether an address is a plain path."""
+    """Return whether an address is a plain path."""
     return "://" not in url and not url.startswith("pipe:")
 
 
 def read_whole(url: str, most: int) -> bytes:
-    """A whole file, local or remote; remote ones are tried again with growing pauses.
+    """Read a whole file, local or remote; remote reads are retried with growing pauses.
 
     Args:
         url: path or address.
-        most: bytes that it may have; no more are kept, whatever a server sends.
+        most: maximum size in bytes; no more is kept, whatever a server sends.
 
     Raises:
-        OSError: it is not there, cannot be read, or is larger.
+        OSError: the file does not exist, cannot be read, or is larger.
     """
     large = False
     if is_local(url):
@@ -118,12 +118,12 @@ def read_whole(url: str, most: int) -> bytes:
 
 
 def read_range(url: str, start: int, end: int, see: SeeVersion | None = None) -> bytes:
-    """Bytes [start, end) of a remote file, fewer where it is shorter; tried again with growing pauses.
+    """Read bytes [start, end) of a remote file, fewer if it is shorter; retried with growing pauses.
 
     Args:
         url: address.
         start, end: the range.
-        see: is told of the version of the file.
+        see: called with the version of the file.
 
     Raises:
         OSError: every try failed.
@@ -132,12 +132,12 @@ def read_range(url: str, start: int, end: int, see: SeeVersion | None = None) ->
 
 
 def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: float | None = None) -> T:
-    """Call until it works; a missing file, or what only the user can fix, is not tried again.
+    """Call until it succeeds; a missing file, or an error that only the user can fix, is not retried.
 
     Args:
-        action: what to try.
-        tries: how often, `TRIES` where None.
-        pause_s: pause after the first failure, doubled after each, `PAUSE_S` where None.
+        action: the function to call.
+        tries: number of tries; `TRIES` if None.
+        pause_s: pause after the first failure, doubled after each further one; `PAUSE_S` if None.
 
     Raises:
         FileNotFoundError, UserError, RefusedRedirect, ReplacedShard: as soon as `action` raises it.
@@ -150,7 +150,7 @@ def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: 
             return action()
         except (FileNotFoundError, UserError, RefusedRedirect, ReplacedShard):
             raise
-        except Exception as error:  # each kind of store has exceptions of its own
+        except Exception as error:  # each kind of store has its own exceptions
             failed += 1
             if failed == tries:
                 raise OSError(f"gave up after {tries} tries: {error}") from error
@@ -162,12 +162,12 @@ def _remote(url: str, start: int, end: int | None, see: SeeVersion | None = None
         return _http(url, start, end, see)
     if url.startswith("pipe:"):
         return _piped(url, start, end)
-    import fsspec  # noqa: PLC0415 (only such data need it, and it is slow to load)
+    import fsspec  # noqa: PLC0415 (slow to load, and needed only here)
 
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # a package is missing, or nobody knows such addresses
-        hint = "check the address; for s3://, gs:// and hf:// pip install 'hdm-lightning[remote]'"
+    except (ImportError, ValueError) as error:  # a package is missing, or the protocol is unknown
+        hint = "check the address; for s3://, gs:// and hf://, pip install 'hdm-lightning[remote]'"
         raise UserError(f"cannot be opened ({error})", where=url, hint=hint) from error
     if see is not None:
         facts = filesystem.info(path)
@@ -177,22 +177,22 @@ def _remote(url: str, start: int, end: int | None, see: SeeVersion | None = None
 
 
 _TAGS = ("ETag", "etag", "md5Hash", "LastModified", "updated", "mtime")
-"""What file systems of fsspec call the version of a file."""
+"""Names under which fsspec's file systems report the version of a file."""
 
 
 def _http(url: str, start: int, end: int | None, see: SeeVersion | None) -> bytes:
-    """Bytes [start, end); what a server or proxy leaves out of a range is asked for again from there on."""
+    """Read bytes [start, end); if a server or proxy sends less than the range, the rest is requested again."""
     data, whole = _http_part(url, start, end, see)
     while data and whole is not None and start + len(data) < (whole if end is None else min(end, whole)):
         part, whole = _http_part(url, start + len(data), end)
         if not part:
-            raise ConnectionError(f"{url}: the server gives nothing after byte {start + len(data)}")
+            raise ConnectionError(f"{url}: the server sends nothing after byte {start + len(data)}")
         data += part
     return data
 
 
 def _http_part(url: str, start: int, end: int | None, see: SeeVersion | None = None) -> tuple[bytes, int | None]:
-    """The bytes of one reply, and the size of the file where the reply is a range and says so."""
+    """Return the bytes of one reply, and the size of the file if a partial reply states it."""
     request = urllib.request.Request(url)
     if start or end is not None:
         request.add_header("Range", f"bytes={start}-{'' if end is None else end - 1}")
@@ -215,29 +215,29 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _body(reply: HTTPResponse, start: int, end: int | None) -> tuple[bytes, int | None]:
-    """The wanted bytes of a reply, which may be the range or, from a plain server, the whole file.
+    """Return the requested bytes of a reply, which may be the range or, without range support, the whole file.
 
     Raises:
-        ConnectionError: another range came, or the connection ended before the bytes did.
-        TimeoutError: they came too slowly.
+        ConnectionError: the reply has another range, or the connection ended early.
+        TimeoutError: the bytes came too slowly.
     """
     begin, whole = start, None
     if reply.status == 206:
         begin, (first, whole) = 0, _content_range(reply)
         if first not in (None, start):
-            raise ConnectionError(f"{reply.url}: bytes from {first} on came for those from {start} on")
+            raise ConnectionError(f"{reply.url}: asked for bytes from {start}, got bytes from {first}")
     wanted = None if end is None else end - start
-    if whole is not None:  # and a server may go on behind the end of what it says that it has
+    if whole is not None:  # a server may send more than the size that it states
         wanted = max(0, whole - start) if wanted is None else max(0, min(whole - start, wanted))
     length = reply.headers.get("Content-Length")
-    if length is not None:  # not all servers hang up after the last byte
+    if length is not None:  # not all servers close the connection after the last byte
         rest = max(0, int(length) - begin)
         wanted = rest if wanted is None else min(rest, wanted)
     read = _hurried(reply)
     _skip(read, begin)
     data = b"".join(_parts(read, wanted))
     if length is not None and len(data) < (wanted or 0):
-        raise ConnectionError(f"{reply.url}: {len(data)} of {wanted} bytes came")
+        raise ConnectionError(f"{reply.url}: got {len(data)} of {wanted} bytes")
     return data, whole
 
 
@@ -248,13 +248,13 @@ def _version(reply: HTTPResponse) -> Version:
 
 
 def _content_range(reply: HTTPResponse) -> tuple[int | None, int | None]:
-    """First byte of a partial reply and size of the whole file, None for what it does not say."""
+    """Return the first byte of a partial reply and the size of the whole file, None for what is not stated."""
     found = _RANGE.fullmatch(reply.headers.get("Content-Range", "").strip())
     return (None, None) if found is None else (int(found[1]), None if found[2] == "*" else int(found[2]))
 
 
 def _hurried(reply: HTTPResponse) -> Callable[[int], bytes]:
-    """Reads what has come of a reply, up to a number of bytes, and gives up on one that trickles."""
+    """Return a function that reads up to a number of bytes of a reply, and gives up on one that trickles."""
     begin, came = time.monotonic(), 0
 
     def read(count: int) -> bytes:
@@ -269,7 +269,7 @@ def _hurried(reply: HTTPResponse) -> Callable[[int], bytes]:
 
 
 def _parts(read: Callable[[int], bytes], count: int | None) -> Iterator[bytes]:
-    """The next bytes of a stream, `count` or all, fewer where it ends."""
+    """Yield the next bytes of a stream, `count` or all, fewer if it ends."""
     while count is None or count > 0:
         data = read(PART_BYTES if count is None else min(count, PART_BYTES))
         if not data:

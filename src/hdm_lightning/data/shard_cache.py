@@ -1,4 +1,4 @@
-"""Local copies of remote shards: a folder of bounded size, each copy checked against the checksum of its index."""
+"""Local copies of remote shards: a folder of bounded size, with each copy checked against its SHA-256 in the index."""
 
 import fcntl
 import hashlib
@@ -13,23 +13,23 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import no_follow
 
 COPIED_BYTES = 32 << 20
-"""Of a shard, fetched at once."""
+"""Bytes of a shard that are fetched at a time."""
 
 STALE_S = 3600
 
 
 class ShardCache:
-    """A folder of whole shards, each checked against its SHA-256; the ones not used for longest go first.
+    """A folder of whole shards, each checked against its SHA-256; the least recently used are deleted first.
 
-    Every lane reads a shard of its own, so a limit below the size of as many shards as there are lanes makes copies
-    come and go with each window.
+    Every lane reads its own shard, so with a limit below the size of as many shards as there are lanes, copies are
+    fetched and deleted with each window.
 
     Args:
-        folder: made when missing.
-        limit_gb: largest size of all copies, in 10⁹ bytes.
+        folder: created if missing.
+        limit_gb: maximum total size of the copies, in 10⁹ bytes.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be created.
     """
 
     def __init__(self, folder: str, limit_gb: float) -> None:
@@ -37,13 +37,15 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot be made ({error})", where="data.cache_dir", hint="name another folder") from error
+            raise UserError(f"cannot be created ({error})", where="data.cache_dir", hint="name another one") from error
 
     def read(self, url: str, size: int, sha256: str, start: int, end: int, see: SeeVersion | None = None) -> bytes:
-        """Bytes [start, end) of a shard of this size and checksum, from its copy where there is room for one.
+        """Read bytes [start, end) of a shard of this size and checksum, from its copy if there is room for one.
 
-        `see` is told of the version of what is read past the copies. Raises as `path` and `read_range`:
-            FileNotFoundError, OSError: as for `path`.
+        Without a copy, `see` is called with the version of the remote file.
+
+        Raises:
+            FileNotFoundError, OSError: as for `path` and `read_range`.
         """
         copy = self.path(url, size, sha256)
         if copy is not None:
@@ -52,15 +54,15 @@ class ShardCache:
                     handle.seek(start)
                     return handle.read(end - start)
             except FileNotFoundError:
-                pass  # another process made room in between
+                pass  # another process deleted it in between
         return read_range(url, start, end, see)
 
     def path(self, url: str, size: int, sha256: str) -> str | None:
-        """Where the copy of a shard lies, fetched now if need be; None where there is no room for one.
+        """Return the path of a shard's copy, fetched now if necessary; None if there is no room for one.
 
         Raises:
             FileNotFoundError: there is no such shard.
-            OSError: it cannot be fetched, or what comes is not what the index says.
+            OSError: the shard cannot be fetched, or does not match the index.
         """
         if size > self.limit:
             return None
@@ -82,7 +84,7 @@ class ShardCache:
         return True
 
     def _reserve(self, temporary: Path, wanted: int) -> bool:
-        """Make room for a copy and take it with an empty file of its size; False where other copies are under way."""
+        """Reserve room for a copy with an empty file of its size; False if copies in progress leave too little."""
         with _locked(self.folder / "room.lock"):
             for left, (changed, _) in _states(self.folder.glob("*.part*")).items():
                 if time.time() - changed > STALE_S:  # its process was killed
@@ -102,7 +104,7 @@ class ShardCache:
 
 
 def _states(paths: Iterable[Path]) -> dict[Path, tuple[float, int]]:
-    """Time of the last change and size of files, without those that go in the meantime."""
+    """Return modification time and size of files, without those deleted in the meantime."""
     found = {}
     for path in paths:
         try:

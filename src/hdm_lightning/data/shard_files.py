@@ -1,4 +1,4 @@
-"""The archives below a folder, and what else lies there that was perhaps meant to be one."""
+"""Find the archives below a folder, and other files there that may have been meant as archives."""
 
 import os
 import shlex
@@ -14,28 +14,28 @@ PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @dataclass
 class ShardFiles:
-    """What lies below a folder.
+    """The archives found below a folder.
 
     Attributes:
         names: paths of archives, relative to the folder, sorted.
-        others: how many files and folders were passed over that look like archives or may hold some, by what they are.
+        others: number of skipped files and folders that look like archives or may contain some, by kind.
     """
 
     names: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
 
     def told(self) -> str:
-        """The others in one line, empty where there are none."""
+        """Return the others in one line, empty if there are none."""
         return ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
 
 
 def is_shard(name: str) -> bool:
-    """Whether a name or an address is that of an archive."""
+    """Return whether a name or address is that of an archive."""
     return name.lower().endswith(".tar")
 
 
 def find_shards(folder: Path, *, follow_links: bool = False) -> ShardFiles:
-    """The archives below a folder; links to folders are followed where asked for, each folder once."""
+    """Find the archives below a folder, each folder once; links to folders are followed on request."""
     found = ShardFiles()
     for entry, name in _entries(folder, follow_links, found.others):
         if entry.name.startswith("."):
@@ -43,16 +43,16 @@ def find_shards(folder: Path, *, follow_links: bool = False) -> ShardFiles:
         elif is_shard(entry.name):
             regular = entry.is_file()
             found.names += [name] * regular
-            found.others[".tar that is no file"] += not regular
+            found.others[".tar that is not a file"] += not regular
         elif packed := next((ending for ending in PACKED if entry.name.lower().endswith(ending)), None):
-            found.others[f"{packed} (to be unpacked first)"] += 1
+            found.others[f"{packed} (unpack first)"] += 1
     found.names.sort()
     found.others = +found.others
     return found
 
 
 def _entries(folder: Path, follow_links: bool, others: Counter[str]) -> Iterator[tuple["os.DirEntry[str]", str]]:
-    """The files below a folder with their paths relative to it; says which folders were not looked into."""
+    """Yield the files below a folder with their relative paths; count the folders skipped in `others`."""
     waiting, known = [(folder, "")], {_identity(folder)}
     while waiting:
         place, prefix = waiting.pop()
@@ -65,7 +65,7 @@ def _entries(folder: Path, follow_links: bool, others: Counter[str]) -> Iterator
             if not entry.is_dir():
                 yield entry, prefix + entry.name
             elif entry.is_symlink() and not follow_links:
-                others["links to folders, not followed (--follow-links takes them)"] += 1
+                others["links to folders, not followed (see --follow-links)"] += 1
             elif (identity := _identity(Path(entry.path))) not in known:
                 known.add(identity)
                 waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
@@ -77,7 +77,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def no_shards(folder: Path) -> UserError:
-    """What to say of a folder in which no archive was found."""
+    """Return the error for a folder in which no archive was found."""
     others = find_shards(folder).told() if folder.is_dir() else ""
     what = "there are no shards (.tar) in this folder" + (f", but {others}" if others else "")
     if ".tar.gz" in others:
@@ -85,5 +85,5 @@ def no_shards(folder: Path) -> UserError:
     elif "links" in others:
         hint = f"hdm-shards index --follow-links {shlex.quote(str(folder))}"
     else:
-        hint = "give the folder that holds the shards; `hdm-shards build --help` tells how to make some"
+        hint = "name the folder that contains the shards; `hdm-shards build --help` shows how to make some"
     return UserError(what, where=str(folder), hint=hint)

@@ -1,4 +1,4 @@
-"""What an index says of one shard: its record, in memory and as JSON."""
+"""The record of one shard in an index, in memory and as JSON."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,30 +16,30 @@ from hdm_lightning.data.tar import BLOCK, is_unsafe
 from hdm_lightning.errors import UserError
 
 MOST_SAMPLES = 1 << 24
-"""Of one shard; the numbers of more, which a small file can claim, would fill the memory."""
+"""Maximum number of samples in one shard; a small file can claim more, whose columns would fill the memory."""
 
 _COLUMNS = ("height", "width", "layout", "key_length", "check", "sizes")
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard of an index. Columns, one number a sample, used or not, are as `pack` wrote them.
+    """One shard of an index. Columns have one number per sample, usable or not, and are packed as by `pack`.
 
     Attributes:
-        name: file name, below the folder of the index.
-        samples: usable samples.
-        bytes, sha256: of the whole file.
+        name: file name, relative to the folder of the index.
+        samples: number of usable samples.
+        bytes, sha256: size and hash of the whole file.
         first_block: 512-byte block where the first sample begins.
-        height, width: columns: pixels of the upright image, 0 where unknown.
-        layouts, layout: the layouts in use, and the column of each sample's.
+        height, width: columns: pixels of the upright image, 0 if unknown.
+        layouts, layout: the layouts in use, and the column of each sample's layout number.
         key_length: column: bytes of the key.
-        sizes: columns: bytes of the first members of all samples, of the second ones of those that have two, and so on.
+        sizes: columns: bytes of the first member of each sample, of the second member of those with two, and so on.
         check: column: lower 16 bits of a CRC-32 of the key and the beginning of each member.
-        skip: ordinal of a sample that is left out, and the reason.
-        note: what is wrong with the archive as a whole, or empty.
-        others: how many members of each other kind there are, which no sample needs.
-        changed: when a local file was last changed, in ns; 0 unknown. Where it lies is no part of what a shard is.
-        tag: what a server called this version of the file, its ETag or the time of its last change; empty unknown.
+        skip: ordinals of the samples that are left out, with the reasons.
+        note: damage to the archive as a whole, or empty.
+        others: number of members that no sample needs, by kind.
+        changed: modification time of a local file in ns, 0 if unknown; ignored when records are compared.
+        tag: version of a remote file: its ETag or time of last change; empty if unknown; ignored when comparing.
     """
 
     name: str
@@ -61,21 +61,21 @@ class ShardRecord:
     tag: str = field(default="", compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """With columns of its own in the place of those that are mapped, for another process."""
+        """Pickle with copies of mapped columns, for another process."""
         own = {name: bytes(getattr(self, name)) for name in _COLUMNS[:-1]} | {"sizes": tuple(map(bytes, self.sizes))}
         return ShardRecord, tuple(own.get(each.name, getattr(self, each.name)) for each in fields(self))
 
     def columns(self) -> tuple[Packed, ...]:
-        """All columns, in the order in which they lie in a file of columns."""
+        """Return all columns, in the order of a columns file."""
         return self.height, self.width, self.layout, self.key_length, self.check, *self.sizes
 
     @property
     def count(self) -> int:
-        """Samples, used or not."""
+        """Number of samples, usable or not."""
         return self.samples + len(self.skip)
 
     def shapes(self) -> tuple[Integers, Integers]:
-        """Height and width in pixels of the usable samples, (samples,) each; 0 where unknown.
+        """Return height and width in pixels of the usable samples, (samples,) each; 0 if unknown.
 
         Raises:
             UserError: the record contradicts itself.
@@ -86,7 +86,7 @@ class ShardRecord:
         return height[used], width[used]
 
     def table(self) -> SampleTable:
-        """Where the usable samples lie.
+        """Return the locations of the usable samples.
 
         Raises:
             UserError: the record contradicts itself.
@@ -103,7 +103,7 @@ class ShardRecord:
         return SampleTable(ordinal, start, size, layout, key_length, sizes, check, self.layouts).take(self._used())
 
     def _members(self) -> tuple[Integers, Integers]:
-        """Layout of each sample (count,), and sizes of its members (count, most of them)."""
+        """Return the layout of each sample (count,), and the sizes of its members (count, maximum members)."""
         layout = unpack(self.layout, self.count)
         members = np.array([len(each.members) for each in self.layouts], dtype=np.int64)
         if self.count and (layout.max() >= len(members) or members.max() > len(self.sizes)):
@@ -115,7 +115,7 @@ class ShardRecord:
         return layout, sizes
 
     def _used(self) -> NDArray[np.bool_] | slice:
-        """The places of the usable samples in a column."""
+        """Return the mask or slice of the usable samples in a column."""
         if not self.skip:
             return slice(None)
         used = np.ones(self.count, dtype=bool)
@@ -124,7 +124,7 @@ class ShardRecord:
 
 
 def columns_of(forms: Sequence[Form], shapes: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """What a record says of samples with these forms and (height, width), by attribute."""
+    """Return the columns of a record for samples with these forms and (height, width), by attribute."""
     layouts = tuple(dict.fromkeys(form.layout for form in forms))
     number = {layout: place for place, layout in enumerate(layouts)}
     most = max((len(form.sizes) for form in forms), default=0)
@@ -141,7 +141,7 @@ def columns_of(forms: Sequence[Form], shapes: Sequence[tuple[int, int]]) -> dict
 
 @contextmanager
 def _naming(shard: str) -> Iterator[None]:
-    """Turn what is wrong with a record into a `UserError` that names its shard."""
+    """Turn a `ValueError` about a record into a `UserError` that names its shard."""
     try:
         yield
     except ValueError as error:
@@ -150,12 +150,12 @@ def _naming(shard: str) -> Iterator[None]:
 
 
 def as_entry(shard: ShardRecord) -> dict[str, Any]:
-    """A record as JSON has it, with its columns."""
+    """Return a record as a JSON object, including its columns."""
     return {each.name: _plain(getattr(shard, each.name)) for each in fields(shard)}
 
 
 def entry_beside(shard: ShardRecord) -> dict[str, Any]:
-    """A record as JSON has it, of each column the number of its bytes."""
+    """Return a record as a JSON object, with the size in bytes of each column instead of the column."""
     plain = {each.name: getattr(shard, each.name) for each in fields(shard)}
     return {name: _length(value) if name in _COLUMNS else _plain(value) for name, value in plain.items()}
 
@@ -173,15 +173,15 @@ def _plain(value: Any) -> Any:
 
 
 def column_entries(entry: Mapping[str, Any]) -> list[Any]:
-    """What an entry has of each column, in the order of `ShardRecord.columns`: the column itself, or its bytes."""
+    """Return each column of an entry, or its size in bytes, in the order of `ShardRecord.columns`."""
     return [*(entry[name] for name in _COLUMNS[:-1]), *entry[_COLUMNS[-1]]]
 
 
 def from_entry(entry: Mapping[str, Any], columns: Sequence[Packed] | None = None) -> ShardRecord:
-    """The record of an entry, whose columns are in it unless they are given.
+    """Return the record of a JSON entry, with the columns in it unless `columns` are passed.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is none.
+        ValueError, KeyError, TypeError, AttributeError: the entry is not a valid record.
     """
     plain: dict[str, Any] = {name: natural(entry[name]) for name in ("samples", "bytes", "first_block")}
     if columns is None:
@@ -200,17 +200,17 @@ def from_entry(entry: Mapping[str, Any], columns: Sequence[Packed] | None = None
         **plain,
     )
     if not record.name or "\0" in record.name or is_unsafe(record.name):
-        raise ValueError(f"the name {record.name!r} is not below the folder")
+        raise ValueError(f"the name {record.name!r} is not inside the folder")
     if record.count * BLOCK > record.bytes or not all(0 <= ordinal < record.count for ordinal in record.skip):
         raise ValueError(f"{record.name!r} cannot hold {record.samples} samples")
     if record.count > MOST_SAMPLES or len(record.sizes) > MOST_MEMBERS:
-        raise ValueError(f"{record.name!r} is no shard: {record.count} samples, {len(record.sizes)} members each")
+        raise ValueError(f"{record.name!r} is not a shard: {record.count} samples, {len(record.sizes)} members each")
     return record
 
 
 @lru_cache(maxsize=1 << 12)
 def _shared(layout: Layout) -> Layout:
-    """The same layout once for all shards that have it."""
+    """Return one shared copy of equal layouts."""
     return layout
 
 
@@ -219,9 +219,9 @@ def _layout(key_at: Any, members: Any, tail: Any) -> Layout:
 
 
 def natural(value: Any, least: int = 0) -> int:
-    """A whole number of an entry. Raises ValueError: it is none, or below `least`."""
+    """Return a whole number of an entry. Raises ValueError: it is not one, or is below `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 62:
-        raise ValueError(f"{value!r} where a number was expected")
+        raise ValueError(f"expected a number, got {value!r}")
     return value
 
 

@@ -1,7 +1,7 @@
-"""How local shards stand to their index when a training starts: replaced, missing, or not in it.
+"""Compare local shards with their index when a training starts: replaced, missing, or not in it.
 
-A look at size and time of each costs microseconds, so that thousands of shards hold up nobody. What lies on servers is
-compared when it is first read; see `data.reader`.
+Checking the size and time of a shard takes microseconds, so thousands of shards cause no delay. Remote shards are
+compared when they are first read; see `data.reader`.
 """
 
 import math
@@ -24,21 +24,21 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
 THREADS = 16
-"""That ask for sizes and times: a network's file system answers many at once as soon as one."""
+"""Threads that query sizes and times: a network file system answers many requests as fast as one."""
 
 LOOKED_INTO, SAMPLES_EACH = 64, 3
-"""Shards of another time that are looked into, and samples of each."""
+"""How many shards with a different modification time are checked, and how many samples of each."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A shard that is not what its index says.
+    """A shard that differs from its index.
 
     Attributes:
         url: path of the shard.
         place: folder of its index.
         what: what has changed.
-        certain: False where only its time is another and the samples that were looked at are the same.
+        certain: False if only the time differs and the samples that were read are the same.
     """
 
     url: str
@@ -48,7 +48,7 @@ class Change:
 
     @classmethod
     def of(cls, shard: PlannedShard, what: str, *, certain: bool = True) -> "Change":
-        """That of a shard of a plan."""
+        """Return the change of a planned shard."""
         return cls(shard.url, _place(shard), what, certain)
 
 
@@ -57,10 +57,10 @@ def _place(shard: PlannedShard) -> str:
 
 
 def changes(plans: Iterable[Plan]) -> list[Change]:
-    """What has become of the local shards of plans since they were indexed.
+    """Return the changes of the plans' local shards since they were indexed.
 
-    Where an index has no times, as those of builders, shards that are younger than the index are looked into. A folder
-    that was copied has other times everywhere: where its samples are the same, nothing has changed.
+    If an index has no times, like those of builders, samples of shards newer than the index are checked. In a copied
+    folder all times differ: if its samples are the same, nothing has changed.
     """
     shards = {shard.url: shard for plan in plans for part in plan.parts for shard in part.shards}
     local = [shard for shard in shards.values() if is_local(shard.url)]
@@ -78,19 +78,19 @@ def changes(plans: Iterable[Plan]) -> list[Change]:
     ]
     if others or len(touched) < len(local):
         named = {change.url for change in others}
-        what = "was written again after it was indexed; the samples looked at are the same"
+        what = "was rewritten after it was indexed; the samples that were checked are the same"
         others += [Change.of(shard, what, certain=False) for shard in touched if shard.url not in named]
     return wrong + others
 
 
 def _indexed(shard: PlannedShard) -> float:
-    """When the index of a shard's folder was written, in ns; infinity where it lies elsewhere."""
+    """Return when the index of a shard's folder was written, in ns; infinity if the index is elsewhere."""
     state = state_of(_place(shard))
     return math.inf if state is None else state[1]
 
 
 def _state(shard: PlannedShard) -> int | str | None:
-    """Time of the last change in ns, what is wrong, or None where the file system does not tell."""
+    """Return the time of the last change in ns, what is wrong, or None if the file system does not answer."""
     try:
         state = os.stat(shard.url)
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def _state(shard: PlannedShard) -> int | str | None:
 
 
 def _other_samples(shard: PlannedShard) -> str:
-    """What is wrong with the first sample of some of a shard that is not the indexed one; empty where none is."""
+    """Check a few samples of a shard against the index, and return the first problem, or an empty string."""
     table = shard.table()
     chosen = table.take(np.unique(np.linspace(0, len(table.start) - 1, SAMPLES_EACH).astype(np.int64)))
     ranges = zip(chosen.start.tolist(), chosen.size.tolist(), chosen.forms(), strict=True)
@@ -112,16 +112,16 @@ def _other_samples(shard: PlannedShard) -> str:
             for start, size, form in ranges:
                 form.cut(os.pread(handle.fileno(), size, start))
     except SampleFault as fault:
-        return f"holds other samples than were indexed ({fault})"
+        return f"contains other samples than were indexed ({fault})"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return ""
 
 
 def require_unchanged(plans: Iterable[Plan]) -> None:
-    """Raise UserError where local shards are certainly not what their index says.
+    """Raise UserError if local shards certainly differ from their index.
 
-    For a training that begins: one that is resumed goes on, and masks what is not there.
+    For new trainings only: a resumed training continues, and masks missing samples.
     """
     certain = [change for change in changes(plans) if change.certain]
     if certain:
@@ -130,7 +130,7 @@ def require_unchanged(plans: Iterable[Plan]) -> None:
 
 
 def notes(plans: Sequence[Plan]) -> Iterator[str]:
-    """A line for each kind of change of the local shards of plans, and for shards that their folders' indices lack."""
+    """Yield a line for each kind of change of the plans' local shards, and for shards that are not in the index."""
     found = changes(plans)
     for kind in (True, False):
         alike = [change for change in found if change.certain is kind]
@@ -147,13 +147,13 @@ def _way_out(change: Change) -> str:
 
 
 def _index_anew(place: str, names: Iterable[str]) -> str:
-    """The command that brings the index of a folder up to date; the shards named are in it."""
+    """Return the command that updates the index of a folder; `names` are the shards in it."""
     behind_links = any(Path(place, above).is_symlink() for name in names for above in Path(name).parents if above.name)
     return f"hdm-shards index --new-only {'--follow-links ' * behind_links}{shlex.quote(place)}"
 
 
 def unindexed(places: Sequence[str]) -> list[str]:
-    """A line for each local folder with shards that its index does not know, which no training sees."""
+    """Return a line for each local folder with shards that are missing from its index, and so from any training."""
     lines = []
     for place in places:
         if is_shard(place) or not is_local(place) or not Path(place).is_dir() or known_index(place).resolutions:

@@ -1,4 +1,4 @@
-"""The shards that a source names: addresses, their indices, and what their samples hold."""
+"""Resolve the shards of a source: addresses, indices, and the kind of their samples (images or latents)."""
 
 import math
 import re
@@ -20,18 +20,18 @@ from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.errors import UserError
 
 MOST_SHARDS = 1_000_000
-"""In one pattern."""
+"""Maximum number of shards in one pattern."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 State = tuple[int, int] | None
-"""Size and time of change of a local index, None for a remote or missing one."""
+"""Size and modification time of a local index, None for a remote or missing one."""
 
 
 def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
-    """Addresses and records of the shards of a source, in the order in which they are named.
+    """Return addresses and records of the shards of a source, in the order in which they are named.
 
     Raises:
-        UserError: an index is missing, or does not know a shard that is named.
+        UserError: an index is missing, or does not include a named shard.
     """
     found: list[tuple[str, ShardRecord]] = []
     known = {place: known_index(place) for place in places_of(source)}
@@ -39,8 +39,8 @@ def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
     for url in addresses_of(source):
         place, records = _place(source, url), by_name[_place(source, url)]
         if known[place].resolutions:
-            what = f"holds sets of latents, at {_listed(known[place].resolutions)}"
-            raise UserError(what, where=url, hint=f"name one: {_set_of(url, known[place].resolutions[0])}")
+            what = f"contains sets of latents, at {_listed(known[place].resolutions)}"
+            raise UserError(what, where=url, hint=f"name one, such as {_set_of(url, known[place].resolutions[0])}")
         if not is_shard(url):
             found += [(f"{url.rstrip('/')}/{record.name}", record) for record in records.values()]
         elif (name := url.rpartition("/")[2]) in records:
@@ -51,28 +51,28 @@ def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
 
 
 def _unknown_shard(url: str, place: str) -> UserError:
-    """What to say of a shard that the index does not have."""
+    """Return the error for a shard that is not in the index."""
     folder = url.rpartition("/")[0] or "."
     if "*" in url or "?" in url:
         what, hint = (
-            "is no pattern that is read here",
+            "wildcards are not supported",
             f"name the folder, {folder}, or a pattern such as {{000..099}}.tar",
         )
     elif "::" in url:
-        what = "is no address that is read here: webdataset joins several with ::"
-        hint = f"give a list, [{','.join(url.split('::'))}], or a pattern such as {{000..099}}.tar"
+        what = "webdataset's :: between addresses is not supported"
+        hint = f"use a list, [{','.join(url.split('::'))}], or a pattern such as {{000..099}}.tar"
     elif is_local(url) and not Path(url).exists():
         what = "there is no such file"
-        hint = f"name the shards that there are; the folder itself, {folder}, takes all of its index"
+        hint = f"name existing shards, or the folder {folder} for all shards in its index"
     elif is_local(place):
-        what, hint = "the index does not know this shard", f"run `hdm-shards index --new-only {shlex.quote(place)}`"
+        what, hint = "this shard is not in the index", f"run `hdm-shards index --new-only {shlex.quote(place)}`"
     else:
-        what, hint = "the index does not know this shard", "make the index again: `hdm-shards index --help`"
+        what, hint = "this shard is not in the index", "index the shards again, see `hdm-shards index --help`"
     return UserError(what, where=url, hint=hint)
 
 
 def at_resolution(source: Source, resolution: int) -> Source:
-    """The source with the set of a resolution in the place of each folder of sets of latents.
+    """Return the source with each folder of sets of latents replaced by its set at this resolution.
 
     Raises:
         UserError: there is no such set, or an index is missing.
@@ -84,10 +84,10 @@ def at_resolution(source: Source, resolution: int) -> Source:
         if resolutions and resolution not in resolutions:
             folder = place.removesuffix(f"/{INDEX_NAME}")
             raise UserError(
-                f"there are no latents of images at {resolution} px, but at {_listed(resolutions)}",
+                f"there are no latents of images at {resolution} px, only at {_listed(resolutions)}",
                 where=folder,
                 hint=f"make them: hdm-shards encode IMAGES --out {folder} --vae NAME --resolution {resolution}, "
-                "or give this stage images: +schedule.stages.NAME.data.train=IMAGES",
+                "or train this stage on images: +schedule.stages.NAME.data.train=IMAGES",
             )
     urls = (_set_of(url, resolution) if there[_place(source, url)] else url for url in addresses_of(source))
     index = source.index
@@ -97,10 +97,10 @@ def at_resolution(source: Source, resolution: int) -> Source:
 
 
 def common_latents(sources: Sequence[Source]) -> LatentFormat | None:
-    """What the samples of sources hold in the place of images, None for images; see `at_resolution`.
+    """Return the common latent format of sources, None for images; see `at_resolution`.
 
     Raises:
-        UserError: not all hold the same.
+        UserError: the sources differ.
     """
     found = {place: known_index(place).latents for source in sources for place in places_of(source)}
     if len(set(found.values())) > 1:
@@ -113,16 +113,16 @@ _ALIKE = {
     **dict.fromkeys(("factor", "channels", "autoencoder"), "encode all of them with the same autoencoder"),
     "moments": "encode all of them with --std, or all without it",
 }
-"""What to do where sets of latents differ in a field."""
+"""Hints for sets of latents that differ in a field."""
 
 
 def _unlike(found: Mapping[str, LatentFormat | None]) -> UserError:
-    """What to say of places of which not all hold the same."""
+    """Return the error for sources that differ in what their samples contain."""
     formats = {place: each for place, each in found.items() if each is not None}
     if len(formats) < len(found):
         kinds = (f"{place}: {'images' if each is None else f'latents of {each.name}'}" for place, each in found.items())
-        what = f"the sources of one stream hold different things ({'; '.join(kinds)})"
-        hint = "encode all of them with the same autoencoder, or none; a stage may have images and another latents"
+        what = f"the sources of one stream mix images and latents ({'; '.join(kinds)})"
+        hint = "encode all of them with the same autoencoder, or none; only separate stages may use images and latents"
         return UserError(what, where="data.train", hint=hint)
     compared = (each.name for each in fields(LatentFormat) if each.compare)
     unlike = [name for name in compared if len({getattr(each, name) for each in formats.values()}) > 1]
@@ -141,23 +141,23 @@ def _set_of(url: str, resolution: int) -> str:
 
 
 def known_index(place: str) -> Index:
-    """The index of a place; see `known_shards`."""
+    """Return the index at a place, cached as by `known_shards`."""
     return known_shards(place, state_of(place))
 
 
 @lru_cache(maxsize=16)
 def known_shards(place: str, state: State) -> Index:
-    """An index; read once a process as long as a local file does not change."""
+    """Return an index, which is read once per process unless its local file changes."""
     return load_index(place)
 
 
 def addresses_of(source: Source) -> Iterator[str]:
-    """The folders and shards that a source names."""
+    """Yield the folders and shards that a source names."""
     return (url for pattern in source.urls for url in expanded(pattern))
 
 
 def places_of(source: Source) -> list[str]:
-    """Where the indices of a source lie."""
+    """Return the locations of the indices of a source."""
     return list(dict.fromkeys(_place(source, url) for url in addresses_of(source)))
 
 
@@ -168,7 +168,7 @@ def _place(source: Source, url: str) -> str:
 
 
 def state_of(place: str) -> State:
-    """Size and time of change of a local index, None for a remote or missing one."""
+    """Return size and modification time of a local index, None for a remote or missing one."""
     path = Path(index_file(place))
     if not is_local(place) or not path.is_file():
         return None
@@ -177,7 +177,7 @@ def state_of(place: str) -> State:
 
 
 def expanded(pattern: str) -> Iterator[str]:
-    """The addresses that a brace pattern names.
+    """Yield the addresses that a brace pattern names.
 
     Raises:
         UserError: a brace is not closed, or there are more than `MOST_SHARDS`.
@@ -188,13 +188,13 @@ def expanded(pattern: str) -> Iterator[str]:
         yield from islice(addresses, MOST_SHARDS)
         more = next(addresses, None)
     except ValueError as error:
-        raise UserError(f"is no pattern ({error})", where=pattern, hint="close each brace: {0000..0099}.tar") from error
+        raise UserError(f"is malformed ({error})", where=pattern, hint="close each brace: {0000..0099}.tar") from error
     if more is not None:
         raise _too_many(pattern)
 
 
 def _require_few(pattern: str) -> None:
-    """Raise UserError for braces of too many choices, at once: braceexpand holds each range in memory."""
+    """Raise UserError if braces have too many choices, before braceexpand builds each range in memory."""
     braces = _BRACES.findall(pattern)
     nested = pattern.count("{") > len(braces)
     sizes = [_choices(each) for each in braces]
@@ -203,7 +203,7 @@ def _require_few(pattern: str) -> None:
 
 
 def _choices(inside: str) -> int:
-    """How many there are in a brace, of numbers (or letters) from one to another by steps or a list, or more."""
+    """Return an upper bound on the choices in a brace: a range of numbers or letters, with a step, or a list."""
     bounds = inside.split("..")
     if len(bounds) < 2:
         return inside.count(",") + 1
@@ -213,5 +213,5 @@ def _choices(inside: str) -> int:
 
 
 def _too_many(pattern: str) -> UserError:
-    hint = "name those that there are, or the folder"
+    hint = "name only existing shards, or their folder"
     return UserError(f"names more than {MOST_SHARDS:,} shards", where=pattern[:200], hint=hint)

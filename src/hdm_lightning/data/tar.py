@@ -1,4 +1,4 @@
-"""The members of a tar archive (ustar, GNU long names, PAX paths), by walking its headers, damaged or not."""
+"""Find the members of a tar archive (ustar, GNU long names, PAX paths) by walking its headers, even damaged ones."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from hdm_lightning.data.faults import SampleFault
 
 BLOCK = 512
 MAX_EXTENDED_BYTES = 1 << 20
-"""Largest long name or set of PAX records that is read."""
+"""Maximum size of a long name or set of PAX records that is read."""
 
 CHUNK_BYTES = 1 << 20
 _ZEROS = bytes(BLOCK)
@@ -20,20 +20,20 @@ _PASSED = {
     b"2": "links, which have no bytes of their own",
     **dict.fromkeys((b"3", b"4", b"6"), "devices and pipes"),
 }
-"""What is no file, by its type in the header; folders (5) and global headers (g) need no word."""
+"""Skipped members by header type; folders (5) and global headers (g) are not worth reporting."""
 
 Passed = Callable[[str], None]
-"""Is told what kind of thing was passed over."""
+"""Called with the kind of each skipped member."""
 
 ReadAt = Callable[[int, int], bytes]
-"""`read(offset, size)` gives the bytes there, fewer at the end of the file."""
+"""`read(offset, size)` returns the bytes there, fewer at the end of the file."""
 
 
 class Member(NamedTuple):
-    """A regular file of an archive.
+    """A regular file in an archive; all offsets are in bytes.
 
-    `start` is where its first header block stands (extended headers included), `data` where its bytes begin,
-    `end` where the next header stands, `name_at` where its name is written in one piece (-1: nowhere), all in bytes.
+    `start` is the offset of its first header block (extended headers included), `data` that of its contents, `end` that
+    of the next header, and `name_at` that of its name if it is stored in one piece, else -1.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Member(NamedTuple):
 class Gap(NamedTuple):
     """Bytes of an archive, [start, end), in which no member can be read.
 
-    `torn` says whether the samples beside it may lack members; an end mark in the middle of a file tears none.
+    `torn` is whether the samples next to it may lack members; not so for an end mark in the middle of a file.
     """
 
     start: int
@@ -57,18 +57,18 @@ class Gap(NamedTuple):
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Key and lower-case extension of a member's name, or None for a name that belongs to no sample."""
+    """Return key and lower-case extension of a member's name, or None for a name that belongs to no sample."""
     match = _KEY.match(name)
     return (match[1], match[2].lower()) if match else None
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether a member's name is absolute or climbs out of its folder."""
+    """Return whether a member's name is absolute or leads out of its folder."""
     return name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":"
 
 
 def members(read: ReadAt, start: int, end: int) -> Iterator[Member]:
-    """The regular files between two byte offsets, in order; stops at an end mark.
+    """Yield the regular files between two byte offsets, in order, up to an end mark.
 
     Raises:
         SampleFault: a header is damaged, or the bytes end inside a member.
@@ -79,10 +79,10 @@ def members(read: ReadAt, start: int, end: int) -> Iterator[Member]:
 
 
 def walk(read: ReadAt, size: int, passed: Passed | None = None) -> Iterator[Member | Gap]:
-    """The regular files of a whole archive of `size` bytes, and the gaps between them where it is damaged.
+    """Yield the regular files of an archive of `size` bytes, and the gaps between them where it is damaged.
 
-    Members behind damage, or behind an end mark in the middle of the file, are found by the next sound header.
-    `passed` is told of links and devices.
+    After damage, or an end mark in the middle of the file, reading resumes at the next intact header. `passed` is
+    called for links and devices.
     """
     position = 0
     while position < size:
@@ -108,7 +108,7 @@ def walk(read: ReadAt, size: int, passed: Passed | None = None) -> Iterator[Memb
 
 
 def _next_member(read: ReadAt, start: int, end: int, passed: Passed | None = None) -> Member | int:
-    """The next regular file, or where an end mark stands or the range ends before one comes."""
+    """Return the next regular file, or the offset of the end mark or end of the range that comes before one."""
     position, first, long_name = start, start, None
     while position < end:
         header = read(position, BLOCK)
@@ -146,7 +146,7 @@ def _parse(header: bytes) -> tuple[bytes, int, bytes]:
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether a block has the checksum of a tar header."""
+    """Return whether a block has the checksum of a tar header."""
     if len(block) < BLOCK or block == _ZEROS:
         return False
     try:
@@ -169,17 +169,17 @@ def _number(field: bytes) -> int:
 
 
 def decoded_name(name: bytes) -> str:
-    """A member's name as text; bytes that are not UTF-8 are written as escapes."""
+    """Return a member's name as text, with escapes for bytes that are not UTF-8."""
     return name.decode("utf-8", "backslashreplace")
 
 
 def _long_name(kind: bytes, content: bytes, at: int) -> tuple[bytes, int] | None:
-    """The name that an extended header gives to the next member, and where it is written."""
+    """Return the name that an extended header gives to the next member, and its offset."""
     return (content.rstrip(b"\0"), at) if kind == b"L" else _pax_path(content, at)
 
 
 def _pax_path(records: bytes, at: int) -> tuple[bytes, int] | None:
-    """The `path` of a PAX header made of records `length key=value\\n`."""
+    """Return the `path` of a PAX header (records `length key=value\\n`) and its offset, or None."""
     path, position = None, 0
     while position < len(records):
         space = records.find(b" ", position, position + 21)
@@ -194,11 +194,11 @@ def _pax_path(records: bytes, at: int) -> tuple[bytes, int] | None:
 
 
 def _next_header(read: ReadAt, start: int, size: int) -> int:
-    """Where the next sound header stands, at a multiple of a block; `size` where there is none."""
+    """Return the offset of the next intact header, at a multiple of a block; `size` if there is none."""
     for begin in range(start, size, CHUNK_BYTES):
         chunk = read(begin, CHUNK_BYTES)
         for offset in range(0, len(chunk), BLOCK):
-            # Seven octal digits of a checksum are rare in compressed data: a cheap look before the sum.
+            # A cheap test before the checksum: octal digits in this field are rare in compressed data.
             if chunk[offset + 148 : offset + 154].strip(b" \0").isdigit() and _is_header(
                 chunk[offset : offset + BLOCK]
             ):
@@ -207,20 +207,20 @@ def _next_header(read: ReadAt, start: int, size: int) -> int:
 
 
 def _behind_end_mark(read: ReadAt, mark: int, size: int) -> Gap:
-    """What lies between an end mark and the next member; begins at `size` where only zeros follow, as they should.
+    """Return the gap between an end mark and the next member; it starts at `size` if only zeros follow, as it should.
 
-    A wiped header looks like an end mark, too: then the samples beside it may be torn.
+    A zeroed-out header also looks like an end mark: then the samples next to it may lack members.
     """
     following = _first_not_zero(read, mark, size)
     if following == size:
         return Gap(size, size, "")
     header = following if _is_header(read(following, BLOCK)) else _next_header(read, following + BLOCK, size)
     torn = header > following and (header < size or following - mark < 2 * BLOCK)
-    return Gap(mark, header, "an end mark stands before the end of the archive", torn)
+    return Gap(mark, header, "there is an end mark before the end of the archive", torn)
 
 
 def _first_not_zero(read: ReadAt, start: int, size: int) -> int:
-    """The first block from `start` on that is not all zeros; `size` where all of them are."""
+    """Return the offset of the first block from `start` that is not all zeros; `size` if all of them are."""
     for begin in range(start, size, CHUNK_BYTES):
         chunk = read(begin, CHUNK_BYTES)
         rest = len(chunk.lstrip(b"\0"))
@@ -230,5 +230,5 @@ def _first_not_zero(read: ReadAt, start: int, size: int) -> int:
 
 
 def _padded(size: int) -> int:
-    """Bytes that a member of this size takes, its padding included."""
+    """Return the bytes that a member of this size takes up, including padding."""
     return -(-size // BLOCK) * BLOCK

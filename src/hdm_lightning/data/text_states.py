@@ -1,10 +1,10 @@
-"""Text-encoder states on disk: what a text encoder gives of captions, computed once, found again by their token ids.
+"""Text-encoder states on disk: the encoded captions of shards, computed once and looked up by token ids.
 
-A folder holds, for each shard that was read, the states of the captions that it was the first to have, end to end; and
-one table over all of them. A caption's key is a hash of its token ids, so that the same caption in many samples takes
-up room once, and so does one that two context lengths leave whole.
+For each shard that was read, a folder has one piece, with the states of the captions that first occur there, end to
+end; a single table covers all pieces. A caption's key is a hash of its token ids, so a caption that occurs in many
+samples, or fits uncut into two context lengths, is stored only once.
 
-Shapes: N captions, T tokens of all captions of a piece, B batch, L token places, W width of the text encoder.
+Shapes: N captions, T tokens of all captions of a piece, B batch, L tokens, W width of the text encoder.
 """
 
 import hashlib
@@ -36,19 +36,19 @@ _AS_STORED: dict[str, type[np.generic]] = {
 }  # numpy has no bfloat16
 
 Table = NDArray[np.int64]
-"""(5, N) by rising keys: first half of a caption's key, number of its piece, second half, first token there, tokens."""
+"""(5, N), sorted by key: first half of a caption's key, piece number, second half, first token in the piece, tokens."""
 
 
 @dataclass(frozen=True)
 class TextFormat:
-    """What the states of a folder have in common.
+    """The common format of the states in a folder.
 
     Attributes:
-        text_encoder: fingerprint of what gave them.
+        text_encoder: fingerprint of the text encoder.
         width: W.
         dtype: `float32`, `float16` or `bfloat16`.
-        context_lengths: that captions were cut to.
-        name: what the text encoder was called, for messages; formats that differ in it alone are equal.
+        context_lengths: lengths that captions were truncated to.
+        name: name of the text encoder for messages; ignored when formats are compared.
     """
 
     text_encoder: str
@@ -59,44 +59,44 @@ class TextFormat:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "TextFormat":
-        """The format that plain values describe. Raises ValueError, KeyError, TypeError: they are none."""
+        """Return the format from plain values. Raises ValueError, KeyError, TypeError: they do not describe one."""
         values = {each.name: plain[each.name] for each in fields(cls)}
         lengths = tuple(values["context_lengths"])
         numbers = (values["width"], *lengths)
         if values["dtype"] not in _DTYPES or not lengths or any(type(n) is not int or n < 1 for n in numbers):
-            raise ValueError("a width, a dtype or a context length cannot be what is written")
+            raise ValueError("its width, dtype or context lengths are invalid")
         return cls(str(values["text_encoder"]), values["width"], values["dtype"], lengths, str(values["name"]))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the format as plain values."""
         return {**asdict(self), "context_lengths": list(self.context_lengths)}
 
     @property
     def stored(self) -> type[np.generic]:
-        """How numpy keeps a number."""
+        """The numpy type of a stored number."""
         return _AS_STORED[self.dtype]
 
     @property
     def tensor(self) -> torch.dtype:
-        """What a number is."""
+        """The torch dtype of a state."""
         return _DTYPES[self.dtype]
 
 
 def key_of(ids: Sequence[int]) -> tuple[int, int]:
-    """Two signed 64-bit numbers that stand for token ids: halves of their BLAKE2b hash."""
+    """Return the key of token ids: the two halves of their BLAKE2b hash, as signed 64-bit numbers."""
     digest = hashlib.blake2b(np.asarray(ids, dtype="<i8").tobytes(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little", signed=True), int.from_bytes(digest[8:], "little", signed=True)
 
 
 class TextStates:
-    """The states of a folder, read where they are needed: only what a batch asks for gets into memory.
+    """The states in a folder, read on demand: only what a batch needs is loaded.
 
     Args:
-        folder: that `hdm-shards encode-captions` made.
+        folder: output folder of `hdm-shards encode-captions`.
         where: configuration key to name in errors.
 
     Raises:
-        UserError: it is none, or is not finished.
+        UserError: the folder has no text states, or is not finished.
     """
 
     def __init__(self, folder: str | Path, *, where: str = "data.text_states") -> None:
@@ -104,19 +104,19 @@ class TextStates:
         self.format = read_format(self.folder, where=where)
         if not (self.folder / TABLE_NAME).is_file():
             what = f"the states in {folder} are not complete: there is no {TABLE_NAME}"
-            raise UserError(what, where=where, hint=f"start `{COMMAND}` again as before; it resumes where it was")
+            raise UserError(what, where=where, hint=f"run the same `{COMMAND}` again; it resumes where it stopped")
         self._table: Table = self._map(self.folder / TABLE_NAME, np.int64, 2)
         self._names = known_pieces(self.folder)
         self._pieces: dict[int, NDArray[Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(TextStates, self.folder, where=self.where), ()  # files are mapped anew
+        return partial(TextStates, self.folder, where=self.where), ()  # maps the files again
 
     def __len__(self) -> int:
         return int(self._table.shape[1])
 
     def check(self, context_length: int) -> None:
-        """Check that captions of a context length were encoded.
+        """Check that captions were encoded at a context length.
 
         Raises:
             UserError: they were not.
@@ -124,23 +124,23 @@ class TextStates:
         if context_length not in self.format.context_lengths:
             there = ", ".join(map(str, self.format.context_lengths))
             raise UserError(
-                f"the stored states are of captions cut to {there} tokens, not to {context_length}",
+                f"the stored states are of captions truncated to {there} tokens, not to {context_length}",
                 where="data.context_length",
                 hint=f"set it to {self.format.context_lengths[-1]}, or encode into another --out with "
                 f"--context-length {there.replace(',', '')} {context_length}",
             )
 
     def context(self, tokens: Tensor, lengths: Tensor, weight: Tensor, captions: Sequence[str]) -> Tensor:
-        """The states (B,L,W) of a batch's captions in the dtype they are stored in, zero behind each and where masked.
+        """Return the states (B,L,W) of a batch's captions in the stored dtype, zero for padding and masked samples.
 
         Args:
             tokens: int64 (B,L) on the CPU.
-            lengths: int64 (B,), true counts.
-            weight: float32 (B,), 0 for a masked sample, whose caption need not be there.
-            captions: for messages.
+            lengths: int64 (B,), counts without padding.
+            weight: float32 (B,), 0 for a masked sample, whose states need not exist.
+            captions: texts of the captions, for messages.
 
         Raises:
-            UserError: a caption is not among those that were encoded.
+            UserError: a caption was not encoded.
         """
         context = torch.zeros(*tokens.shape, self.format.width, dtype=self.format.tensor)
         for row, (ids, length, counts) in enumerate(
@@ -156,13 +156,13 @@ class TextStates:
         end = int(np.searchsorted(self._table[0], first, side="right"))
         for piece, half, start, length in self._table[1:, begin:end].T.tolist():
             if half == second and length == len(ids):
-                stored = np.array(self._piece(piece)[start : start + length])  # a copy: pages may go again
+                stored = np.array(self._piece(piece)[start : start + length])  # a copy, so that pages can be released
                 if stored.shape == (length, self.format.width):
                     return torch.from_numpy(stored).view(self.format.tensor)
         raise UserError(
             f"the caption {caption[:80]!r} has no stored states",
             where=self.where,
-            hint=f"encode the captions of these shards, too: {COMMAND} SHARDS --out {self.folder} …; "
+            hint=f"also encode the captions of these shards: {COMMAND} SHARDS --out {self.folder} …; "
             "or set data.text_states=null",
         )
 
@@ -181,30 +181,30 @@ class TextStates:
 
 
 def _damaged(path: Path, reason: str, where: str) -> UserError:
-    hint = f"delete it and start `{COMMAND}` again as before"
+    hint = f"delete it and run the same `{COMMAND}` again"
     return UserError(f"stored states cannot be read from {path} ({reason})", where=where, hint=hint)
 
 
 def mapped(path: Path, dtype: type[np.generic], dimensions: int, *, where: str) -> NDArray[Any]:
-    """An array of a file as a memory map.
+    """Open an array file as a memory map.
 
     Raises:
-        UserError: it is damaged, or another.
+        UserError: it is damaged, or has another dtype or number of dimensions.
     """
     try:
         found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError) as error:
         raise _damaged(path, str(error).partition("\n")[0], where) from error
     if found.dtype != dtype or found.ndim != dimensions:
-        raise _damaged(path, f"it holds {found.dtype} in {found.ndim} dimensions", where)
+        raise _damaged(path, f"it contains {found.dtype} in {found.ndim} dimensions", where)
     return found
 
 
 def captions_found(piece: Path) -> NDArray[np.int64]:
-    """Keys (two numbers), start and length of the captions that a piece holds, int64 (N, 4).
+    """Return key (two numbers), start and length of each caption in a piece, int64 (N, 4).
 
     Raises:
-        UserError: the file that says so is damaged.
+        UserError: the file that lists them is damaged.
     """
     path = found_file(piece)
     found = mapped(path, np.int64, 2, where=str(piece.parent))
@@ -214,66 +214,66 @@ def captions_found(piece: Path) -> NDArray[np.int64]:
 
 
 def read_format(folder: Path, *, where: str) -> TextFormat:
-    """What a folder of states says of itself.
+    """Read the format of a folder of states.
 
     Raises:
-        UserError: it is none.
+        UserError: the folder has no text states, or the format cannot be read.
     """
     try:
         return TextFormat.from_json(parse_object((folder / FORMAT_NAME).read_bytes()))
     except FileNotFoundError as error:
-        hint = f"name the folder that `{COMMAND}` was given as --out"
+        hint = f"name the --out folder of `{COMMAND}`"
         raise UserError(f"there is no {FORMAT_NAME} in {folder}", where=where, hint=hint) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = f"delete the folder and make it again with `{COMMAND}`"
+        hint = f"delete the folder and rebuild it with `{COMMAND}`"
         raise UserError(f"{folder / FORMAT_NAME} cannot be read ({error})", where=where, hint=hint) from error
 
 
 def found_file(piece: Path) -> Path:
-    """The file that says which captions a piece holds; a piece without it is of a call that was killed."""
+    """Return the file that lists the captions of a piece; a piece without one is from a call that was killed."""
     return piece.with_name(piece.name.removesuffix(STATES) + FOUND)
 
 
 def pieces_of(folder: Path) -> list[Path]:
-    """The files of states that are whole."""
+    """Return the complete pieces of a folder."""
     return sorted(path for path in folder.glob(f"*{STATES}") if found_file(path).is_file())
 
 
 def known_pieces(folder: Path) -> list[str]:
-    """The names of the pieces by their numbers in the table; a number is given once and for all.
+    """Return the names of the pieces by their numbers in the table; a piece keeps its number for good.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: the names cannot be read.
     """
-    path, hint = folder / PIECES_NAME, f"delete the folder and make it again with `{COMMAND}`"
+    path, hint = folder / PIECES_NAME, f"delete the folder and rebuild it with `{COMMAND}`"
     names = read_object(path, hint=hint).get("pieces")
     if not isinstance(names, list) or not all(isinstance(each, str) and _is_name(each) for each in names):
-        raise UserError("names no pieces of text states", where=str(path), hint=hint)
+        raise UserError("does not list text-state files", where=str(path), hint=hint)
     return names
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text can be the name of a file, also in JSON in UTF-8."""
+    """Return whether a text is a valid file name that UTF-8 JSON can store."""
     return Path(text).name == text and text.encode(errors="ignore").decode() == text
 
 
 def write_table(folder: Path) -> int:
-    """Write the table over all pieces; returns how many captions there are."""
+    """Write the table over all pieces, and return the number of captions."""
     known = known_pieces(folder) if (folder / PIECES_NAME).is_file() else []
     there = dict.fromkeys(path.name for path in pieces_of(folder))
     names = list(dict.fromkeys([*known, *there]))
     parts = [np.zeros((0, 5), dtype=np.int64)]
     for number, name in enumerate(names):
         if name not in there:
-            continue  # deleted, as it was damaged
+            continue  # deleted because it was damaged
         found = captions_found(folder / name)
         parts.append(np.column_stack([found[:, 0], np.full(len(found), number), found[:, 1:]]))
     table = np.concatenate(parts)
     table = table[np.lexsort((table[:, 2], table[:, 0]))]
     same = np.zeros(len(table), dtype=bool)
-    same[1:] = (table[1:, 0] == table[:-1, 0]) & (table[1:, 2] == table[:-1, 2])  # of two processes at once
+    same[1:] = (table[1:, 0] == table[:-1, 0]) & (table[1:, 2] == table[:-1, 2])  # encoded by two processes at once
     table = np.ascontiguousarray(table[~same].T)
-    # First the names: a reader between the two then knows more pieces than its table has.
+    # The names first: a reader that comes in between only knows more pieces than its table needs.
     write_json(folder / PIECES_NAME, {"pieces": names, "captions": table.shape[1]})
     write_atomically(folder / TABLE_NAME, lambda file: np.save(file, table))
     return int(table.shape[1])

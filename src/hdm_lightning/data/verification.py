@@ -1,4 +1,4 @@
-"""Comparing shards with their index, and leaving out what is wrong with them."""
+"""Compare shards with their index, and leave bad samples out of it."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ MISSING = "missing"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong with a shard (`ordinal` is None) or with one of its samples."""
+    """A problem with a shard (`ordinal` is None) or with one of its samples."""
 
     shard: str
     reason: str
@@ -49,10 +49,10 @@ def verify(
     """Compare the shards of a local folder with their index.
 
     Args:
-        folder: has the index.
-        decode: decode every usable sample and read its caption, too.
+        folder: folder of the index.
+        decode: also decode every usable sample and read its caption.
         captions: how captions are found; None for the defaults.
-        jobs: processes that read side by side.
+        jobs: number of processes that read in parallel.
         progress: called with the number of shards done.
 
     Raises:
@@ -72,9 +72,9 @@ def verify(
 
 
 def leave_out(folder: str | Path, problems: Sequence[Problem]) -> Index:
-    """Write the samples that have problems into the index as left out; the plan of the folder changes with that.
+    """Mark samples with problems as left out in the index, and return it; this changes the plan of the folder.
 
-    Shards that are missing are taken out of the index.
+    Missing shards are removed from the index.
     """
     root, index = Path(folder), load_index(folder)
     missing = {problem.shard for problem in problems if problem.reason == MISSING}
@@ -107,7 +107,7 @@ def _verify_shard(root: Path, captions: CaptionRules | None, record: ShardRecord
             problems.append(Problem(record.name, "wrong checksum"))
     try:
         record.table(), record.shapes()
-    except UserError as error:  # of the columns, which are looked at when samples are
+    except UserError as error:  # about the columns, which are unpacked only when samples are read
         return [*problems, Problem(record.name, error.what)]
     return problems + (list(_bad_samples(path, record, captions)) if captions is not None else [])
 
@@ -128,7 +128,7 @@ def _bad_samples(path: Path, record: ShardRecord, captions: CaptionRules) -> Ite
 
 
 def _check_image(sample: RawSample) -> None:
-    """Raise `SampleFault` where the image, or what stands in its place, cannot be used."""
+    """Raise `SampleFault` if the image, or the latent instead of it, cannot be used."""
     if LATENT not in sample.members:
         load_upright(sample.image())
     elif unpack_latent(sample.members[LATENT])[1] is None:

@@ -1,4 +1,4 @@
-"""What worker processes of a loader need of the machine, and how a dead or stuck one is told."""
+"""Requirements of a loader's worker processes on the machine, and the detection of dead or stuck ones."""
 
 import os
 import signal
@@ -15,35 +15,35 @@ from hdm_lightning.errors import UserError
 Item = TypeVar("Item")
 
 WORKER_TIMEOUT_S = 900
-"""How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
+"""How long the workers may send nothing before the run stops with an error instead of waiting forever."""
 
 POLL_S = 5
-"""Torch looks for dead workers when a wait has timed out; its signal handler may go off where errors are swallowed."""
+"""Timeout after which torch looks for dead workers; its signal handler may fire where errors are swallowed."""
 
 TIMED_OUT = "DataLoader timed out after"
-"""How torch's own message begins; errors of workers come with other beginnings, whatever they say of time-outs."""
+"""Beginning of torch's own time-out message; errors that come from workers begin otherwise."""
 
 STOP_GRACE_S = 120
-"""How long a worker lives on after SIGTERM, so that its process can finish the step and save."""
+"""How long a worker lives on after SIGTERM, so that its parent process can finish the step and save."""
 
 LONGEST_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
-"""Bytes of a socket's path; one more ends it."""
+"""Maximum bytes of a socket's path, without the terminating zero."""
 
 FORK = "fork" if sys.platform == "linux" else None
-"""How workers start: as torch has it on Linux, also in the processes of a run on several devices, which were spawned
-and would spawn theirs, each with seconds of imports at every validation."""
+"""Start method of workers: torch's default on Linux, set explicitly because the processes of a run on several devices
+were spawned and would spawn theirs, each with seconds of imports at every validation."""
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2
 WORKERS_A_CORE = 4
-"""More of them are told: some wait for a disk or a server while others work, not that many."""
+"""Workers per core above which to warn: some wait for a disk or a server while others work, but not that many."""
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Let a worker not die at once of the signals that ask its process to save and stop.
+    """Keep a worker from dying at once of the signals that ask its parent process to save and stop.
 
-    A signal to all processes of a job reaches workers too, and a worker that dies makes its process fail. Workers end
-    by themselves when their process is done or dead.
+    A signal to all processes of a job also reaches the workers, and a worker that dies makes its parent fail. Workers
+    end by themselves when their parent is done or dead.
     """
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -51,30 +51,28 @@ def ignore_stop_signals(worker: int) -> None:
 
 
 def require_room_for_sockets(folder: str) -> None:
-    """Raise UserError where a socket of the data workers could not be named: systems allow about a hundred bytes.
+    """Raise UserError if paths of the data workers' sockets would be too long: systems allow about a hundred bytes.
 
-    Python makes them as `pymp-XXXXXXXX/listener-XXXXXXXX` in the folder for temporary files. Without this check each
-    worker fails in the background, and the training waits for samples that never come.
+    Python creates the sockets as `pymp-XXXXXXXX/listener-XXXXXXXX` in the folder for temporary files. Without this
+    check each worker fails in the background, and the training waits for samples that never come.
     """
     name = f"{folder}/pymp-12345678/listener-12345678"
     if len(os.fsencode(name)) > LONGEST_SOCKET_NAME:
-        what = f"the folder for temporary files, {folder}, has too long a name for the data workers' sockets"
-        raise UserError(
-            what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.num_workers=0"
-        )
+        what = f"the path of the temporary folder, {folder}, is too long for the data workers' sockets"
+        raise UserError(what, where="TMPDIR", hint="run the command as TMPDIR=/tmp COMMAND, or set data.num_workers=0")
 
 
 def ranks_here(world: int) -> int:
-    """How many of the ranks of a training run on this machine.
+    """Return how many ranks of a training run on this machine.
 
-    Launchers tell it; where nobody does, each GPU here may have one, and without GPUs all are taken to be here.
+    Launchers set LOCAL_WORLD_SIZE; without it, assume one rank per GPU here, or without GPUs that all ranks are here.
     """
     told = os.environ.get("LOCAL_WORLD_SIZE", "")
     return int(told) if told.isdecimal() else min(world, torch.cuda.device_count() or world)
 
 
 def free_shared_memory() -> int | None:
-    """Bytes free where workers put their samples, None where nobody knows."""
+    """Return the free bytes of shared memory, where workers put their samples; None if unknown."""
     try:
         state = os.statvfs(SHARED_MEMORY)
     except OSError:
@@ -83,60 +81,60 @@ def free_shared_memory() -> int | None:
 
 
 def require_shared_memory(workers: int, chunk_bytes: int, free: int | None, loaders: int = 1) -> None:
-    """Raise UserError where the samples on their way would not fit: a worker that finds no room there hangs.
+    """Raise UserError if the samples in transit would not fit: a worker that finds no room hangs.
 
     Args:
-        workers: of each loader.
-        chunk_bytes: of the samples that a worker sends together.
-        free: bytes, None where nobody knows.
-        loaders: that run side by side on this machine: one a rank, and as many that validate.
+        workers: workers per loader.
+        chunk_bytes: size of the samples that a worker sends at a time.
+        free: free bytes of shared memory, None if unknown.
+        loaders: loaders that run at the same time on this machine: one per rank, twice as many with validation.
     """
     each = (PREFETCHED + 1) * chunk_bytes * loaders
     if free is not None and workers * each > free:
-        several = f" in each of {loaders} loaders, of all ranks, training and validation," if loaders > 1 else ""
+        several = f" in each of {loaders} loaders (of all ranks, training and validation)" if loaders > 1 else ""
         raise UserError(
-            f"{workers} data workers{several} need {workers * each / 1e6:.0f} MB of shared memory, and {SHARED_MEMORY} "
+            f"{workers} data workers{several} need {workers * each / 1e6:.0f} MB of shared memory, but {SHARED_MEMORY} "
             f"has {free / 1e6:.0f} MB free",
             where="data.num_workers",
-            hint=f"set data.num_workers={free // each}, or give more: docker run "
+            hint=f"set data.num_workers={free // each}, or provide more: docker run "
             f"--shm-size={max(1, 2 * workers * each >> 30)}g",
         )
 
 
 def crowding(workers: int, loaders: int) -> str:
-    """What to say of far more workers than cores, each of which takes a while to start; else nothing.
+    """Return a warning if there are far more workers than cores, since each takes a while to start; else nothing.
 
     Args:
-        workers: of each loader.
-        loaders: that train on this machine, one a rank.
+        workers: workers per loader.
+        loaders: training loaders on this machine, one per rank.
     """
     cores, each = available_cores(), f" of each of {loaders} processes" if loaders > 1 else ""
     if workers * loaders <= WORKERS_A_CORE * cores:
         return ""
     fewer = max(1, cores // loaders)
     return (
-        f"{workers} data workers{each} share {cores} core{'s' * (cores > 1)} and take long to start; "
+        f"{workers} data workers{each} share {cores} core{'s' * (cores > 1)} and take a long time to start; "
         f"data.num_workers={fewer} is enough unless the storage of the shards is slow"
     )
 
 
-KILLED, STUCK = "a data worker was killed", "the data workers gave nothing"
+KILLED, STUCK = "a data worker was killed", "the data workers sent nothing"
 
 
 def is_dead_worker(error: BaseException) -> bool:
-    """Whether an exception says that a data worker has died or is stuck; torch's own may come out of any line."""
+    """Return whether an exception means that a data worker died or is stuck; torch may raise its own on any line."""
     said = str(error)
     torch_s = said.startswith("DataLoader worker (pid")
     return isinstance(error, RuntimeError) and (torch_s or said.startswith((KILLED, STUCK)))
 
 
 def naming_dead_workers(chunks: Iterable[Item]) -> Iterator[Item]:
-    """The chunks of worker processes, with an error that says so where one has died or is stuck.
+    """Yield the chunks of worker processes, with a clear error if a worker dies or all are stuck.
 
-    torch says so itself, unless the worker dies while a chunk's shared memory is on its way.
+    torch has such an error, too, unless the worker dies while a chunk's shared memory is in transit.
 
     Raises:
-        RuntimeError: a worker has died, or none gave anything for long.
+        RuntimeError: a worker has died, or none has sent anything for `WORKER_TIMEOUT_S`.
     """
     iterator, asked = iter(chunks), time.monotonic()
     try:
@@ -152,7 +150,7 @@ def naming_dead_workers(chunks: Iterable[Item]) -> Iterator[Item]:
                     raise
                 if time.monotonic() - asked < WORKER_TIMEOUT_S:
                     continue
-                what = f"{STUCK} for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+                what = f"{STUCK} for {WORKER_TIMEOUT_S:g} s; does the storage of the shards respond?"
                 raise RuntimeError(what) from error
             yield chunk
             asked = time.monotonic()
@@ -161,9 +159,9 @@ def naming_dead_workers(chunks: Iterable[Item]) -> Iterator[Item]:
 
 
 def _end_workers(iterator: Iterator[object]) -> None:
-    """End the workers now: an error's traceback holds torch's iterator, and collected as garbage it ends none of them.
+    """End the workers now: an error's traceback keeps torch's iterator alive, and its garbage collection ends none.
 
-    By then its queues are closed, so that it waits ten seconds for workers that are told nothing.
+    By then its queues are closed, so it waits ten seconds for workers that never get the message.
     """
     end = getattr(iterator, "_shutdown_workers", None)
     if end is not None:

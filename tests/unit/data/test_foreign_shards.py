@@ -38,7 +38,7 @@ def pairs(kit, name, count=5):
 def test_names_with_further_dots_are_told_and_the_hint_takes_them(kit, tmp_path, capsys, name):
     shard = kit.write_tar(tmp_path / "in" / "0.tar", pairs(kit, name))
     status, text = told(capsys, "index", tmp_path / "in")
-    assert status == 2 and "5 members of no use: with .png behind a further dot" in text and "build folder" in text
+    assert status == 2 and "5 unused members: with .png after a further dot" in text and "build folder" in text
     with tarfile.open(shard) as archive:
         archive.extractall(tmp_path / "pics", filter="data")
     assert main(["build", "folder", str(tmp_path / "pics"), "--out", str(tmp_path / "out"), "--processes", "1"]) == 0
@@ -104,7 +104,7 @@ def test_what_is_no_archive_is_called_by_its_name(kit, tmp_path, capsys, content
     kit.write_shards(tmp_path, [2])
     (tmp_path / "9.TAR").write_bytes(content)
     status, text = told(capsys, "index", tmp_path)
-    assert (status == 0 and f"9.TAR: no tar archive but {kind}" in text) or kind in text
+    assert (status == 0 and f"9.TAR: not a tar archive but {kind}" in text) or kind in text
     (tmp_path / "000.tar").unlink()
     status, text = told(capsys, "index", tmp_path)
     assert status == 2 and kind in text and "hint" in text
@@ -144,9 +144,9 @@ def test_links_and_other_members_are_counted(kit, tmp_path, capsys):
     status, text = told(capsys, "index", tmp_path)
     assert status == 0 and "1 samples in 1 shards, 0 left out" in text
     for line in (
-        "2 members of no use: links",
-        "1 members of no use: devices",
-        "of no use: .cls",
+        "2 unused members: links",
+        "1 unused members: devices",
+        "unused members: .cls",
         "without an extension",
     ):
         assert line in text
@@ -177,7 +177,7 @@ def test_statistics_of_any_kind_are_passed_over(kit, tmp_path, stats):
     (tmp_path / "00001_stats.json").write_text(stats)
     assert index_img2dataset(tmp_path, processes=1).samples == 3
     assert downloads(tmp_path).counts == {"count": 4, "successes": 3}
-    assert "00001.tar\tno tar archive but an empty file" in (tmp_path / "rejected.tsv").read_text()
+    assert "00001.tar\tnot a tar archive but an empty file" in (tmp_path / "rejected.tsv").read_text()
 
 
 @pytest.mark.parametrize(

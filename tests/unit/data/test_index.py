@@ -374,7 +374,7 @@ def test_brackets_without_end_and_pipes_without_writer_hold_up_nobody(tmp_path, 
     os.mkfifo(folder / "000.tar")
     samples = list(stream(kit.stream_config(folder), kit.letters, stop=3))
     assert all("unreadable shard" in sample.fault for sample in samples)
-    with pytest.raises(UserError, match="that is no file"):
+    with pytest.raises(UserError, match="that is not a file"):
         index_shards(folder)
     (folder / "index.json").write_text("[" * 1_000_000)
     with pytest.raises(UserError, match="cannot be read"):

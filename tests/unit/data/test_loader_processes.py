@@ -102,7 +102,7 @@ def test_a_worker_that_is_stuck_ends_the_run_with_a_message(kit, shards, tmp_pat
 
     config = kit.stream_config(shards, workers=1)
     batches = iter(StreamLoader(config, Plan(config), stuck, batch_size=4))
-    with pytest.raises(RuntimeError, match="gave nothing for 2 s"):
+    with pytest.raises(RuntimeError, match="sent nothing for 2 s"):
         next(batches)
     free.touch()
 

@@ -46,7 +46,7 @@ def test_old_copies_make_room_for_new_ones(server, tmp_path):
     cache.path(f"{server.url}/002.tar", *content(records[2]))
     held = sorted(path.stat().st_size for path in tmp_path.glob("*.tar"))
     assert held == sorted([sizes[0], sizes[2]])
-    with pytest.raises(UserError, match="cannot be made") as caught:
+    with pytest.raises(UserError, match="cannot be created") as caught:
         ShardCache(str(next(tmp_path.glob("*.tar")) / "below a file"), 1.0)
     assert caught.value.where == "data.cache_dir"
     tiny = ShardCache(str(tmp_path), 1e-6)

@@ -167,7 +167,7 @@ def test_stats_are_the_numbers_of_the_set(folder, tmp_path, capsys):
 
 def test_stats_in_tokens(folder, tiny_text_encoder, capsys):
     assert main(["stats", str(folder), "--tokenizer", str(tiny_text_encoder)]) == 0
-    assert "tokens in a caption, quantiles: 5% 2" in capsys.readouterr().out
+    assert "tokens per caption, quantiles: 5% 2" in capsys.readouterr().out
 
 
 def test_show_draws_the_samples_of_the_stream(kit, folder, tmp_path, capsys):
