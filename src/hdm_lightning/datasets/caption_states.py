@@ -55,7 +55,7 @@ class StateOptions:
         start: makes the encoder for a device, given by name; must be picklable if there are several devices.
         tokenize: one tokenizer per context length; must be picklable if there are several devices.
         max_tokens: most tokens encoded at once, padding included; a single longer caption is encoded alone.
-        captions: where captions are found, as training will have it.
+        captions: where captions are found, as in training.
         devices: `cuda:0`, `cpu`, …: one process each; a device may be listed more than once.
     """
 

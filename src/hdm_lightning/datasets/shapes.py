@@ -132,13 +132,13 @@ def make_image(options: ShapesOptions, index: int) -> tuple[NDArray[np.uint8], d
 
 
 def rule_of(record: Mapping[str, Any]) -> HeldOut:
-    """Return the rule of what was held out from the set of a sample, given its record."""
+    """Return the held-out rule of the set that a sample is from, given its record."""
     rule = record.get("held_out", FORMER_RULE)
     return rule if rule in RULES else FORMER_RULE
 
 
 def rule_of_build(folder: Path) -> HeldOut:
-    """Return the rule of what was held out from the set that `build_shapes` wrote into a folder."""
+    """Return the held-out rule of the set that `build_shapes` wrote into a folder."""
     header, _, _ = (folder / JOURNAL).read_text(encoding="utf-8").partition("\n")
     return rule_of(json.loads(header))
 
