@@ -147,7 +147,7 @@ class FilteredSet:
         return Judgement(self.shards, codes, reasons, lacking)
 
     def write(self, out: Path, progress: Progress | None = None) -> tuple[Index | None, Judgement]:
-        """Judge, write the samples that stay into shards of the same names, and return their index, if there are any.
+        """Write the samples that stay to shards of the same names; return their index, if any, and the judgement.
 
         Raises:
             UserError: the folder holds something else, or the disk is full.
