@@ -28,7 +28,7 @@ def refused(event):
     "name", ["../secret.txt", "/etc", "/etc/passwd", "runs/../secret.txt", "runs/one/../two", ".", 3]
 )
 def test_runs_beyond_the_list_are_refused(served, name):
-    assert "none that this page has" in refused(served.call("run", [name]))
+    assert "not offered by this page" in refused(served.call("run", [name]))
 
 
 def test_no_name_at_all_shows_nothing(served):
@@ -38,8 +38,8 @@ def test_no_name_at_all_shows_nothing(served):
 
 @pytest.mark.parametrize("place", ["../shards", "/etc", "shards/../hostile", "runs", "https://127.0.0.1:1/{0..1}.tar"])
 def test_sets_beyond_the_list_are_refused(served, place):
-    assert "none that this page has" in refused(served.call("search", [place, ""]))
-    assert "none that this page has" in refused(served.call("unmark", [place, "shard-00000.tar", 0]))
+    assert "not offered by this page" in refused(served.call("search", [place, ""]))
+    assert "not offered by this page" in refused(served.call("unmark", [place, "shard-00000.tar", 0]))
 
 
 @pytest.mark.parametrize("model", ["../one", "/etc/passwd", "runs/one/final", "runs/one/../one", "OWNER/NAME"])
@@ -51,7 +51,7 @@ def test_models_beyond_the_list_are_refused(served, model):
     models = next(place for place, number in enumerate(inputs) if parts[number].get("elem_id") == "models")
     prompt = next(place for place, number in enumerate(inputs) if parts[number].get("elem_id") == "prompt")
     values[models], values[prompt] = [model], "a star"
-    assert "none that this page has" in refused(served.call("draw", values))
+    assert "not offered by this page" in refused(served.call("draw", values))
 
 
 @pytest.mark.parametrize(

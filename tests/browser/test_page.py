@@ -161,7 +161,7 @@ def test_stop_ends_what_draws_and_what_waits(page, served, browser):
     other.wait_for_function("document.querySelector('#steps input')?.value == '3'", timeout=SLOW_MS)
     field(page, "steps").fill("900")
     draw(page, "a star", count="4")
-    page.get_by_text("drawing").first.wait_for(timeout=SLOW_MS)
+    page.get_by_text("generating").first.wait_for(timeout=SLOW_MS)
     before = set(served.folder.rglob("*.png"))
     draw(other, "a circle")  # behind the other page's
     other.locator("#drawn").get_by_text("queue").first.wait_for(timeout=SLOW_MS)
@@ -218,7 +218,7 @@ def test_a_sample_is_found_shown_and_left_out(page, served):
     field(page, "unmark-sample").fill("5")
     page.locator("#unmark").click()
     page.wait_for_function(
-        "document.querySelector('#found textarea, #found input').value.includes('taken back, 40')", timeout=SLOW_MS
+        "document.querySelector('#found textarea, #found input').value.includes('mark undone, 40')", timeout=SLOW_MS
     )
 
 
@@ -284,7 +284,7 @@ def test_a_hostile_picture_is_text(page, served):
     write_png(served.folder / "hostile.png", torch.zeros(3, 8, 8, dtype=torch.uint8), record)
     page.locator("#dropped input[type=file]").set_input_files(served.folder / "hostile.png")
     page.wait_for_function(
-        "document.querySelector('#notes textarea')?.value.includes('none of this page')", timeout=SLOW_MS
+        "document.querySelector('#notes textarea')?.value.includes('not a model of this page')", timeout=SLOW_MS
     )
     assert field(page, "prompt").input_value() == HACK
     draw(page, HACK)

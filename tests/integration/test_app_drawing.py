@@ -128,7 +128,7 @@ def test_other_weights_than_a_picture_s_are_told(studio, runs, tmp_path):
     write_png(
         tmp_path / "a.png", torch.zeros(3, 8, 8, dtype=torch.uint8), replace(read_record(first.path), fingerprint="0")
     )
-    assert "has other weights" in studio.settings_from(tmp_path / "a.png")[1][0]
+    assert "have changed since" in studio.settings_from(tmp_path / "a.png")[1][0]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_seeds_that_are_none(text):
 
 @pytest.mark.parametrize("value", [None, "3", True, [1]])
 def test_numbers_that_are_none(value):
-    with pytest.raises(UserError, match="is no number"):
+    with pytest.raises(UserError, match="is not a number"):
         settings_from_fields({"zoom": value})
-    with pytest.raises(UserError, match="is no whole number"):
+    with pytest.raises(UserError, match="is not a whole number"):
         settings_from_fields({"steps": 2.5})

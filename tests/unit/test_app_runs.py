@@ -67,7 +67,7 @@ def test_files_of_a_run_that_are_links_out_of_it_are_not_shown(tmp_path, tiny_te
 def test_stages_say_how_far_they_are_and_what_they_cost(runs):
     first, second = Run(runs / "begun").stages()
     assert (first.samples, first.plan.samples, first.state, first.validation) == (96, 96, "ended", {"raw": 0.5})
-    assert (second.samples, second.plan.samples, second.state) == (32, 64, "begun")
+    assert (second.samples, second.plan.samples, second.state) == (32, 64, "started")
     assert (first.seconds, second.seconds, first.cost_usd, second.device_hours) == (48.0, 64.0, 0.5, 0.03)
 
 

@@ -105,7 +105,7 @@ def test_a_marked_sample_is_in_no_plan_and_can_be_taken_back(shards):
     config = ShardSet(shards).stream(16)
     assert Plan(config).fingerprint != before
     assert "shard-00002.tar/00037" not in {s.key for s in stream(config, words, stop=39)}
-    with pytest.raises(UserError, match="left out already"):
+    with pytest.raises(UserError, match="already left out"):
         mark(shards, hit.shard, hit.address.ordinal, hit.key, "again")
     assert unmark(shards, hit.shard, 5) == 40
     assert Plan(config).fingerprint == before and load_index(shards) == load_index(shards)
@@ -116,9 +116,9 @@ def test_a_marked_sample_is_in_no_plan_and_can_be_taken_back(shards):
 @pytest.mark.parametrize(
     ("shard", "ordinal", "reason", "what"),
     [
-        ("shard-00000.tar", 16, "bad", "is not there"),
-        ("shard-00000.tar", -1, "bad", "is not there"),
-        ("../shard-00000.tar", 0, "bad", "is not there"),
+        ("shard-00000.tar", 16, "bad", "is missing"),
+        ("shard-00000.tar", -1, "bad", "is missing"),
+        ("../shard-00000.tar", 0, "bad", "is missing"),
         ("shard-00000.tar", 0, " \n", "reason: is empty"),
     ],
 )
@@ -130,5 +130,5 @@ def test_marks_that_make_no_sense_change_nothing(shards, shard, ordinal, reason,
 
 
 def test_a_remote_set_cannot_be_marked():
-    with pytest.raises(UserError, match="no local folder"):
+    with pytest.raises(UserError, match="is not a local folder"):
         mark("https://127.0.0.1/{00..01}.tar", "00.tar", 0, "key", "bad")

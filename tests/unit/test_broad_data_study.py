@@ -39,9 +39,9 @@ def test_failed_addresses_are_counted_by_reason_and_the_killed_shard_is_named(st
     resized = [answer in ("page", "half") and place < 150 for place, answer in enumerate(answers)]
     failed = sum(answer in DEAD and answer != "page" for answer in answers)
     good = 300 - failed - sum(resized)
-    assert f"{good} of 300 downloads succeeded, {failed} failed, {sum(resized)} were no usable image" in said
+    assert f"{good} of 300 downloads succeeded, {failed} failed, {sum(resized)} were unusable" in said
     assert f"  {answers.count('404')} failed: {ERRORS['404']}\n" in said
-    assert "not finished: 00006.tar; img2dataset's command, given again" in said
+    assert "not finished: 00006.tar; to resume, delete index.json" in said
     assert f"  {answers[150:].count('page')} left out: undecodable image: this is a page of HTML" in said
 
 

@@ -1,1 +1,1 @@
-"""A web page of one's own models, runs and shards: draw, look through trainings, browse and mark samples, plan."""
+"""A web page for your models, runs and shards: generate images, follow runs, browse and mark samples, plan."""

@@ -1,4 +1,4 @@
-"""What `hdm-app` can be asked on the command line; light, as flags are made of it."""
+"""The command-line settings of `hdm-app`; imports nothing slow, as its flags are made from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ class AppSettings:
     """What the page shows, and to whom.
 
     Attributes:
-        runs: folders of runs; what lies below them is listed.
-        models: further models to draw with: run, pipeline's folder, weights file or hub name.
-        loras: further LoRAs: run, peft folder or file.
-        shards: sets of indexed shards to look through.
-        out: folder for what is drawn.
-        keep: models that stay in memory.
-        host: address to listen at; any but 127.0.0.1 is open to others and needs --auth.
-        port: port to listen at; 0 takes one that is free.
-        auth: name and password that the page asks for; of a name alone the password is asked in the terminal.
+        runs: folders of runs; all runs below them are listed.
+        models: further models to sample from: run, pipeline folder, weights file or name on the Hub.
+        loras: further LoRAs: run, PEFT folder or file.
+        shards: sets of indexed shards to browse.
+        out: folder for generated images.
+        keep: number of models kept in memory.
+        host: address to listen on; any but 127.0.0.1 is open to others and needs --auth.
+        port: port to listen on; 0 picks a free one.
+        auth: name and password that the page asks for; for a name alone, the terminal asks for the password.
     """
 
     runs: tuple[Path, ...] = (Path("runs"),)
@@ -49,7 +49,7 @@ class AppSettings:
 
 
 def credentials(auth: str | None, ask: Callable[[str], str]) -> tuple[str, str] | None:
-    """Name and password of NAME:PASSWORD, or of a name alone, whose password is asked for.
+    """Return name and password from NAME:PASSWORD, or from a name alone by asking for its password.
 
     Raises:
         UserError: either is empty.
@@ -60,12 +60,12 @@ def credentials(auth: str | None, ask: Callable[[str], str]) -> tuple[str, str] 
     if name and not colon:
         password = ask(f"password for {name}: ")
     if not name or not password:
-        raise UserError("has no name or no password", where="--auth", hint="give NAME:PASSWORD, or NAME to be asked")
+        raise UserError("has no name or no password", where="--auth", hint="use NAME:PASSWORD, or NAME to be asked")
     return name, password
 
 
 def require_auth(settings: AppSettings) -> None:
-    """Raise UserError where other machines may reach a page that asks for no password."""
+    """Raise UserError if other machines may reach a page that asks for no password."""
     if settings.is_open and settings.auth is None:
-        what = f"listening at {settings.host} lets other machines draw, read runs and shards, and mark samples"
-        raise UserError(what, where="--host", hint="add --auth NAME, or leave --host out and use `ssh -L`")
+        what = f"listening on {settings.host} lets other machines generate images, see runs and shards and mark samples"
+        raise UserError(what, where="--host", hint="add --auth NAME, or leave out --host and use `ssh -L`")

@@ -1,4 +1,4 @@
-"""The tab that draws."""
+"""The tab that generates images."""
 
 import secrets
 import shlex
@@ -16,7 +16,7 @@ from hdm_lightning.generation.sampling_settings import OnIndivisible, SamplingSe
 
 LORA_ROWS = 3
 KEPT_COPIES = 512
-"""Drawn images that pages may fetch at one time; all stay in the folder of what was drawn."""
+"""Number of generated images that pages can fetch at a time; all of them stay in the output folder."""
 _DRAWN = "-drawn"
 NO_LORA = "none"
 DEFAULTS = SamplingSettings()
@@ -30,8 +30,8 @@ _NUMBERS = {
     "weak_rate": "tokens routed in its weak branch",
     "conditional_rate": "tokens routed with the prompt",
     "unconditional_rate": "tokens routed without it",
-    "x_shift": "right (1: half a square image)",
-    "y_shift": "down",
+    "x_shift": "shift right (1: half a square image)",
+    "y_shift": "shift down",
     "zoom": "zoom in",
 }
 _GROUPS = {
@@ -44,7 +44,7 @@ class DrawTab:
     """Form, gallery, and what happens between them.
 
     Args:
-        studio: what draws.
+        studio: generates the images.
         served: the folder whose files the page may fetch.
     """
 
@@ -54,7 +54,7 @@ class DrawTab:
         self._at_work: set[str] = set()
 
     def build(self, blocks: gr.Blocks) -> None:
-        """Put the tab's parts where the context is."""
+        """Add the tab's components to the current context."""
         with gr.Row():
             with gr.Column(scale=2, min_width=340):
                 self._build_form()
@@ -69,9 +69,9 @@ class DrawTab:
                     interactive=False,
                 )
                 self.notes = gr.Textbox(label="notes", interactive=False, visible=False, elem_id="notes")
-                self.files = gr.File(label="pictures, each with its settings", file_count="multiple", elem_id="files")
+                self.files = gr.File(label="images, each with its settings", file_count="multiple", elem_id="files")
                 self.commands = gr.Textbox(
-                    label="draw them again", lines=2, interactive=False, buttons=["copy"], elem_id="commands"
+                    label="generate them again", lines=2, interactive=False, buttons=["copy"], elem_id="commands"
                 )
         self._connect(blocks)
 
@@ -93,7 +93,7 @@ class DrawTab:
             self.solver = gr.Dropdown(list(get_args(Solver)), value=DEFAULTS.solver, label="solver", min_width=90)
             self._add_number("shift")
         with gr.Row():
-            self.go = gr.Button("Draw", variant="primary", elem_id="draw")
+            self.go = gr.Button("Generate", variant="primary", elem_id="draw")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
         for title, names in _GROUPS.items():
             with gr.Accordion(title, open=False), gr.Row():
@@ -103,7 +103,7 @@ class DrawTab:
             self.loras = [self._lora_row(number) for number in range(LORA_ROWS)]
         with gr.Accordion("Sizes that do not fit", open=False):
             self.indivisible = gr.Radio(list(get_args(OnIndivisible)), value=DEFAULTS.on_indivisible, show_label=False)
-        self.dropped = gr.File(label="settings from a picture", file_types=[".png"], elem_id="dropped", height=160)
+        self.dropped = gr.File(label="settings from an image", file_types=[".png"], elem_id="dropped", height=160)
 
     def _add_number(self, name: str) -> None:
         low, high = DEFAULTS.guidance_interval
@@ -137,22 +137,22 @@ class DrawTab:
         self.stop.click(told(self.ask_to_stop), None, None, queue=False)
 
     def lists(self) -> dict[Any, Any]:
-        """The names of models and LoRAs as they are now; the first model is chosen."""
+        """Return the current names of models and LoRAs; the first model is selected."""
         models, loras = list(self.studio.models()), [NO_LORA, *self.studio.loras()]
         found = {self.models: gr.update(choices=models, value=models[:1])}
         return found | {name: gr.update(choices=loras) for name, _ in self.loras}
 
     def own_settings(self, models: Sequence[str] | None) -> Any:
-        """What the first of the chosen models is drawn with by itself."""
+        """Return the default settings of the first chosen model."""
         return self._values(self.studio.settings_of(models[0])) if models else gr.skip()
 
     def from_picture(self, file: str | None) -> Any:
-        """The form as a picture's record has it, and what of it cannot be had here."""
+        """Return the form filled in from the record of an image, with notes on what is not available here."""
         if not file:
             return gr.skip()
         wanted, notes = self.studio.settings_from(Path(file))
         if len(wanted.loras) > LORA_ROWS:
-            notes.append(f"it was drawn with {len(wanted.loras)} LoRAs, of which this form has {LORA_ROWS}")
+            notes.append(f"it was generated with {len(wanted.loras)} LoRAs, but this form only has {LORA_ROWS}")
         settings = {**(wanted.settings or {}), "width": wanted.width, "height": wanted.height}
         loras = [*wanted.loras, *([(NO_LORA, 1.0)] * LORA_ROWS)]
         return {
@@ -181,15 +181,15 @@ class DrawTab:
         self,
         form: dict[Any, Any],
         request: gr.Request,
-        progress: Any = gr.Progress(),  # noqa: B008  (as gradio wants it)
+        progress: Any = gr.Progress(),  # noqa: B008  (gradio's convention)
     ) -> Iterator[dict[Any, Any]]:
-        """Draw what the form says; pictures come a model at a time."""
+        """Generate the images that the form describes; yield them after each model."""
         session = str(request.session_hash)
         notes: list[str] = []
 
         def report(what: str, done: int, total: int) -> None:
             self._require_wanted(session)
-            progress((done, total), desc="drawing")
+            progress((done, total), desc="generating")
 
         try:
             self._require_wanted(session)
@@ -199,9 +199,9 @@ class DrawTab:
             self._at_work.discard(session)
 
     def begin(self, request: gr.Request) -> None:
-        """Forget an earlier Stop of this page, unless it has still to end what the page draws or has in the queue.
+        """Forget an earlier Stop of this page, unless it still has to end a request that is running or in the queue.
 
-        Outside the queue, so that a Stop while drawing waits there counts.
+        Runs outside the queue, so that a Stop counts while a request waits there.
         """
         session = str(request.session_hash)
         if session not in self._at_work:
@@ -210,7 +210,7 @@ class DrawTab:
 
     def _require_wanted(self, session: str) -> None:
         if session in self._stopped:
-            raise UserError("stopped", hint="what was drawn before is in the folder")
+            raise UserError("stopped", hint="find the finished images in the output folder")
 
     def _wanted(self, form: dict[Any, Any]) -> Wanted:
         numbers = {name: form[part] for name, part in self.numbers.items()}
@@ -221,7 +221,7 @@ class DrawTab:
             "solver": form[self.solver],
             "on_indivisible": form[self.indivisible],
         }
-        rows = [(form[name], float(number_from(form[weight], "weight of a LoRA"))) for name, weight in self.loras]
+        rows = [(form[name], float(number_from(form[weight], "LoRA weight"))) for name, weight in self.loras]
         return Wanted(
             prompt=str(form[self.prompt] or ""),
             models=form[self.models] or [],
@@ -248,7 +248,7 @@ class DrawTab:
         }
 
     def _served(self, path: Path) -> str:
-        """A copy of a picture where the page may fetch it, byte for byte and with its name; the oldest are deleted."""
+        """Copy an image to where the page may fetch it, unchanged and with its name; delete the oldest copies."""
         for old in sorted(self.served.glob(f"*{_DRAWN}"), key=lambda each: each.stat().st_mtime)[: 1 - KEPT_COPIES]:
             shutil.rmtree(old, ignore_errors=True)
         folder = self.served / f"{secrets.token_hex(16)}{_DRAWN}"
@@ -256,20 +256,20 @@ class DrawTab:
         return str(shutil.copy(path, folder / path.name))
 
     def ask_to_stop(self, request: gr.Request) -> None:
-        """End the drawing of this page at its next step."""
+        """Stop the sampling of this page at its next step."""
         self._stopped.add(str(request.session_hash))
 
 
 def _notes(notes: Sequence[str]) -> Any:
-    """The notes, or nothing at all."""
+    """Return the notes, or hide their field if there are none."""
     return gr.update(value="\n".join(dict.fromkeys(notes)), visible=bool(notes))
 
 
 def _columns(models: int, images: int) -> int:
-    """As many as there are models; of one model as many as stand well in a row."""
+    """Return one column per model; for a single model, as many as fit well in a row."""
     return models if models > 1 else max(1, min(4, images))
 
 
 def _number(label: str, value: float, name: str = "") -> gr.Number:
-    """A field that rounds nothing, so that a picture's settings come back as they were."""
+    """Return a field that rounds nothing, so that the settings of an image are restored exactly."""
     return gr.Number(label=label, value=value, min_width=90, elem_id=name or label, precision=None)

@@ -1,4 +1,4 @@
-"""Samples that somebody looked at and found bad: left out of their set by its index, as `hdm-shards verify --mark`."""
+"""Leave out samples that a person found bad, in the index of their set, as `hdm-shards verify --mark` does."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,10 +17,10 @@ _WRITING = Lock()
 
 
 def mark(place: str, shard: str, ordinal: int, key: str, reason: str) -> int:
-    """Leave a sample out of a set; the order of the others changes. Returns how many samples remain.
+    """Leave a sample out of a set, which changes the order of the others; return the number of remaining samples.
 
     Raises:
-        UserError: the set is not a local folder, the sample is not there or left out already, or there is no reason.
+        UserError: the set is not a local folder, the sample is missing or already left out, or there is no reason.
     """
     _require_markable(place)
     words = " ".join(reason.split())[:LONGEST_REASON]
@@ -29,12 +29,12 @@ def mark(place: str, shard: str, ordinal: int, key: str, reason: str) -> int:
     with _WRITING:
         record = next((each for each in load_index(place).shards if each.name == shard), None)
         if record is None or not 0 <= ordinal < record.count or ordinal in record.skip:
-            raise UserError(f"sample {ordinal} is not there, or is left out already", where=shard, hint="search again")
+            raise UserError(f"sample {ordinal} is missing or already left out", where=shard, hint="search again")
         return leave_out(place, [Problem(shard, in_one_line(f"{BY_HAND}: {words}"), ordinal, key)]).samples
 
 
 def unmark(place: str, shard: str, ordinal: int) -> int:
-    """Take a sample back that was left out by hand. Returns how many samples there are.
+    """Restore a sample that was left out by hand; return the number of samples.
 
     Raises:
         UserError: it was not left out by hand.
@@ -45,7 +45,7 @@ def unmark(place: str, shard: str, ordinal: int) -> int:
         record = next((each for each in index.shards if each.name == shard), None)
         if record is None or not record.skip.get(ordinal, "").startswith(BY_HAND):
             what = f"sample {ordinal} was not left out by hand"
-            raise UserError(what, where=shard, hint="`hdm-shards index` forgets all marks")
+            raise UserError(what, where=shard, hint="run `hdm-shards index` to remove all marks")
         skip = {each: why for each, why in record.skip.items() if each != ordinal}
         restored = replace(record, skip=skip, samples=record.samples + 1)
         shards = tuple(restored if each is record else each for each in index.shards)
@@ -54,12 +54,12 @@ def unmark(place: str, shard: str, ordinal: int) -> int:
 
 
 def left_out(place: str, most: int = 500) -> Sequence[tuple[str, int, str]]:
-    """Shard, ordinal and reason of samples that are left out, those marked by hand first."""
+    """Return shard, ordinal and reason of the samples left out, those marked by hand first."""
     found = [(record.name, *each) for record in load_index(place).shards for each in record.skip.items()]
     return sorted(found, key=lambda each: not each[2].startswith(BY_HAND))[:most]
 
 
 def _require_markable(place: str) -> None:
     if not is_markable(place):
-        what = "is no local folder, so its index cannot be written"
-        raise UserError(what, where=place, hint="mark in a copy of the set, or in the folder that was uploaded")
+        what = "is not a local folder, so its index cannot be written"
+        raise UserError(what, where=place, hint="mark samples in a local copy of the set")

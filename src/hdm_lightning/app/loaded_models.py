@@ -1,4 +1,4 @@
-"""The models that the page has in memory: loaded when first drawn with, the one unused for longest goes first."""
+"""The models that the page keeps in memory: loaded on first use; the least recently used one is dropped first."""
 
 import gc
 from collections import OrderedDict
@@ -11,15 +11,15 @@ from hdm_lightning.generation.loading import LoadedModel, LoadOptions, load_pipe
 from hdm_lightning.generation.pipeline_adapters import adapter_files, find_adapter
 
 State = tuple[tuple[str, int, int], ...]
-"""Name, size and time of change of the files that a model was read from."""
+"""Name, size and modification time of the files that a model was read from."""
 
 
 class LoadedModels:
-    """At most `keep` models, each with its LoRAs and precision; read anew where its files have changed.
+    """At most `keep` models, each with its LoRAs and precision; a model is reloaded if its files have changed.
 
     Args:
-        keep: models in memory.
-        load: what reads one.
+        keep: number of models in memory.
+        load: loads a model.
     """
 
     def __init__(self, keep: int, load: Callable[[Path, LoadOptions], LoadedModel] = load_pipeline) -> None:
@@ -30,7 +30,7 @@ class LoadedModels:
         return len(self._held)
 
     def load(self, path: Path, options: LoadOptions) -> LoadedModel:
-        """The model, from memory if it is there and its files are as they were; as `load_pipeline`."""
+        """Return the model, from memory if its files are unchanged; otherwise see `load_pipeline`."""
         key = (path, options)
         held = self._held.pop(key, None)
         if held is None or held[1] != _state(held[0], options):

@@ -1,4 +1,4 @@
-"""Who may talk to the page: its own scripts, under the names it is known by, and nothing fetched from elsewhere."""
+"""Accept only requests by the page's own scripts, under its own names, and let it load nothing from elsewhere."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
@@ -30,21 +30,21 @@ HEADERS = {
 
 
 class OwnOrigin:
-    """ASGI middleware: refuses requests of other pages, and lets the page load from nowhere but here.
+    """ASGI middleware that refuses requests from other pages, and lets the page load only from this server.
 
-    Any page that a browser has open can send requests to a local server: its `Origin` gives it away. One whose name is
-    pointed at this machine after it was loaded (DNS rebinding) has its own name as `Host`.
+    Any page open in a browser can send requests to a local server; its `Origin` gives it away. A page whose name is
+    pointed at this machine after it was loaded (DNS rebinding) sends its own name as `Host`.
 
     Args:
-        app: what answers.
-        hosts: names that a loopback page is known by; empty for all, where it listens elsewhere.
+        app: the application.
+        hosts: names of a page on the loopback address; empty allows all, for a page that listens elsewhere.
     """
 
     def __init__(self, app: Any, hosts: Collection[str] = ()) -> None:
         self.app, self.hosts = app, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
-        """Answer, or refuse."""
+        """Pass a request on, or refuse it."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
@@ -62,12 +62,12 @@ class OwnOrigin:
         await self.app(scope, receive, with_headers)
 
     def allows(self, headers: Mapping[str, str]) -> bool:
-        """Whether a request with these headers comes from the page itself, or from no page."""
+        """Return whether a request with these headers comes from the page itself, or from no page."""
         host, origin = headers.get("host", ""), headers.get("origin")
         try:
             named = urlsplit(f"//{host}").hostname or ""
             same = origin is None or urlsplit(origin).netloc == host
-        except ValueError:  # half a pair of brackets, as no browser sends
+        except ValueError:  # an unmatched bracket, which no browser sends
             return False
         return same and (not self.hosts or named in self.hosts)
 

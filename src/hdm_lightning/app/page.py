@@ -24,7 +24,7 @@ from hdm_lightning.errors import UserError
 TITLE = "hdm-lightning"
 LARGEST_UPLOAD = "64mb"
 WAITING = 32
-"""Requests that may wait."""
+"""Most requests in the queue."""
 SANS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
 CSS = """
@@ -39,9 +39,9 @@ footer {display: none !important}
 
 
 def build(settings: AppSettings, studio: Studio, served: Path) -> gr.Blocks:
-    """The page, not yet served. `served` is the folder whose files it may fetch."""
+    """Return the page, not yet served. `served` is the folder whose files it may fetch."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600), fill_width=True) as blocks:
-        with gr.Tab("Draw", id="draw-tab"):
+        with gr.Tab("Generate", id="draw-tab"):
             DrawTab(studio, served).build(blocks)
         with gr.Tab("Runs", id="runs-tab"):
             RunTab(settings.runs).build(blocks)
@@ -49,14 +49,14 @@ def build(settings: AppSettings, studio: Studio, served: Path) -> gr.Blocks:
             ShardTab(settings.shards).build(blocks)
         with gr.Tab("Plan", id="plan-tab"):
             PlanTab().build()
-    for function in blocks.fns.values():  # none is for other programs: hdm-sample and the others are
+    for function in blocks.fns.values():  # not for other programs: they have hdm-sample and others
         function.api_visibility = "private"
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
 
 
 @contextmanager
 def _only(folder: str) -> Iterator[None]:
-    """Let gradio keep files in this folder alone: whatever lies there can be fetched."""
+    """Let gradio keep files only in this folder: everything in it can be fetched."""
     names = {"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": f"{folder}/examples"}
     before = {name: os.environ.get(name) for name in (*names, "GRADIO_ALLOWED_PATHS")}
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)
@@ -69,27 +69,27 @@ def _only(folder: str) -> Iterator[None]:
 
 
 def own_port(host: str, port: int) -> int:
-    """The port, or one that is free where it is 0.
+    """Return the port, or a free one if it is 0.
 
     Raises:
-        UserError: nothing can listen there.
+        UserError: the page cannot listen there.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
         try:
             trial.bind((host, port))
         except OSError as error:
-            what = f"cannot be listened at ({error.strerror or error})"
-            hint = "give another --port; 0 takes a free one"
+            what = f"cannot listen here ({error.strerror or error})"
+            hint = "use another --port; 0 picks a free one"
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-                hint = "give --host an address or name of this machine, or leave it out"
+                hint = "set --host to an address or name of this machine, or leave it out"
             raise UserError(what, where=f"{host} port {port}", hint=hint) from error
         return int(trial.getsockname()[1])
 
 
 @contextmanager
 def serving(settings: AppSettings, studio: Studio, auth: tuple[str, str] | None) -> Iterator[str]:
-    """Serve the page inside the with statement; yields its address."""
+    """Serve the page inside the with statement; yield its address."""
     with tempfile.TemporaryDirectory(prefix="hdm-app-") as folder, _only(folder):
         blocks = build(settings, studio, Path(folder))
         hosts = () if settings.is_open else ("127.0.0.1", "localhost", "::1", settings.host)

@@ -1,4 +1,4 @@
-"""What goes wrong behind the page, as messages on it: never a stack trace, and never as HTML of somebody else's."""
+"""Show errors as messages on the page: never a stack trace, and never text from others as HTML."""
 
 import html
 import inspect
@@ -17,9 +17,9 @@ MESSAGE_S = 30.0
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, a generator's too, with its errors as gradio's, whose texts are shown as text.
+    """Wrap a function or generator so that its errors are raised as gradio's, with their texts shown as text.
 
-    What is not a `UserError` is a defect: the page says so without details, the terminal has them.
+    An error that is not a `UserError` is a bug: the page reports it without details, which are in the terminal.
     """
     if inspect.isgeneratorfunction(function):
 
@@ -48,10 +48,10 @@ def _as_messages() -> Iterator[None]:
         raise message(str(error)) from None
     except Exception as error:
         LOG.exception("unexpected")
-        raise message(f"this went wrong unexpectedly ({type(error).__name__}); the terminal says more") from None
+        raise message(f"unexpected error ({type(error).__name__}); see the terminal for details") from None
 
 
 def message(text: str) -> gr.Error:
-    """An error with a text of any origin; gradio itself would take it for HTML."""
+    """Return an error with a text of any origin, which gradio itself would take for HTML."""
     shown = html.escape(text).replace("\n", "<br>")
     return gr.Error(shown, duration=MESSAGE_S, print_exception=False)

@@ -1,4 +1,4 @@
-"""What the page asks `hdm-plan`: an experiment, cards and a budget, each one of few, so that nothing else is read."""
+"""What the page passes to `hdm-plan`: listed experiments and cards, and numbers, so that nothing else is read."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ CONF = "hdm_lightning.conf"
 PAPER = "the paper's schedule"
 WIDTH = 120
 _COMPOSING = Lock()
-"""Hydra keeps its state in the process."""
+"""Hydra's state is global to the process."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Plan:
     """A forecast.
 
     Attributes:
-        command: what prints the same.
-        text: as the command prints it.
-        rows: a row a stage and one of sums, see `COLUMNS`.
+        command: the command that prints the same.
+        text: the output of that command.
+        rows: one row per stage and a row of totals, see `COLUMNS`.
     """
 
     command: str
@@ -46,13 +46,13 @@ COLUMNS = ("stage", "samples", "micro-batch", "images/s", "hours", "rent $", "kW
 
 
 def experiments() -> list[str]:
-    """The ready-made trainings, and the schedule that `hdm-plan` has by itself."""
+    """Return the ready-made trainings, and the default schedule of `hdm-plan`."""
     files = resources.files(CONF).joinpath("experiment").iterdir()
     return [PAPER, *sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))]
 
 
 def cards() -> list[str]:
-    """The cards whose figures are known."""
+    """Return the cards whose figures are known."""
     return [name for name in GPUS if name != CPU]
 
 
@@ -60,10 +60,10 @@ def plan(experiment: str, card: str, count: float, budget_usd: float | None, mor
     """Forecast an experiment on some cards, or propose a schedule for a budget.
 
     Args:
-        more: keys of `hdm-plan` with numbers; None leaves the key out.
+        more: keys of `hdm-plan` and their numbers; None leaves a key out.
 
     Raises:
-        UserError: a choice is none of the list, or the plan is refused.
+        UserError: a choice is not in its list, or the plan is refused.
     """
     overrides = [f"gpus={_whole(count, 'cards')}x{chosen({name: name for name in cards()}, card, 'card')}"]
     name = chosen({name: name for name in experiments()}, experiment, "experiment")
@@ -109,7 +109,7 @@ def _row(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _total(stages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A row of sums, without the encoding of latents before the first stage."""
+    """Return a row of totals, without the encoding of latents before the first stage."""
     sums = [sum(stage[key] for stage in stages) for key in ("hours", "rent_usd", "kwh")]
     samples = sum(stage["stage"]["samples"] for stage in stages)
     return ["all", f"{samples:,}", "", "", f"{sums[0]:,.1f}", f"{sums[1]:,.2f}", f"{sums[2]:,.1f}", "", ""]
@@ -117,11 +117,11 @@ def _total(stages: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _whole(value: float, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or not 1 <= value <= 1024:
-        raise UserError(f"is {value!r}", where=what, hint="give a whole number from 1 to 1024")
+        raise UserError(f"is {value!r}", where=what, hint="enter a whole number from 1 to 1024")
     return int(value)
 
 
 def _positive(value: float, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e15:
-        raise UserError(f"is {value!r}", where=what, hint="give a number above 0")
+        raise UserError(f"is {value!r}", where=what, hint="enter a number above 0")
     return float(value)

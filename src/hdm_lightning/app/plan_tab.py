@@ -9,17 +9,17 @@ from hdm_lightning.app.page_errors import told
 from hdm_lightning.app.plan_choices import COLUMNS, PAPER, cards, experiments, plan
 
 MORE = {
-    "dataset.images": "images of the set (0: as it is)",
-    "dataset.caption_tokens": "tokens of a caption (0: as it is)",
-    "gpu.usd_per_hour": "rent of a card, $/h (0: usual)",
+    "dataset.images": "images in the dataset (0: default)",
+    "dataset.caption_tokens": "tokens per caption (0: default)",
+    "gpu.usd_per_hour": "rent per card, $/h (0: default)",
 }
 
 
 class PlanTab:
-    """Experiment, cards and budget; what `hdm-plan` says of them."""
+    """Experiment, cards and budget, and the forecast of `hdm-plan` for them."""
 
     def build(self) -> None:
-        """Put the tab's parts where the context is."""
+        """Add the tab's components to the current context."""
         with gr.Row():
             self.experiment = gr.Dropdown(
                 experiments(), value=PAPER, label="experiment", elem_id="experiment", allow_custom_value=True
@@ -36,12 +36,12 @@ class PlanTab:
         self.command = gr.Textbox(
             label="the same in a terminal", interactive=False, buttons=["copy"], elem_id="plan-command"
         )
-        self.text = gr.HTML(label="all of the forecast", elem_id="plan-text", elem_classes="plain")
+        self.text = gr.HTML(label="full forecast", elem_id="plan-text", elem_classes="plain")
         inputs = [self.experiment, self.card, self.count, self.budget, *self.more.values()]
         self.go.click(told(self.forecast), inputs, [self.table, self.command, self.text], api_name="plan")
 
     def forecast(self, experiment: str, card: str, count: Any, budget: Any, *more: Any) -> dict[Any, Any]:
-        """Forecast, or a schedule for the budget."""
+        """Return a forecast, or a schedule for the budget."""
         found = plan(experiment, card, count, budget, dict(zip(self.more, more, strict=True)))
         return {
             self.table: [list(row) for row in found.rows],

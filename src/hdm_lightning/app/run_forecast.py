@@ -1,4 +1,4 @@
-"""How long a run will still take and what it will cost, by what its samples have cost so far."""
+"""How long a run will still take and what it will cost, from the cost of its samples so far."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Remainder:
     """What is left of a run.
 
     Attributes:
-        samples, seconds, cost_usd: of all stages that have not ended; seconds of wall-clock time.
-        stage_seconds: of the stage that is at work.
-        spent_seconds, spent_usd: so far.
+        samples, seconds, cost_usd: for all stages that have not ended; seconds of wall-clock time.
+        stage_seconds: for the current stage.
+        spent_seconds, spent_usd: time and cost so far.
     """
 
     samples: int
@@ -29,20 +29,20 @@ class Remainder:
     spent_usd: float
 
     def text(self) -> str:
-        """In a line."""
+        """Return a one-line summary."""
         spent = f"{duration(self.spent_seconds)} spent"
         if self.spent_usd:
             spent += f", ${self.spent_usd:.2f}"
         if not self.samples:
             return f"{spent}, nothing left"
-        left = f"{duration(self.stage_seconds)} left of this stage, {duration(self.seconds)} of all"
+        left = f"{duration(self.stage_seconds)} left in this stage, {duration(self.seconds)} in total"
         return f"{spent}; {left}" + (f", ${self.cost_usd:.2f}" if self.cost_usd else "") + ", at the pace so far"
 
 
 def remainder(run: Run) -> Remainder | None:
-    """What is left of a run, by the pace of the last stage that has begun; None before anything was counted.
+    """Return what is left of a run, at the pace of the last stage that began; None if nothing was counted yet.
 
-    A sample of a later stage counts by the operations of the network at its resolution, as in a training's own line.
+    Samples of a later stage are weighted by the network's operations at its resolution, as in the progress of training.
     """
     stages = run.stages()
     spent = sum(stage.seconds for stage in stages), sum(stage.cost_usd for stage in stages)
@@ -63,7 +63,7 @@ def remainder(run: Run) -> Remainder | None:
 
 
 def _sample_costs(run: Run, stages: Sequence[StageRow]) -> list[float]:
-    """What a sample of each stage costs, in any unit: operations, or pixels where the encoders are not known."""
+    """Return the relative cost of a sample of each stage: operations, or pixels if the encoders are not known."""
     plans = [stage.plan for stage in stages]
     if run.of_pipeline:
         try:

@@ -1,4 +1,4 @@
-"""What a run has written of itself, for the page: curves, samples over time, stages and ledger. Nothing is changed."""
+"""Read what a run has recorded, for the page: curves, samples over time, stages and ledger. Nothing is changed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ from hdm_lightning.training.run_folder import CONFIG, DONE, LEDGER, is_finished
 from hdm_lightning.training.stages import AutoencoderStageSettings, StagePlan, plan_stages, plans_of
 
 MOST_POINTS = 400
-"""Of a curve: more than a plot has pixels for make the page slow."""
+"""Most points of a curve: more than the plot has pixels would only slow the page down."""
 MOST_SAMPLES = 60
 LARGEST_EVENTS = 2 << 30
 """Bytes of a stage's event files."""
 _SAMPLE = re.compile(r"(\d{1,15})(?:-(\d+x\d+))?\.png")
 _FIRST = ("train/loss_mean", "train/loss", "val/loss", "val/psnr")
-"""What the list of curves begins with."""
+"""Curves that come first in the list."""
 
 
 class Point(NamedTuple):
-    """A value of a curve after so many samples of the whole run."""
+    """A value of a curve after a number of samples of the whole run."""
 
     curve: str
     samples: int
@@ -40,28 +40,28 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curves:
-    """Everything that a run has logged, by name; of each name its points in the order of samples."""
+    """All curves that a run has logged, by name, each with its points in the order of samples."""
 
     points: Mapping[str, Sequence[Point]]
 
     def usual(self) -> list[str]:
-        """The losses, or what comes first."""
-        names = list(self.points)  # of the two training losses the first is the smoother
+        """Return the names of the losses, or else the first name."""
+        names = list(self.points)  # the first of the two training losses is the smoother one
         trained = [name for name in names if name in _FIRST and name.startswith("train/")][:1]
         validated = [name for name in names if name == "val/psnr" or name.startswith("val/loss")]
         return trained + validated or names[:1]
 
     def of(self, names: Sequence[str]) -> list[Point]:
-        """The points of some curves; names that there are none of are passed over."""
+        """Return the points of some curves; unknown names are skipped."""
         return [point for name in names if name in self.points for point in _thinned(self.points[name])]
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """A stage as far as it has come.
+    """The progress of a stage.
 
     Attributes:
-        state: what it is at.
+        state: not started, started or ended.
         validation: losses by name, at its end.
     """
 
@@ -78,7 +78,7 @@ class Run:
     """A run's folder, read on demand.
 
     Args:
-        folder: where it is; what links lead to outside of it is not read.
+        folder: the run's folder; files outside of it that links lead to are not read.
 
     Raises:
         UserError: its configuration cannot be read.
@@ -98,11 +98,11 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its result is exported."""
+        """Whether its result has been exported."""
         return is_finished(self.folder)
 
     def curves(self) -> Curves:
-        """All scalars of all stages, as far as TensorBoard's files have them."""
+        """Return all scalars of all stages in TensorBoard's files."""
         found: dict[str, list[Point]] = {}
         for folder in sorted(self.folder.glob("*/tensorboard")):
             for name, points in _scalars(self.folder, inside(self.folder, folder)):
@@ -111,7 +111,7 @@ class Run:
         return Curves(first | {name: sorted(found[name], key=lambda p: p.samples) for name in sorted(found)})
 
     def samples(self) -> list[tuple[Image.Image, str]]:
-        """Sheets drawn during the training with what they show, spread over its time, the last one among them."""
+        """Return sheets of sample images and their captions, spread evenly over the run and including the last one."""
         files = [
             (file, match) for file in self.folder.glob("*/samples/*.png") if (match := _SAMPLE.fullmatch(file.name))
         ]
@@ -121,14 +121,14 @@ class Run:
         for file, match in reversed(files[::-1][::step]):
             try:
                 sheet = load_upright(inside(self.folder, file).read_bytes())
-            except (OSError, SampleFault, UserError):  # half a file, or none of this run's
+            except (OSError, SampleFault, UserError):  # an incomplete file, or one outside this run
                 continue
             size = f", {match[2]} px" if match[2] else ""
             sheets.append((sheet, f"{int(match[1]):,} samples{size}"))
         return sheets
 
     def stages(self) -> list[StageRow]:
-        """Every stage of the schedule, those not begun too."""
+        """Return every stage of the schedule, including those not started."""
         events = self.ledger.events()
         return [self._stage(plan, [each for each in events if each.get("stage") == plan.name]) for plan in self.plans]
 
@@ -136,7 +136,7 @@ class Run:
         counted = [each["samples"] for each in events if _is_count(each.get("samples"))]
         seconds, hours, usd = (self.ledger.spent(key, plan.name) for key in ("seconds", "device_hours", "cost_usd"))
         done = _done(self.folder, plan)
-        state = "ended" if done else "begun" if events else "to come"
+        state = "ended" if done else "started" if events else "not started"
         if done and done.get("ended_by") not in (None, "samples"):
             state = f"ended by {in_one_line(done['ended_by'])[:40]}"
         losses = done.get("validation")
@@ -148,7 +148,7 @@ class Run:
         return StageRow(plan, counted[-1] if counted else 0, seconds, hours, usd, state, validation)
 
     def ledger_rows(self, most: int = 200) -> list[list[str]]:
-        """The ledger's last lines: time, event, stage, samples, seconds, device-hours, dollars, memory."""
+        """Return the ledger's last lines: time, event, stage, samples, seconds, device-hours, dollars, memory."""
         keys = ("time", "event", "stage", "samples", "seconds", "device_hours", "cost_usd", "peak_memory_gb", "reason")
         return [[_cell(event.get(key)) for key in keys] for event in self.ledger.events()[-most:]]
 
@@ -156,7 +156,7 @@ class Run:
 def _scalars(run: Path, folder: Path) -> list[tuple[str, list[Point]]]:
     files = [inside(run, file) for file in folder.iterdir()]
     if sum(file.stat().st_size for file in files if file.is_file()) > LARGEST_EVENTS:
-        hint = "look at it with tensorboard"
+        hint = "open it in TensorBoard"
         raise UserError("holds more than two gigabytes of events", where=str(folder), hint=hint)
     sizes = {"scalars": 0, "tensors": 1, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
     events = EventAccumulator(str(folder), size_guidance=sizes)
@@ -168,7 +168,7 @@ def _scalars(run: Path, folder: Path) -> list[tuple[str, list[Point]]]:
 
 
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
-    """Evenly chosen ones, the last among them."""
+    """Return evenly spaced points, including the last one."""
     step = max(1, -(-len(points) // MOST_POINTS))
     return points[::-1][::step][::-1]
 
@@ -188,7 +188,7 @@ def _vae_stage(file: Path) -> AutoencoderStageSettings:
         return AutoencoderStageSettings(**given)
     except (TypeError, ValueError) as error:
         hint = "choose a run of hdm-train or hdm-train-vae"
-        raise UserError("holds no stage", where=str(file), hint=hint) from error
+        raise UserError("contains no stage", where=str(file), hint=hint) from error
 
 
 def _is_count(value: Any) -> bool:

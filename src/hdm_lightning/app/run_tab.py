@@ -1,4 +1,4 @@
-"""The tab that looks through a run."""
+"""The tab that shows a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +22,14 @@ class RunTab:
     """A run's stages, curves, samples and ledger.
 
     Args:
-        folders: where runs are looked for.
+        folders: folders that are searched for runs.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
 
     def build(self, blocks: gr.Blocks) -> None:
-        """Put the tab's parts where the context is."""
+        """Add the tab's components to the current context."""
         with gr.Row():
             self.run = gr.Dropdown([], label="run", scale=5, elem_id="run", allow_custom_value=True)
             self.again = gr.Button("Read again", scale=1, elem_id="read-run", elem_classes="beside")
@@ -56,19 +56,19 @@ class RunTab:
         self.names.input(told(self.curves), [self.run, self.names], [self.plot])
 
     def list_runs(self) -> Any:
-        """The names of all runs as they are now."""
+        """Return the current names of all runs."""
         runs = list(find_runs(self.folders))
         return gr.update(choices=runs) if runs else gr.update(choices=[], value=None)
 
     def read(self, name: str | None) -> Any:
-        """All of a run."""
+        """Return everything that the tab shows of a run."""
         if not name:
             return gr.skip()
         run = self._run(name)
         curves, left = run.curves(), remainder(run)
         usual = curves.usual()
         return {
-            self.left: left.text() if left else "nothing was counted yet",
+            self.left: left.text() if left else "nothing recorded yet",
             self.stages: [_stage_cells(row) for row in run.stages()],
             self.names: gr.update(choices=list(curves.points), value=usual),
             self.plot: _frame(curves, usual),
@@ -77,7 +77,7 @@ class RunTab:
         }
 
     def curves(self, name: str, wanted: Sequence[str]) -> pd.DataFrame:
-        """The points of the curves that are chosen."""
+        """Return the points of the chosen curves."""
         return _frame(self._run(name).curves(), wanted or [])
 
     def _run(self, name: str) -> Run:

@@ -1,6 +1,6 @@
-"""hdm-app: a web page to draw, to look through runs and shards, and to plan."""
+"""hdm-app: a web page to generate images, look through runs and shards, and plan."""
 
-# ruff: noqa: PLC0415 (gradio and torch take seconds, for --help's sake)
+# ruff: noqa: PLC0415 (gradio and torch take seconds to import, and --help must be fast)
 import getpass
 import logging
 import os
@@ -15,10 +15,10 @@ from hdm_lightning.cli.command import require_folder, run_command
 from hdm_lightning.errors import import_optional
 from hdm_lightning.generation.sampling_settings import DrawingMachine
 
-_DESCRIPTION = """A web page on this machine: draw with the models of your runs, several side by side; look through runs
-and shards, and leave bad samples out; plan trainings.
+_DESCRIPTION = """A web page on this machine: generate images with the models of your runs, several side by side; look
+through runs and shards, and leave out bad samples; plan trainings.
 
-It listens at 127.0.0.1, shows what lies in the folders that are named here, and fetches nothing from elsewhere."""
+It listens on 127.0.0.1, shows only the folders named here, and fetches nothing from elsewhere."""
 _EXAMPLES = """examples:
   hdm-app
   hdm-app --runs runs multirun --shards data/openclipart-mini --loras style.safetensors
@@ -32,15 +32,15 @@ _OF_MACHINE = ["device", "precision", "batch", "compile"]
 
 
 def parser() -> Parser:
-    """The command's arguments."""
+    """Return the parser of the command's arguments."""
     command = Parser(prog="hdm-app", description=_DESCRIPTION, epilog=_EXAMPLES)
     _SETTINGS.add(command)
-    _MACHINE.add(command.add_argument_group("how models are drawn with"), only=_OF_MACHINE)
+    _MACHINE.add(command.add_argument_group("image generation"), only=_OF_MACHINE)
     return command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until it is interrupted; returns the exit status."""
+    """Serve the page until it is interrupted; return the exit status."""
     return run_command(lambda: _serve(argv))
 
 
@@ -74,9 +74,9 @@ def _serve(argv: Sequence[str] | None) -> None:
     )
     _check_shards(settings)
     if settings.is_open:
-        what = f"warning: {settings.host} lets other machines in; the password and all else go unencrypted"
-        print(f"{what}: put a server with TLS before it on any network but your own", file=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # and what is served goes, as after Ctrl-C
+        what = f"warning: {settings.host} lets other machines connect, and the password and all else go unencrypted"
+        print(f"{what}: put a proxy with TLS in front of it on any network but your own", file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # and delete the served files, as after Ctrl-C
     with serving(settings, studio, auth) as address:
         print(f"hdm-app: {address} (Ctrl-C ends it)", flush=True)
         while True:
@@ -91,7 +91,7 @@ def _check_shards(settings: AppSettings) -> None:
 
 
 def _require_gradio() -> None:
-    """Raise UserError where the extra is missing; and have gradio phone nobody, whatever the environment says."""
+    """Raise UserError if the extra is missing; keep gradio from phoning home, whatever the environment says."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     import_optional("gradio", "app", where="hdm-app")
 

@@ -1,4 +1,4 @@
-"""Samples of a set of shards for the page: found by words of their captions, shown, cut as a training will cut them."""
+"""Samples of a set of shards for the page: found by words in their captions, shown, and cropped as in training."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,10 @@ from hdm_lightning.errors import UserError
 
 THUMB_PX = 320
 PATIENCE_S = 8.0
-"""How long a search looks before it says how far it came."""
+"""Seconds that a search runs before it reports how far it came."""
 LARGEST_SAMPLE = 1 << 28
 MOST_LOCATED = 300_000
-"""Places in the order that are looked through for a sample's own."""
+"""Most positions in the order that are searched for those of a sample."""
 
 
 class Address(NamedTuple):
@@ -45,11 +45,11 @@ class Hit:
     """A sample that was found.
 
     Attributes:
-        row: its place among all usable samples of the set, in the order of the shards.
+        row: its position among all usable samples of the set, in the order of the shards.
         shard: the shard's name.
-        captions: all of them.
-        image: small; None where it cannot be decoded.
-        fault: why not.
+        captions: all of its captions.
+        image: a thumbnail; None if the image cannot be decoded.
+        fault: why it cannot be decoded.
     """
 
     address: Address
@@ -62,7 +62,7 @@ class Hit:
 
     @property
     def line(self) -> str:
-        """What stands below it."""
+        """The text below its thumbnail."""
         return self.captions[0] if self.captions else f"{self.key} (no caption)"
 
 
@@ -76,7 +76,7 @@ class Found:
     next_row: int | None
 
     def without_one(self) -> "Found":
-        """The same after one of its samples was left out of the set: what comes next has moved up by a row."""
+        """Return the same after one of its samples was left out of the set, which moves later ones up by a row."""
         return replace(self, samples=self.samples - 1, next_row=None if self.next_row is None else self.next_row - 1)
 
 
@@ -98,9 +98,9 @@ class ShardSet:
         self._files, self._rules = LocalFiles(), CaptionRules(allow_missing=True)
 
     def search(self, words: str, *, start: int = 0, limit: int = 24, patience_s: float = PATIENCE_S) -> Found:
-        """Samples whose captions or key hold all the words, from a row on; without words all are found.
+        """Find samples, from a row on, whose captions or key contain all the words; without words, find all samples.
 
-        Where samples are many, the search ends after a while, and `next_row` says where it goes on.
+        In a large set the search stops after a while, and `next_row` says where to continue.
         """
         wanted, hits, row = words.casefold().split(), [], start - 1
         began = time.monotonic()
@@ -117,10 +117,10 @@ class ShardSet:
         return Found(tuple(hits), after - start, self.samples, after if after < self.samples else None)
 
     def raw(self, address: Address) -> RawSample:
-        """A sample as it lies in its shard.
+        """Return a sample as it is in its shard.
 
         Raises:
-            UserError: there is none there, or it is left out.
+            UserError: there is no such sample, or it is left out.
         """
         if not 0 <= address.shard < len(self.shards):
             raise UserError("there is no such shard", where=self.place, hint="search again: the set has changed")
@@ -132,39 +132,39 @@ class ShardSet:
             if ordinal == address.ordinal:
                 raw = self._read(url, begin, size, form)
                 if isinstance(raw, SampleFault):
-                    raise UserError(str(raw), where=f"{record.name} sample {ordinal}", hint="hdm-shards verify")
+                    raise UserError(str(raw), where=f"{record.name} sample {ordinal}", hint="run hdm-shards verify")
                 return raw
         raise UserError("there is no such sample, or it is left out", where=record.name, hint="search again")
 
     def appearances(self, address: Address, config: StreamConfig, count: int) -> list[tuple[Image.Image, str]]:
-        """The sample as a training with this stream will see it the first times, each with its place in the order.
+        """Return the first views of a sample in a training with this stream, each with its position in the order.
 
         Raises:
-            UserError: the set is too large to look for the places, or the sample is not in the plan.
+            UserError: the set is too large to search for the positions, or the sample is not in the plan.
         """
         plan = Plan(config)
         if plan.samples * count > MOST_LOCATED:
-            what = f"a set of {plan.samples:,} samples is too large to find when this one comes"
-            raise UserError(what, where=self.place, hint="look at the order from a place on instead")
+            what = f"a set of {plan.samples:,} samples is too large to search for the positions of this one"
+            raise UserError(what, where=self.place, hint="use 'Order from here' instead")
         preparation = Preparation(config, plan, _words, training=True)
         name = self.shards[address.shard][1].name
         keys = _keys_of(plan, name, address.ordinal)
         places = (place for place in range(plan.samples * (count + 1)) if plan.locate(place).key in keys)
         shown = [preview(preparation.sample(place)) for place in islice(places, count)] if keys else []
         if not shown:
-            hint = "its size or shape is beyond the limits of data.crop"
+            hint = "compare its size and shape with the limits of data.crop"
             raise UserError("no training will see this sample", where=name, hint=hint)
         return shown
 
     def order(self, config: StreamConfig, start: int, count: int) -> list[tuple[Image.Image, str]]:
-        """The samples that a training with this stream sees from a place of the order on, as `hdm-shards show`."""
+        """Return the samples that a training with this stream sees from a position on, as `hdm-shards show` does."""
         preparation = Preparation(config, Plan(config), _words, training=True)
         return [preview(preparation.sample(place)) for place in range(start, start + count)]
 
     def stream(
         self, resolution: int, *, seed: int = 0, stage: str = "", flip: bool = False, drop: float = 0.1
     ) -> StreamConfig:
-        """The stream of a training over this set alone."""
+        """Return the stream of a training on this set alone."""
         return StreamConfig(
             sources=(Source((self.place,)),),
             resolution=resolution,
@@ -207,7 +207,7 @@ class ShardSet:
 
 
 def whole(raw: RawSample) -> Image.Image:
-    """The whole image of a sample, upright.
+    """Return the whole image of a sample, upright.
 
     Raises:
         UserError: it cannot be decoded.
@@ -215,11 +215,11 @@ def whole(raw: RawSample) -> Image.Image:
     try:
         return load_upright(raw.image())
     except SampleFault as fault:
-        raise UserError(str(fault), where=raw.key, hint="hdm-shards verify --decode finds all of them") from fault
+        raise UserError(str(fault), where=raw.key, hint="find them all with hdm-shards verify --decode") from fault
 
 
 def is_markable(place: str) -> bool:
-    """Whether the index of a set can be written: that of a local folder."""
+    """Return whether the index of a set can be written: only that of a local folder can."""
     return is_local(place) and Path(place).is_dir()
 
 
@@ -233,7 +233,7 @@ def _hit(address: Address, row: int, record: ShardRecord, raw: RawSample, texts:
 
 
 def _keys_of(plan: Plan, shard: str, ordinal: int) -> set[tuple[int, int, int]]:
-    """What the places of a sample in a plan's order have for a key: one a part that holds it."""
+    """Return the keys that a plan's order has for a sample: one for each part that contains it."""
     return {
         (number, place, rank)
         for number, part in enumerate(plan.parts)

@@ -1,4 +1,4 @@
-"""The tab that looks through shards, and leaves bad samples out."""
+"""The tab that browses shards, and leaves out bad samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ LARGEST_RESOLUTION = 4096
 
 @dataclass(frozen=True)
 class Looking:
-    """What one page looks at: kept on this side, so that it names samples by their place in it alone."""
+    """What one page is looking at: kept on the server, so the page refers to samples only by their position in it."""
 
     place: str
     words: str
@@ -31,7 +31,7 @@ class Looking:
 
     @property
     def hit(self) -> Hit:
-        """The sample that was chosen. Raises UserError: none was."""
+        """The chosen sample. Raises UserError if there is none."""
         if self.at is None or not 0 <= self.at < len(self.found.hits):
             raise UserError("no sample is chosen", where="samples", hint="click one")
         return self.found.hits[self.at]
@@ -48,14 +48,14 @@ class ShardTab:
         self.places = {place: place for place in places}
 
     def build(self, blocks: gr.Blocks) -> None:
-        """Put the tab's parts where the context is."""
+        """Add the tab's components to the current context."""
         first = next(iter(self.places), None)
         self.looking = gr.State(None)
         with gr.Row():
             self.place = gr.Dropdown(
                 list(self.places), value=first, label="set", scale=2, elem_id="set", allow_custom_value=True
             )
-            self.words = gr.Textbox(label="words of the caption or the key; none shows all", scale=3, elem_id="words")
+            self.words = gr.Textbox(label="words in the caption or key (empty: all samples)", scale=3, elem_id="words")
             self.search = gr.Button("Search", variant="primary", elem_id="search", elem_classes="beside")
             self.more = gr.Button("Continue", elem_id="go-on", elem_classes="beside")
         self.state = gr.Textbox(label="found", interactive=False, elem_id="found")
@@ -78,7 +78,7 @@ class ShardTab:
             with gr.Row(equal_height=True):
                 self.shard = gr.Textbox(label="shard", elem_id="unmark-shard")
                 self.ordinal = gr.Number(label="sample", precision=0, elem_id="unmark-sample")
-                self.back = gr.Button("Take back what was marked by hand", elem_id="unmark")
+                self.back = gr.Button("Undo a mark made by hand", elem_id="unmark")
         self._connect(blocks)
 
     def _build_detail(self) -> None:
@@ -101,7 +101,7 @@ class ShardTab:
             self.start = gr.Number(label="place in the order", value=0, precision=0, min_width=80, elem_id="start")
             self.ordered = gr.Button("Order from here", elem_id="order", elem_classes="beside")
         self.seen = gr.Image(
-            label="as training will see it: the crop, below it its place in the image",
+            label="as training will see it: the crop, and below it its place in the image",
             interactive=False,
             elem_id="seen",
             format="png",
@@ -125,13 +125,13 @@ class ShardTab:
         blocks.load(told(self.list_marks), [self.place], [self.marks], show_progress="hidden")
 
     def find(self, place: str, words: str) -> dict[Any, Any]:
-        """The first samples with these words."""
+        """Return the first samples with these words."""
         return self._found(chosen(self.places, place, "set"), str(words or ""), 0)
 
     def go_on(self, looking: Looking | None) -> dict[Any, Any]:
-        """The next ones."""
+        """Return the next ones."""
         if looking is None or looking.found.next_row is None:
-            raise UserError("there is no more", where="search", hint="search again")
+            raise UserError("there are no more samples", where="search", hint="search again")
         return self._found(looking.place, looking.words, looking.found.next_row)
 
     def _found(self, place: str, words: str, start: int) -> dict[Any, Any]:
@@ -141,7 +141,7 @@ class ShardTab:
         broken = len(found.hits) - len(hits)
         looked = f"{start + 1:,} to {start + found.looked_at:,}" if found.looked_at else "none"
         text = f"{len(found.hits)} among samples {looked} of {found.samples:,}"
-        text += f", {broken} of them unreadable: hdm-shards verify" if broken else ""
+        text += f", {broken} of them unreadable (run hdm-shards verify)" if broken else ""
         kept = Found(hits, found.looked_at, found.samples, found.next_row)
         return {
             self.looking: Looking(place, words, kept),
@@ -159,12 +159,12 @@ class ShardTab:
         return {self.looking: now, self.image: whole(raw), self.text: "\n".join(lines)}
 
     def crops_of(self, looking: Looking | None, *options: Any) -> Any:
-        """The first times that a training will see the chosen sample."""
+        """Return the first views of the chosen sample in a training."""
         hit, shards = _hit(looking), ShardSet(looking.place if looking else "")
         return _sheet(shards.appearances(hit.address, _stream(shards, *options), APPEARANCES))
 
     def order_of(self, place: str, *options: Any) -> Any:
-        """What a training will see from a place of its order on."""
+        """Return what a training will see from a position in its order on."""
         *options, start = options  # type: ignore[assignment]
         shards = ShardSet(chosen(self.places, place, "set"))
         return _sheet(shards.order(_stream(shards, *options), _whole(start, "place", 0, 1 << 50), SHOWN))
@@ -182,13 +182,13 @@ class ShardTab:
         }
 
     def take_back(self, place: str, shard: str, ordinal: Any) -> dict[Any, Any]:
-        """Take a sample back that was marked by hand."""
+        """Restore a sample that was marked by hand."""
         place = chosen(self.places, place, "set")
         remain = unmark(place, str(shard or "").strip(), _whole(ordinal, "sample", 0, 1 << 24))
-        return {self.state: f"taken back, {remain:,} samples", self.marks: self.list_marks(place)}
+        return {self.state: f"mark undone, {remain:,} samples", self.marks: self.list_marks(place)}
 
     def list_marks(self, place: str | None) -> list[list[str]]:
-        """What is left out of a set."""
+        """Return the samples left out of a set."""
         if not place:
             return []
         known = chosen(self.places, place, "set")
@@ -222,5 +222,5 @@ def _whole(value: Any, what: str, least: int, most: int) -> int:
         or value != int(value)
         or not least <= value <= most
     ):
-        raise UserError(f"is {value!r}", where=what, hint=f"give a whole number from {least} to {most}")
+        raise UserError(f"is {value!r}", where=what, hint=f"enter a whole number from {least} to {most}")
     return int(value)

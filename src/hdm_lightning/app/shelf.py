@@ -1,6 +1,6 @@
-"""The folders that the page was started with, and what in them may be looked at: names on the page, paths here.
+"""The folders that the page was started with, and what in them it may show: names on the page, paths on the server.
 
-The page sends names back, and a name that was not found here means nothing: no path is ever made of what it sends.
+The page sends names back. A name that was not found here is refused, and no path is ever made from what it sends.
 """
 
 import os
@@ -14,14 +14,14 @@ from hdm_lightning.printable import in_one_line
 
 T = TypeVar("T")
 DEPTH = 4
-"""Folders below a named one in which runs are looked for; sweeps lie at two."""
+"""Levels of folders below a named one that are searched for runs; the runs of a sweep are two levels down."""
 MOST_RUNS = 2000
 _OF_A_RUN = ("ledger.jsonl", "run.lock", "final")
 _INSIDE_A_RUN = ("checkpoints", "samples", "tensorboard", "final")
 
 
 def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
-    """The runs in and below some folders, by their paths as named; links are not followed."""
+    """Return the runs in and below some folders, by their paths as named; links are not followed."""
     found: dict[str, Path] = {}
     for folder in folders:
         for place in _below(folder, DEPTH):
@@ -31,7 +31,7 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run."""
+    """Return whether a folder is that of a run."""
     return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _OF_A_RUN)
 
 
@@ -49,22 +49,22 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def chosen(known: Mapping[str, T], name: object, what: str) -> T:
-    """What a name of the page means.
+    """Return what a name sent by the page stands for.
 
     Raises:
-        UserError: nothing, since the page did not offer it.
+        UserError: the page did not offer the name.
     """
     if isinstance(name, str) and name in known:
         return known[name]
     if name in (None, ""):
-        raise UserError("is not chosen", where=what, hint=f"choose one of the {len(known)} that there are")
+        raise UserError("is not chosen", where=what, hint=f"choose one of the {len(known)} in the list")
     shown = in_one_line(name)[:80]
-    hint = "choose one of the list; what may be looked at is named when hdm-app is started"
-    raise UserError(f"{shown!r} is none that this page has", where=what, hint=hint)
+    hint = "choose one from the list, or name it when starting hdm-app"
+    raise UserError(f"{shown!r} is not offered by this page", where=what, hint=hint)
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """A path below a folder as it is.
+    """Return a path below a folder unchanged.
 
     Raises:
         UserError: it is a link that leads out of the folder.
@@ -76,15 +76,15 @@ def inside(folder: Path, path: Path) -> Path:
 
 
 def require_models(names: Sequence[str], option: str) -> None:
-    """Raise UserError where a model that was named is neither here nor a hub's OWNER/NAME."""
+    """Raise UserError if a named model neither exists here nor has the form OWNER/NAME of the Hub."""
     for name in names:
         if not Path(name).exists() and (is_local_path(name) or "/" not in name):
-            hint = "name a run, a model's folder, a file, or a hub's OWNER/NAME"
+            hint = "name a run, a model folder, a file, or OWNER/NAME on the Hub"
             raise UserError(f"there is no {name}", where=option, hint=hint)
 
 
 def require_folders(folders: Sequence[Path], option: str) -> None:
-    """Raise UserError where a folder that was named is none."""
+    """Raise UserError if a named folder does not exist."""
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder", where=option, hint="name folders that there are")
+            raise UserError(f"{folder} is not a folder", where=option, hint="name existing folders")

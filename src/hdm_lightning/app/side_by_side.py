@@ -1,4 +1,4 @@
-"""Drawing for the page: the same prompt, seeds and settings with several models, as `hdm-sample` would draw each."""
+"""Generate images for the page: the same prompt, seeds and settings with several models, each as `hdm-sample` does."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +20,13 @@ from hdm_lightning.interop.adapter_files import is_adapter
 from hdm_lightning.interop.pipeline_folder import WEIGHT_KINDS, Weights
 
 MOST_IMAGES = 256
-"""Of one click, all models together."""
+"""Most images per click, over all models."""
 LAST_WEIGHTS = " (last weights)"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A model of the page: where it is, and which of its weights."""
+    """A model on the page: where it is, and which of its weights."""
 
     path: Path
     weights: Weights = "ema"
@@ -34,11 +34,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be drawn: names as on the page, settings as in `SamplingSettings` without the size.
+    """What to generate: names as on the page, settings as in `SamplingSettings` without the size.
 
     Attributes:
         loras: names and weights.
-        settings: what differs from the models' own settings.
+        settings: settings that differ from the models' own.
     """
 
     prompt: str
@@ -53,7 +53,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Drawn:
-    """An image, its place in the grid of seeds and models, and what it was drawn with."""
+    """An image, and the model and seed that it was generated with."""
 
     path: Path
     model: str
@@ -61,15 +61,15 @@ class Drawn:
 
 
 class Studio:
-    """All that is drawn with.
+    """Generates images for the page.
 
     Args:
-        runs: folders below which models and LoRAs are found.
+        runs: folders that are searched for models and LoRAs.
         models, loras: further ones.
         out: folder for the images.
         machine: device, precision and batch.
-        device: where.
-        keep: models in memory.
+        device: device to generate on.
+        keep: number of models in memory.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class Studio:
         self.loaded = LoadedModels(keep)
 
     def models(self) -> dict[str, Choice]:
-        """The models by name, those with averaged and last weights twice; read anew at each call."""
+        """Return the models by name, those with averaged and last weights twice; read again at each call."""
         paths = {name: run for name, run in find_runs(self._runs).items() if not is_adapter(run)}
         paths |= {name: Path(name) for name in self._named}
         found: dict[str, Choice] = {}
         for name, path in paths.items():
             try:
                 folder = find_pipeline_folder(path)
-            except UserError:  # damaged, which ends nothing here
+            except UserError:  # damaged: not listed
                 continue
             if folder is None:
                 if name in self._named:
@@ -106,19 +106,19 @@ class Studio:
         return found
 
     def loras(self) -> dict[str, Path]:
-        """The LoRAs by name."""
+        """Return the LoRAs by name."""
         found = {name: run for name, run in find_runs(self._runs).items() if is_adapter(run)}
         return found | {name: Path(name) for name in self._named_loras}
 
     def settings_of(self, model: str) -> dict[str, Any]:
-        """What a model is drawn with where nothing is said, all of `SamplingSettings`; no weights are read."""
+        """Return the default settings of a model, all of `SamplingSettings`; no weights are read."""
         choice = chosen(self.models(), model, "model")
         found = find_pipeline_folder(choice.path, choice.weights)
         own = found[0].sampling if found else published.SAMPLING
         try:
             return SamplingSettings.from_json(own).to_json()
         except (TypeError, ValueError) as error:
-            raise UserError(str(error), where=model, hint="look where the model comes from") from error
+            raise UserError(str(error), where=model, hint="correct the settings in the model's folder") from error
 
     def draw(
         self,
@@ -127,10 +127,10 @@ class Studio:
         warn: Callable[[str], None],
         progress: Callable[[str, int, int], None],
     ) -> Iterator[list[Drawn]]:
-        """All images drawn so far, after each model; those of one seed stand together.
+        """Yield, after each model, all images generated so far; those of one seed are next to each other.
 
         Raises:
-            UserError: something does not fit; as `draw_request`.
+            UserError: something does not fit; see `draw_request`.
         """
         models, choices = self.models(), {}
         for name in dict.fromkeys(wanted.models):
@@ -139,8 +139,8 @@ class Studio:
         if not choices:
             raise UserError("none is chosen", where="models", hint="choose one, or several to compare")
         if not 1 <= wanted.count <= MOST_IMAGES // len(choices):
-            what = f"{wanted.count} of each of {len(choices)} models"
-            raise UserError(what, where="images", hint=f"draw from 1 to {MOST_IMAGES} at once")
+            what = f"{wanted.count} for each of {len(choices)} models"
+            raise UserError(what, where="images", hint=f"generate 1 to {MOST_IMAGES} images at once")
         drawn: dict[str, list[Path]] = {}
         for name, choice in choices.items():
             drawn[name] = draw_request(
@@ -163,52 +163,52 @@ class Studio:
             yield _by_seed(drawn, wanted.seed)
 
     def settings_from(self, picture: Path) -> tuple[Wanted, list[str]]:
-        """What a picture of `hdm-sample` or of this page was drawn with, and what of it cannot be had here.
+        """Return what an image by `hdm-sample` or this page was generated with, and notes on what is missing here.
 
-        Of the paths in it none is opened: a model or a LoRA is one that the page has, or is named as missing.
+        No path in it is opened: a model or LoRA is one that the page has, or is reported as missing.
 
         Raises:
-            UserError: it carries no settings.
+            UserError: the image contains no settings.
         """
         record = read_record(picture)
         settings, notes = record.settings.to_json(), []
         model = next((name for name, choice in self.models().items() if _is_of(choice, record.model)), None)
         if model is None:
-            notes.append(f"it was drawn with {record.model}, which is none of this page's models")
+            notes.append(f"it was generated with {record.model}, which is not a model of this page")
         elif sha256_of(*_weight_files(self.models()[model])) != record.fingerprint:
-            notes.append(f"{model} has other weights by now than it was drawn with")
+            notes.append(f"the weights of {model} have changed since it was generated")
         if record.image is not None:
-            notes.append("it was started from an image: hdm-sample --repeat does that, this page does not")
+            notes.append("it was generated from an image, which this page cannot do: use hdm-sample --repeat")
         here, loras = {path.resolve(): name for name, path in self.loras().items()}, []
         for each in record.loras:
             name = here.get(Path(each["name"]).resolve())
             if name is None:
-                notes.append(f"it was drawn with the LoRA {each['name']}, which is none of this page's")
+                notes.append(f"it was generated with the LoRA {each['name']}, which is not a LoRA of this page")
             else:
                 loras.append((name, float(each["weight"])))
         size = {key: settings.pop(key) for key in ("width", "height")}
-        del settings["strength"]  # of the image that it was started from
+        del settings["strength"]  # for the image that it was generated from
         models = [] if model is None else [model]
         return Wanted(record.prompt, models, **size, seed=record.seed, loras=loras, settings=settings), notes
 
 
 def seed_from(text: object) -> int:
-    """A seed as typed: digits, as a browser's numbers end at 2⁵³.
+    """Return a seed typed as text, since numbers in a browser are exact only up to 2⁵³.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a seed.
     """
     digits = str(text).strip()
     if not digits.isascii() or not digits.isdigit() or len(digits) > 19 or int(digits) > MAX_SEED:
-        raise UserError(f"{digits[:30]!r} is no seed", where="seed", hint=f"give a whole number from 0 to {MAX_SEED}")
+        raise UserError(f"{digits[:30]!r} is not a seed", where="seed", hint=f"enter a whole number, 0 to {MAX_SEED}")
     return int(digits)
 
 
 def settings_from_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings from the numbers and texts of a form, each in the kind that `SamplingSettings` has for it.
+    """Return settings from the numbers and texts of a form, each in its type in `SamplingSettings`.
 
     Raises:
-        UserError: a number is missing or none.
+        UserError: a number is missing or invalid.
     """
     kinds = {each.name: each.type for each in fields(SamplingSettings)}
     found: dict[str, Any] = {}
@@ -221,11 +221,11 @@ def settings_from_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number_from(value: Any, where: str, *, whole: bool = False) -> float | int:
-    """A finite number of a form. Raises UserError, naming the field: it is none, or not whole where it must be."""
+    """Return a finite number from a form. Raises UserError, naming the field, if it is not one, or not whole."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or (whole and value != int(value)):
         kind = "whole number" if whole else "number"
-        raise UserError(f"{value!r} is no {kind}", where=where, hint="give one")
+        raise UserError(f"{value!r} is not a {kind}", where=where, hint="enter one")
     return int(value) if whole else float(value)
 
 
@@ -242,7 +242,7 @@ def _weight_files(choice: Choice) -> Sequence[Path]:
 
 
 def _is_of(choice: Choice, recorded: str) -> bool:
-    """Whether a record means this model: by its path, which is compared and not opened."""
+    """Return whether a record refers to this model, by its path, which is compared and not opened."""
     try:
         files = _weight_files(choice)
     except UserError:

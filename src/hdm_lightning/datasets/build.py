@@ -1,7 +1,7 @@
-"""Builds shards from a list of items in parallel; a build that was interrupted resumes where it was.
+"""Build shards from a list of items in parallel; an interrupted build resumes where it stopped.
 
-Shard i holds what becomes of the items from i·n on, so that shards do not depend on each other. A journal has one
-line a finished shard; what it does not name, and what was made of files that have changed since, is built again.
+Shard i holds the samples made from the n items from i·n on, so shards do not depend on each other. A journal has one
+line per finished shard; shards that it does not list, or whose source files have changed since, are built again.
 """
 
 import hashlib
@@ -32,16 +32,16 @@ from hdm_lightning.whole_files import make_folder, write_text
 JOURNAL = "build.jsonl"
 MOST_KINDS = 10
 RETIRED = ("items", "max_repeats")
-"""Keys of journals of earlier versions, which say nothing."""
+"""Keys in journals of earlier versions, which are ignored."""
 OWN_NAME = re.compile(r"[\w-]{1,80}-\d{5,20}\.tar")
-"""What shards are called that a build writes."""
+"""File names of the shards that a build writes."""
 
 
 class Item(NamedTuple):
     """Something that becomes a sample.
 
-    `repeat` says how many times it was named before, `texts` which files hold its captions, `mask` which one says what
-    of it counts, and `state` changes with the files that it is made from.
+    `repeat` is how often it was listed before, `texts` are the files with its captions, `mask` is the file that marks
+    which of its pixels count, and `state` changes when any of its files does.
     """
 
     name: str
@@ -52,14 +52,14 @@ class Item(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What became of an item: the fields of its sample, and (name, reason) of files that were left out of it."""
+    """The result for an item: the fields of its sample, and (name, reason) of files that were left out of it."""
 
     fields: dict[str, Field]
     unused: Sequence[tuple[str, str]] = ()
 
 
 Make = Callable[[Item], Made]
-"""Makes a sample of an item; raises `SampleFault` to reject it. Must be picklable."""
+"""Makes a sample from an item; raises `SampleFault` to reject it. Must be picklable."""
 
 
 class _Shard(NamedTuple):
@@ -69,7 +69,7 @@ class _Shard(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """What changes with the items and their files."""
+        """A hash that changes with the items and their files."""
         content = "\n".join(f"{self.first}\t{item.name}\t{item.repeat}\t{item.state}" for item in self.items)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -79,7 +79,7 @@ Pair = Annotated[list[str], Len(2, 2)]
 
 
 class Row(NamedTuple):
-    """A finished shard, as the journal has it: numbers of samples, of images and of captions in it, and the rest."""
+    """A finished shard in the journal: its numbers of samples, images and captions, and the files it does not use."""
 
     digest: str
     samples: int
@@ -91,10 +91,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a build did.
+    """The result of a build.
 
     Attributes:
-        samples, images, captions: written; an image may be several samples.
+        samples, images, captions: numbers written; an image may make several samples.
         rejected: (name, reason) of each image that could not be used.
         unused: (name, reason) of each other file.
     """
@@ -106,7 +106,7 @@ class Report:
     unused: list[tuple[str, str]]
 
     def told(self, out: Path) -> str:
-        """All in one line."""
+        """Return a one-line summary."""
         text = f"{self.images} images, {self.captions} captions, {len(self.unused)} files of other kinds"
         kinds = kinds_of(self.unused)
         if kinds:
@@ -116,20 +116,20 @@ class Report:
         if self.rejected:
             text += f"; {len(self.rejected)} images rejected"
         if self.rejected or self.unused:
-            text += f" ({out / REJECTED} names each with its reason)"
+            text += f" ({out / REJECTED} lists each with its reason)"
         return f"{text}: {out}"
 
 
 def _listed(kinds: Counter[str]) -> str:
-    """The commonest kinds with their numbers."""
+    """Return the most common kinds with their counts."""
     told = [f"{count} {in_one_line(kind)}" for kind, count in kinds.most_common(MOST_KINDS)]
     more = kinds.total() - sum(count for _, count in kinds.most_common(MOST_KINDS))
     return ", ".join(told + ([f"{more} more"] if more else []))
 
 
 def nothing_to_build(folder: Path, unused: Sequence[tuple[str, str]]) -> UserError:
-    """What to say of a folder without images."""
-    what = "there is no image here" + (f", but {_listed(kinds_of(unused))}" if unused else "")
+    """Return the error for a folder without images."""
+    what = "contains no images" + (f", only {_listed(kinds_of(unused))}" if unused else "")
     links = any("--follow-links" in reason for _, reason in unused)
     return UserError(what, where=str(folder), hint="add --follow-links" if links else "name another folder")
 
@@ -147,25 +147,25 @@ def build_shards(
     anew: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Report:
-    """Write shards, their index and `rejected.tsv`, one line a file that was not used.
+    """Write shards, their index and `rejected.tsv`, which has one line per unused file.
 
     Args:
-        out: made when missing; a build with the same options in it resumes, or takes what has changed.
-        items: in order; key of a sample is its number in this list.
-        make: what makes a sample of an item.
-        options: what shapes the build, to notice that a folder holds another one.
-        unused: (name, reason) of files that are no items.
-        samples_per_shard: items a shard; rejected ones leave it smaller.
-        processes: None means one a core.
-        prefix: beginning of the shards' names.
-        anew: build all shards again.
-        say: is told, in a line, what an earlier build has left and what will be done.
+        out: created if missing; a build with the same options in it is resumed, or updated to changed files.
+        items: in order; the key of a sample is its position in this list.
+        make: makes a sample from an item.
+        options: everything that affects the content, to detect a folder that holds another build.
+        unused: (name, reason) of files that are not items.
+        samples_per_shard: items per shard; a shard with rejected ones is smaller.
+        processes: None means one per core.
+        prefix: start of the shards' names.
+        anew: rebuild all shards.
+        say: called with one line on what an earlier build left and what will be done.
 
     Raises:
         UserError: there are no items, none can be used, or the folder holds another build.
     """
     if samples_per_shard < 1:
-        raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", hint="give 1 or more")
+        raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", hint="use 1 or more")
     if not items:
         raise nothing_to_build(Path(str(options.get("folder", out))), unused)
     with building_in(out / JOURNAL):
@@ -178,7 +178,7 @@ def build_shards(
         if found and say is not None:
             say(_what_was_found(len(rows), [found.get(shard.name) for shard in missing], len(gone)))
         if missing or gone:
-            (out / INDEX_NAME).unlink(missing_ok=True)  # it describes shards that will be other ones
+            (out / INDEX_NAME).unlink(missing_ok=True)  # it describes shards that are about to change
         journal.remove(gone)
         with progress_bar("shards", len(shards)) as show:
             made = ordered_map(partial(_write, out, make), missing, processes=processes)
@@ -195,22 +195,22 @@ def _is_done(out: Path, shard: _Shard, found: Mapping[str, Row]) -> bool:
 
 
 def _what_was_found(kept: int, missing: Sequence[Row | None], gone: int) -> str:
-    """What an earlier build has left: shards kept, the rows of those to be built, shards that are no longer wanted."""
+    """Describe what an earlier build left: shards kept, earlier rows of those to build, shards no longer wanted."""
     if not missing and not gone:
-        return f"built before of these very files, {kept} shards: nothing to do (--anew builds them again)"
+        return f"already built from these files, {kept} shards: nothing to do (--anew rebuilds them)"
     older = sum(row is not None and not row.digest for row in missing)
     to_come = sum(row is None for row in missing)
     changed = len(missing) - older - to_come
-    told = [f"{kept} shards are as they were"]
-    told += [f"{changed} are built again, as files have changed"] if changed else []
-    told += [f"{older} are built again, as they are of an earlier version"] if older else []
-    told += [f"{to_come} are to come"] if to_come else []
+    told = [f"{kept} shards are kept"]
+    told += [f"{changed} are rebuilt because files have changed"] if changed else []
+    told += [f"{older} are rebuilt because an earlier version wrote them"] if older else []
+    told += [f"{to_come} are still missing"] if to_come else []
     told += [f"{gone} are removed"] if gone else []
-    return f"built before: {', '.join(told)} (--anew builds all of them again)"
+    return f"built before: {', '.join(told)} (--anew rebuilds all of them)"
 
 
 def finish(out: Path, rows: dict[str, Row], unused: Sequence[tuple[str, str]], jobs: int) -> Report:
-    """Write `rejected.tsv` and the index. Raises UserError: no sample was written."""
+    """Write `rejected.tsv` and the index. Raises UserError if no sample was written."""
     rejected = sorted({(name, reason) for row in rows.values() for name, reason in row.rejected})
     left = sorted({*unused, *((name, reason) for row in rows.values() for name, reason in row.unused)})
     lines = (f"{in_one_line(name)}\t{in_one_line(' '.join(reason.split()))}\n" for name, reason in rejected + left)
@@ -219,10 +219,10 @@ def finish(out: Path, rows: dict[str, Row], unused: Sequence[tuple[str, str]], j
         sum(getattr(row, name) for row in rows.values()) for name in ("samples", "images", "captions")
     )
     if not samples:
-        (out / JOURNAL).unlink(missing_ok=True)  # other options may use more, and are not refused here
+        (out / JOURNAL).unlink(missing_ok=True)  # other options may use more, and must not be refused here
         hint = f"see {out / REJECTED} for the reasons"
         raise UserError(
-            f"all {len(rejected)} files were rejected, the first for: {rejected[0][1]}", where=str(out), hint=hint
+            f"all {len(rejected)} files were rejected, the first with: {rejected[0][1]}", where=str(out), hint=hint
         )
     if not _is_indexed(out, {name for name, row in rows.items() if row.samples}):
         index_shards(out, jobs=jobs, times=False)
@@ -231,17 +231,17 @@ def finish(out: Path, rows: dict[str, Row], unused: Sequence[tuple[str, str]], j
 
 
 def _require_whole(out: Path, rows: Mapping[str, Row]) -> None:
-    """Raise UserError where a finished shard has not the samples any more that were written into it."""
+    """Raise UserError if a finished shard no longer has the samples that were written into it."""
     for shard in load_index(out).shards:
         row = rows.get(shard.name)
-        if row is not None and shard.count != row.samples:  # with those that `verify --mark` has left out since
-            what = f"has {shard.count} samples, and {row.samples} were written: it has been damaged or replaced since"
-            hint = "delete it; the same command writes it again"
+        if row is not None and shard.count != row.samples:  # the count includes those left out by `verify --mark`
+            what = f"has {shard.count} samples, but {row.samples} were written: it has been damaged or replaced since"
+            hint = "delete it and run the same command to rebuild it"
             raise UserError(what, where=str(out / shard.name), hint=hint)
 
 
 def _is_indexed(out: Path, names: set[str]) -> bool:
-    """Whether the folder's index, which may be damaged, is of these shards."""
+    """Return whether the folder's index, which may be damaged, lists exactly these shards."""
     try:
         return (out / INDEX_NAME).is_file() and {shard.name for shard in load_index(out).shards} == names
     except UserError:
@@ -254,7 +254,7 @@ def _shards(items: Sequence[Item], samples_per_shard: int, prefix: str) -> Itera
 
 
 def _write(out: Path, make: Make, shard: _Shard) -> Row:
-    """Write one shard; returns its row of the journal."""
+    """Write one shard; return its journal row."""
     samples: dict[str, dict[str, Field]] = {}
     rejected: list[Pair] = []
     unused: list[Pair] = []
@@ -280,17 +280,17 @@ def _write(out: Path, make: Make, shard: _Shard) -> Row:
 
 
 def has_caption(fields: Mapping[str, Field]) -> bool:
-    """Whether the fields of a sample hold a caption."""
+    """Return whether the fields of a sample contain a caption."""
     record = fields.get("json")
     in_record = isinstance(record, Mapping) and any(record.get(name) for name in CaptionRules().fields)
     return not is_blank(str(fields.get("txt", ""))) or in_record
 
 
 class ShardJournal(Journal):
-    """What is known of the shards of a build, which begins with it.
+    """The journal of a build; creating it begins the build.
 
     Attributes:
-        shards: rows by name, of those that are finished.
+        shards: rows of the finished shards, by name.
     """
 
     def __init__(self, out: Path, header: dict[str, Any]) -> None:
@@ -299,14 +299,14 @@ class ShardJournal(Journal):
         super().__init__(
             out / JOURNAL,
             header,
-            other="the folder holds a build of another folder or with other options",
+            other="the folder holds a build from another folder or with other options",
             present=lambda found: added | {key: found[key] for key in found if key not in RETIRED},
         )
         self.begin()
         self.shards: dict[str, Row] = {}
         for entry in self.rows:
             name = str(entry.pop("shard", ""))
-            if not OWN_NAME.fullmatch(name):  # no name that a build gives; what is gone is deleted by it
+            if not OWN_NAME.fullmatch(name):  # not written by a build, and names are used to delete files
                 continue
             if entry.get("gone"):
                 self.shards.pop(name, None)

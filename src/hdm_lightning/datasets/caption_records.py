@@ -1,4 +1,4 @@
-"""Captions added to the record of a sample, beside those that it has."""
+"""Add captions to the record of a sample, after those that it has."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from hdm_lightning.datasets.writer import Field
 
 
 def with_captions(raw: RawSample, new: Sequence[Mapping[str, object]], faults: list[list[str]]) -> dict[str, Field]:
-    """The members of a sample with captions added to the list `captions` of its record, behind those it has.
+    """Return the members of a sample with captions appended to the `captions` list of its record.
 
-    A record that cannot be read is left out for the new one, and noted in `faults`.
+    A record that cannot be read is replaced by a new one, and noted in `faults`.
     """
     members: dict[str, Field] = dict(raw.members)
     if not new:
@@ -26,15 +26,15 @@ def with_captions(raw: RawSample, new: Sequence[Mapping[str, object]], faults: l
     record["captions"] = [*_taken_over(record, raw.key, faults), *new]
     content = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
     if len(content) > MAX_RECORD_BYTES:
-        faults.append([raw.key, "the record would be too long with its captions"])
+        faults.append([raw.key, "the record would be too long with the new captions"])
         return members
     return {**members, "json": content}
 
 
 def _taken_over(record: dict[str, Any], key: str, faults: list[list[str]]) -> list[object]:
-    """The captions of a record that a training reads, taken out of it: beside new ones they have to be in one list.
+    """Remove and return the captions of a record that training would read: they must be in one list with new ones.
 
-    What cannot be read as captions would make the new ones unreadable; it is left out, and noted in `faults`.
+    Values that cannot be read as captions would make the new ones unreadable; they are removed, and noted in `faults`.
     """
     there = [name for name in CaptionRules().fields if record.get(name) and _are_captions(record, name, key, faults)]
     if not there:

@@ -1,8 +1,8 @@
-"""The captions of shards to text-encoder states on disk, each different caption encoded once; see `data.text_states`.
+"""Encode the captions of shards to text-encoder states on disk, each distinct one once; see `data.text_states`.
 
-Done shard by shard, each piece written whole or not at all, so that an interrupted call goes on where it was.
+Shards are encoded one by one, each piece written whole or not at all, so an interrupted call resumes where it stopped.
 
-Shapes: N captions, L token places, T tokens of a piece, W width of the text encoder.
+Shapes: N captions, L token positions, T tokens of a piece, W width of the text encoder.
 """
 
 import hashlib
@@ -52,11 +52,11 @@ class StateOptions:
     """How the states of captions are made.
 
     Attributes:
-        start: makes, of the name of a device, what encodes there; must be picklable for several devices.
-        tokenize: a tokenizer for each context length; must be picklable for several devices.
-        max_tokens: of the captions encoded at once, together, padding included; one caption always is.
-        captions: where captions are found, as the training will have it.
-        devices: `cuda:0`, `cpu`, …: a process each; equal ones may come more than once.
+        start: makes the encoder for a device, given by name; must be picklable if there are several devices.
+        tokenize: one tokenizer per context length; must be picklable if there are several devices.
+        max_tokens: most tokens encoded at once, padding included; a single longer caption is encoded alone.
+        captions: where captions are found, as in training.
+        devices: `cuda:0`, `cpu`, …: one process each; a device may be listed more than once.
     """
 
     start: Callable[[str], EncodeText]
@@ -67,7 +67,7 @@ class StateOptions:
 
 
 class Piece(NamedTuple):
-    """What came of a shard: its samples, and the captions and tokens that no shard before had."""
+    """The result for a shard: its samples, and the captions and tokens that no earlier shard had."""
 
     samples: int
     captions: int
@@ -78,9 +78,9 @@ class EncodedCaptions:
     """The states of all captions of a source.
 
     Args:
-        place: folder, shard or pattern of indexed shards, of images or of latents.
-        folder: gets the states.
-        form: what they will be.
+        place: folder, shard or pattern of indexed shards, of images or latents.
+        folder: where the states are written.
+        form: format of the states.
         options: how they are made.
 
     Raises:
@@ -94,40 +94,40 @@ class EncodedCaptions:
 
     @property
     def samples(self) -> int:
-        """Samples of the source."""
+        """Number of samples in the source."""
         return sum(shard.samples for shard in self.shards)
 
     def missing(self) -> list[PlannedShard]:
-        """Shards whose captions are not encoded yet."""
+        """Return the shards whose captions are not encoded yet."""
         rules, whole = self.options.captions, set(pieces_of(self.folder))
         return [each for each in self.shards if _piece_file(self.folder, each, rules) not in whole]
 
     def make(self, progress: Callable[[int], None] | None = None) -> int:
-        """Encode what is missing and write the table; returns how many different captions there are.
+        """Encode what is missing and write the table; return the number of distinct captions.
 
         Args:
-            progress: called with the samples whose captions are done.
+            progress: called with the number of samples whose captions are done.
 
         Raises:
-            UserError: the disk is full, the text encoder gives no finite numbers, a process has died, or another call
-                has begun other states here.
+            UserError: the disk is full, the text encoder returns non-finite numbers, a process died, or another call
+                has started to write other states here.
         """
         make_folder(self.folder)
         with alone_in(self.folder, "encoding"):
-            self._require_no_others()  # another call may have begun some meanwhile
+            self._require_no_others()  # another call may have started some meanwhile
             write_json(self.folder / FORMAT_NAME, self.format.to_json())
             remove_leftovers(self.folder)
             missing = self.missing()
             done = self.samples - sum(shard.samples for shard in missing)
             start = partial(_start, self.folder, self.format, self.options)
-            for piece in worked_off(missing, self.options.devices, start, hint="give a smaller --max-tokens"):
+            for piece in worked_off(missing, self.options.devices, start, hint="lower --max-tokens"):
                 done += piece.samples
                 if progress is not None:
                     progress(done)
             return write_table(self.folder)
 
     def _require_no_others(self) -> None:
-        """Raise UserError where the folder holds anything but these states."""
+        """Raise UserError if the folder holds anything but these states."""
         holds = "states of another text encoder, or made with other options"
         begun = is_begun(self.folder / FORMAT_NAME, lambda found: TextFormat.from_json(found) == self.format, holds)
         if not begun and self.folder.is_dir() and not holds_nothing(self.folder, FORMAT_NAME):
@@ -136,7 +136,7 @@ class EncodedCaptions:
 
 
 def _piece_file(folder: Path, shard: PlannedShard, rules: CaptionRules) -> Path:
-    """The file of a shard's states, named by what it holds and by where in it captions are looked for."""
+    """Return the file for a shard's states, named by the shard's content and the fields searched for captions."""
     looked_for = (shard.record.name, shard.record.sha256, shard.samples, rules.fields)
     digest = hashlib.sha256(repr(looked_for).encode()).hexdigest()[:12]
     return folder / f"{Path(shard.record.name).with_suffix('').name}-{digest}{STATES}"
@@ -147,7 +147,7 @@ def _start(folder: Path, form: TextFormat, options: StateOptions, device: str) -
 
 
 class _CaptionEncoder:
-    """Encodes the captions of whole shards on one device. One a process."""
+    """Encodes the captions of whole shards on one device; one per process."""
 
     def __init__(self, folder: Path, form: TextFormat, options: StateOptions, device: str) -> None:
         self.folder, self.format, self.options = folder, form, options
@@ -159,7 +159,7 @@ class _CaptionEncoder:
             self._known.update(map(tuple, captions_found(path)[:, :2].tolist()))
 
     def encode(self, shard: PlannedShard) -> Piece:
-        """Encode the captions of a shard that are not known yet, and write them."""
+        """Encode the captions of a shard that no earlier shard had, and write them."""
         new = self._new(shard)
         lengths = [len(ids) for ids in new.values()]
         starts = np.cumsum([0, *lengths])
@@ -171,13 +171,13 @@ class _CaptionEncoder:
             [(*key, start, length) for key, start, length in zip(new, starts[:-1], lengths, strict=True)],
             dtype=np.int64,
         ).reshape(-1, 4)
-        # Written last: a shard counts as done by it.
+        # Written last: it marks the shard as done.
         write_atomically(found_file(path), lambda file: np.save(file, found))
         self._known.update(new)
         return Piece(shard.samples, len(new), int(starts[-1]))
 
     def _new(self, shard: PlannedShard) -> dict[tuple[int, int], Ids]:
-        """Token ids of the shard's captions, and of the empty one, that no shard before had, by their keys."""
+        """Return token ids by key of the shard's captions, and the empty one, that no earlier shard had."""
         new: dict[tuple[int, int], Ids] = {}
         for caption in ("", *self._captions(shard)):
             for tokenize in self.options.tokenize:
@@ -198,7 +198,7 @@ class _CaptionEncoder:
                 self._faults.add(shard=shard.url, key=key, ordinal=row, reason=str(fault), index=row)
 
     def _write(self, captions: Sequence[Ids], starts: Any, path: Path, shape: tuple[int, int]) -> None:
-        """The states of captions, each at its start, to a file of this shape; those of near lengths together."""
+        """Write the states of captions, each at its start, to a file of this shape; similar lengths are batched."""
         if not shape[0]:
             with path.open("wb") as file:
                 np.save(file, np.zeros(shape, dtype=self.format.stored))
@@ -211,8 +211,8 @@ class _CaptionEncoder:
                 tokens[row, : len(captions[number])] = torch.tensor(captions[number])
             encoded = self._encode_text(tokens, lengths).to("cpu", self.format.tensor)
             if not torch.isfinite(encoded).all():
-                what = "the text encoder gives numbers that are not finite, or too large for half precision"
-                raise UserError(what, where="--dtype", hint="give bfloat16 or float32")
+                what = "the text encoder returns numbers that are not finite or too large for half precision"
+                raise UserError(what, where="--dtype", hint="use bfloat16 or float32")
             plain = encoded.view(torch.uint16) if self.format.tensor == torch.bfloat16 else encoded
             for row, number in enumerate(numbers):
                 length = len(captions[number])
@@ -221,7 +221,7 @@ class _CaptionEncoder:
 
 
 def _parts(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Numbers of captions to encode at once, the longest first, so that few places are padding."""
+    """Yield the numbers of captions to encode at once, longest first, so that there is little padding."""
     order = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
     while order:
         size = max(1, max_tokens // lengths[order[0]])

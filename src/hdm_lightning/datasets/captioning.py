@@ -1,9 +1,9 @@
-"""Shards of images to shards with further captions: the same samples, keys and order, what a model says in the record.
+"""Copy shards of images with captions by a model added to the records; samples, keys and order stay the same.
 
-A caption goes into the record's list `captions` as `{"text", "kind", "model", "prompt"}`; captions that are there stay,
-those under `caption` in that list: a training reads the first key of the two alone, so that they would be hidden.
-The originals are only read. A call that was ended goes on at the batch where it was: what a shard's images were called
-so far lies in a journal beside it until the shard is written.
+A caption is added to the record's list `captions` as `{"text", "kind", "model", "prompt"}`. Existing captions stay;
+those under `caption` move into that list, as training reads only the first of the two keys and would miss them.
+The originals are only read. An interrupted call resumes at the batch where it stopped: until a shard is written, its
+captions so far are in a journal next to it.
 """
 
 from collections import Counter
@@ -55,14 +55,14 @@ from hdm_lightning.whole_files import append_line, make_folder, read_lines, remo
 
 JOURNAL = "captions.jsonl"
 FIRST = 16
-"""Images of which a model must describe one at least: one that describes none has not understood what it is asked."""
+"""Number of first images of which a model must describe at least one; otherwise it does not follow the prompt."""
 
 BATCHES_AHEAD = 1
 MODEL_FAULTS = (ValueError, RuntimeError, TypeError, LookupError, AssertionError, ArithmeticError)
-"""What models and processors raise for images that they cannot take, such as a strip of one pixel's height."""
+"""Errors that models and processors raise for images they cannot handle, such as a strip one pixel high."""
 
 Describe = Callable[[Sequence[Image.Image], str], Sequence[tuple[str, bool]]]
-"""RGB images and a prompt to what is said of each, and whether it was cut off."""
+"""RGB images and a prompt to the caption of each, and whether it was cut off."""
 
 Progress = Callable[[int], None]
 
@@ -72,14 +72,14 @@ class CaptionOptions:
     """How captions are made.
 
     Attributes:
-        start: makes, of the name of a device, what describes images there; must be picklable for several devices.
-        model: its name, as the captions' origin has it.
-        fingerprint: what else of it, and of how it is run, decides what it says.
+        start: makes the model for a device, given by name; must be picklable if there are several devices.
+        model: its name, recorded with each caption.
+        fingerprint: everything else about the model, and how it is run, that affects its captions.
         prompts: by kind of caption.
         batch_size: images described at once.
-        max_side_px: of images as they are shown to the model.
-        devices: `cuda:0`, `cpu`, …: a process each.
-        threads: that decode images in each process.
+        max_side_px: longest side of the images shown to the model; larger ones are shrunk.
+        devices: `cuda:0`, `cpu`, …: one process each.
+        threads: threads that decode images, per process.
     """
 
     start: Callable[[str], Describe]
@@ -93,7 +93,7 @@ class CaptionOptions:
 
 
 class Summary(NamedTuple):
-    """What became of a shard: samples, captions by kind, how many of them were cut off, (key, reason) of faults."""
+    """The result for a shard: samples, captions by kind, how many were cut off, and (key, reason) of faults."""
 
     samples: int
     captions: dict[str, int]
@@ -102,7 +102,7 @@ class Summary(NamedTuple):
 
 
 class _Noted(NamedTuple):
-    """What became of an image: captions by kind, the kinds that were cut off, and (kind, reason) of faults."""
+    """The result for an image: captions by kind, the kinds that were cut off, and (kind, reason) of faults."""
 
     said: dict[str, str]
     cut: list[str]
@@ -110,15 +110,15 @@ class _Noted(NamedTuple):
 
 
 Said = dict[str, Any]
-"""The same, as it is written."""
+"""The same as plain values, as written to the journal."""
 
 
 class CaptionedSet:
-    """The shards of a source with further captions.
+    """The shards of a source with added captions.
 
     Args:
         place: folder, shard or pattern of indexed shards of images.
-        out: folder of the new shards.
+        out: folder for the new shards.
         options: how captions are made.
 
     Raises:
@@ -131,34 +131,34 @@ class CaptionedSet:
         require_images(self.shards)
         require_names_of_their_own(self.shards, place)
         require_apart(self.shards, out)
-        other = "this folder holds captions of other images, of another model, or made with other options"
+        other = "this folder holds captions of other images, from another model, or made with other options"
         self._journal = Journal(out / JOURNAL, self._header(), other=other)
         found = ((str(row.pop("shard", "")), typed(Summary, row)) for row in self._journal.rows)
         self._done = {name: summary for name, summary in found if summary is not None}
 
     @property
     def samples(self) -> int:
-        """Samples of the whole set."""
+        """Number of samples in the whole set."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes of the shards that are not there yet, without their new captions."""
+        """Bytes of the shards that are not written yet, without their new captions."""
         return sum(shard.record.bytes for shard in self.missing())
 
     def missing(self) -> list[PlannedShard]:
-        """Shards that are not written yet."""
+        """Return the shards that are not written yet."""
         done = self._done
         return [each for each in self.shards if not (each.record.name in done and self._file(each).is_file())]
 
     def make(self, progress: Progress | None = None) -> tuple[Index, Summary]:
-        """Describe what is missing, and write the index; returns it and what became of the whole set.
+        """Describe what is missing and write the index; return it and the summary of the whole set.
 
         Args:
-            progress: called with the samples done of the whole set.
+            progress: called with the number of samples done in the whole set.
 
         Raises:
-            UserError: the disk is full, the model cannot be read or describes nothing, or a process has died.
+            UserError: the disk is full, the model cannot be read or describes nothing, or a process died.
         """
         make_folder(self.folder)
         with alone_in(self.folder, "writing captions"):
@@ -175,7 +175,7 @@ class CaptionedSet:
         alone = len(self.options.devices[: max(1, len(missing))]) == 1
         shown = partial(_shown, progress, [done]) if alone else None
         start = partial(_start, self.folder, self.options, shown)
-        for record, summary in worked_off(missing, self.options.devices, start, hint="give a smaller --batch-size"):
+        for record, summary in worked_off(missing, self.options.devices, start, hint="lower --batch-size"):
             note_scanned(self.folder, record)
             self._journal.note(shard=record.name, **summary._asdict())
             self._done[record.name] = summary
@@ -185,7 +185,7 @@ class CaptionedSet:
                 progress(done)
 
     def _summary(self) -> Summary:
-        """Of all shards; what could not be described goes into `rejected.tsv`."""
+        """Return the summary of all shards; write what could not be described to `rejected.tsv`."""
         parts = [(shard.record.name, self._done[shard.record.name]) for shard in self.shards]
         faults = [[f"{name}/{key}", reason] for name, each in parts for key, reason in each.faults]
         lines = (f"{in_one_line(name)}\t{in_one_line(reason)}\n" for name, reason in faults)
@@ -217,15 +217,15 @@ def _journal_name(shard: str) -> str:
 def _start(
     folder: Path, options: CaptionOptions, progress: Progress | None, device: str
 ) -> Callable[[PlannedShard], tuple[ShardRecord, Summary]]:
-    """What describes the images of shards on a device and writes these."""
+    """Return the function that describes the images of a shard on a device and writes the new shard."""
     return _Captioner(folder, options, device, progress).caption
 
 
 class _Captioner:
-    """Describes the images of whole shards on one device. One a process.
+    """Describes the images of whole shards on one device; one per process.
 
-    What is said of an image is a mapping from a kind to its text, from `cut` to the kinds that were cut off, and from
-    `faults` to (kind, reason) of what could not be said; kind is empty for all of them.
+    The result for an image has under `said` the captions by kind, under `cut` the kinds that were cut off, and under
+    `faults` (kind, reason) of captions that failed; the kind is empty if all of them did.
     """
 
     def __init__(self, folder: Path, options: CaptionOptions, device: str, progress: Progress | None) -> None:
@@ -237,7 +237,7 @@ class _Captioner:
         self._failed: Counter[str] = Counter()
 
     def caption(self, shard: PlannedShard) -> tuple[ShardRecord, Summary]:
-        """Describe the images of a shard and write it; returns what an index says of it, and what became of it."""
+        """Describe the images of a shard and write it; return its index record and its summary."""
         jobs = jobs_of(shard)
         said = self._said(shard, jobs)
         faults: list[list[str]] = []
@@ -248,10 +248,10 @@ class _Captioner:
         return scan_shard(self.folder, shard.record.name), Summary(len(jobs), dict(captions), cut, faults)
 
     def _said(self, shard: PlannedShard, jobs: Sequence[Job]) -> list[Said]:
-        """What is said of each image, noted batch by batch."""
+        """Return the captions of each image; each batch is noted in the journal."""
         journal = (self.folder / shard.record.name).with_name(_journal_name(shard.record.name))
         said = _noted(journal, len(jobs))
-        if any(each["said"] for each in said):  # of an earlier call: the model has understood what it is asked
+        if any(each["said"] for each in said):  # from an earlier call: the model follows the prompt
             self._asked = FIRST
         self._progress(len(said))
         size = self.options.batch_size
@@ -266,7 +266,7 @@ class _Captioner:
         return said
 
     def _load(self, shard: PlannedShard, job: Job) -> Image.Image | str:
-        """The image of a sample, or why there is none."""
+        """Return the image of a sample, or why there is none."""
         try:
             image = load_upright(job.form.cut(read_job(self._files, shard.url, job)).image())
         except SampleFault as fault:
@@ -288,19 +288,19 @@ class _Captioner:
         ]
 
     def _answers(self, images: Sequence[Image.Image], prompt: str) -> list[tuple[str, bool] | str]:
-        """What is said of each image, or why nothing is; where a batch fails, image by image."""
+        """Return the caption of each image, or why there is none; a batch that fails is retried image by image."""
         try:
             return [*self._describe(images, prompt)]
         except torch.OutOfMemoryError as error:
-            hint = "give a smaller --batch-size; what is described stays"
+            hint = "lower --batch-size; finished captions are kept"
             raise UserError("there is not enough memory on the device for a batch", hint=hint) from error
         except MODEL_FAULTS as error:
             if len(images) == 1:
-                return [f"the model cannot take it: {type(error).__name__}: {first_line(error)}"]
+                return [f"the model cannot handle it: {type(error).__name__}: {first_line(error)}"]
             return [answer for image in images for answer in self._answers([image], prompt)]
 
     def _require_some(self, found: Sequence[Said]) -> None:
-        """Raise UserError where the first images all have no caption."""
+        """Raise UserError if none of the first images gets a caption."""
         if self._asked >= FIRST:
             return
         self._asked += len(found) if not any(each["said"] for each in found) else FIRST
@@ -308,7 +308,7 @@ class _Captioner:
         if self._asked >= FIRST and self._failed.total() and not any(each["said"] for each in found):
             ((reason, count),) = self._failed.most_common(1)
             what = f"{self.options.model} describes none of the first {self._asked} images: {reason} ({count} times)"
-            raise UserError(what, where="--model", hint="give it another prompt, --prompt KIND=TEXT, or another model")
+            raise UserError(what, where="--model", hint="try another prompt (--prompt KIND=TEXT) or another model")
 
     def _samples(
         self,
@@ -317,7 +317,7 @@ class _Captioner:
         said: Sequence[Said],
         faults: list[list[str]],
     ) -> Iterator[tuple[str, dict[str, Field]]]:
-        """The samples with their new captions; notes (key, reason) of those that lack some."""
+        """Yield the samples with their new captions; add (key, reason) of those that lack some to `faults`."""
         prompts = self.options.prompts
         for job, each in zip(jobs, said, strict=True):
             try:
@@ -334,7 +334,7 @@ class _Captioner:
 
 
 def _noted(journal: Path, samples: int) -> list[Said]:
-    """What a call that was ended has noted of a shard's images."""
+    """Return what an interrupted call noted for a shard's images."""
     said: list[Said] = []
     for row in read_lines(journal):
         new = typed(list[_Noted], row.get("said"))
@@ -344,15 +344,15 @@ def _noted(journal: Path, samples: int) -> list[Said]:
 
 
 def _take(found: Said, kind: str, answer: tuple[str, bool] | str) -> None:
-    """Note an answer: its text cleaned, or why there is none."""
+    """Note an answer: its cleaned text, or why there is none."""
     if isinstance(answer, str):
         found["faults"].append([kind, answer])
         return
     text, cut = clean(answer[0]), answer[1]
     if is_blank(text):
-        found["faults"].append([kind, "the model says nothing"])
+        found["faults"].append([kind, "the model returned no text"])
     elif len(text.encode()) > MAX_CAPTION_BYTES:
-        found["faults"].append([kind, "the model's caption is too long to be read"])
+        found["faults"].append([kind, "the model's caption is too long"])
     else:
         found["said"][kind] = text
         if cut:

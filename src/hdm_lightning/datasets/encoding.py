@@ -1,6 +1,6 @@
-"""Shards of images to shards of latents with the same keys in the same order: every image encoded once, whole.
+"""Encode shards of images to shards of latents with the same keys in the same order, each image once and whole.
 
-A set is made shard by shard, each written whole or not at all, so that an interrupted call goes on where it was.
+A set is made shard by shard, each written whole or not at all, so an interrupted call resumes where it stopped.
 
 Shapes: H×W pixels of the resized image, C latent channels, h×w cells.
 """
@@ -50,7 +50,7 @@ from hdm_lightning.whole_files import make_folder, remove_leftovers, write_json
 FAULTS_NAME = "faults.jsonl"
 BATCHES_AHEAD = 2
 MEMBER_HEAD = 256
-"""Bytes of a latent's member besides its numbers, about."""
+"""Approximate bytes of a latent's member besides its numbers."""
 
 Progress = Callable[[int], None]
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -62,12 +62,12 @@ class EncodeOptions:
     """How a set of latents is made.
 
     Attributes:
-        start: makes, of the name of a device, what encodes there; must be picklable for several devices.
-        max_pixels: of the images encoded at once, together; one image always is.
-        dtype: that `start` computes in, such as `bfloat16`: sets of different ones are told apart.
+        start: makes the encoder for a device, given by name; must be picklable if there are several devices.
+        max_pixels: most pixels encoded at once, over all images; a single larger image is encoded alone.
+        dtype: the type that `start` computes in, such as `bfloat16`; a set made in another type is a different set.
         max_aspect: largest ratio of the long to the short side; longer images are left out.
-        devices: `cuda:0`, `cpu`, …: a process each; equal ones may come more than once.
-        threads: that decode images in each process.
+        devices: `cuda:0`, `cpu`, …: one process each; a device may be listed more than once.
+        threads: threads that decode images, per process.
     """
 
     start: Callable[[str], Encode]
@@ -79,7 +79,7 @@ class EncodeOptions:
 
 
 class Forecast(NamedTuple):
-    """What a set will take: samples and bytes in all, and bytes that are not there yet."""
+    """The size of a set: samples and bytes in total, and bytes still to be written."""
 
     samples: int
     bytes: int
@@ -87,12 +87,12 @@ class Forecast(NamedTuple):
 
 
 class EncodedSet:
-    """The set of latents of one resolution that is made of a source's shards.
+    """The set of latents at one resolution that is made from a source's shards.
 
     Args:
         place: folder, shard or pattern of indexed shards of images.
         out: folder of the sets of all resolutions.
-        form: what the latents will be.
+        form: format of the latents.
         options: how it is made.
 
     Raises:
@@ -111,34 +111,34 @@ class EncodedSet:
         self._require_no_others()
 
     def missing(self) -> list[PlannedShard]:
-        """Shards that are not encoded yet."""
+        """Return the shards that are not encoded yet."""
         return [shard for shard in self.shards if not (self.folder / shard.record.name).is_file()]
 
     def forecast(self) -> Forecast:
-        """How much there is to encode."""
+        """Return how much there is to encode."""
         sizes = {shard.record.name: encoded_bytes(shard, self.format) for shard in self.shards}
         missing = sum(sizes[shard.record.name] for shard in self.missing())
         return Forecast(self.samples, sum(sizes.values()), missing)
 
     def make(self, progress: Progress | None = None) -> Index:
-        """Encode what is missing, and write the index.
+        """Encode what is missing and write the index.
 
         Args:
-            progress: called with the samples done of the whole set.
+            progress: called with the number of samples done in the whole set.
 
         Raises:
-            UserError: the disk is full, the autoencoder gives no finite numbers, a process has died, or another call
-                has begun another set here.
+            UserError: the disk is full, the autoencoder returns non-finite numbers, a process died, or another call
+                has started another set here.
         """
         make_folder(self.folder)
         with alone_in(self.folder, "encoding"):
-            self._require_no_others()  # another call may have begun one meanwhile
+            self._require_no_others()  # another call may have started one meanwhile
             self._encode(progress)
             return self._index()
 
     @property
     def samples(self) -> int:
-        """Samples of the whole set."""
+        """Number of samples in the whole set."""
         return sum(shard.samples for shard in self.shards)
 
     def _encode(self, progress: Progress | None) -> None:
@@ -148,14 +148,14 @@ class EncodedSet:
         missing = self.missing()
         done = self.samples - sum(shard.samples for shard in missing)
         start = partial(_start, self.folder, self.format, self.options)
-        for record in worked_off(missing, self.options.devices, start, hint="give a smaller --max-pixels"):
+        for record in worked_off(missing, self.options.devices, start, hint="lower --max-pixels"):
             note_scanned(self.folder, record)
             done += record.samples
             if progress is not None:
                 progress(done)
 
     def _index(self) -> Index:
-        """The index of the set in the source's order, and the one of all sets."""
+        """Write the index of the set, in the source's order, and the one of all sets; return the first."""
         order = [shard.record.name for shard in self.shards]
         index = index_shards(self.folder, new_only=True, names=order, times=False)
         there = (int(path.parent.name[:-2]) for path in self.out.glob(f"*px/{INDEX_NAME}") if _is_set(path.parent))
@@ -163,8 +163,8 @@ class EncodedSet:
         return index
 
     def _require_no_others(self) -> None:
-        """Raise UserError where the folder holds another set than this."""
-        holds = "latents of other images, of another autoencoder, or made with other options"
+        """Raise UserError if the folder holds a set other than this one."""
+        holds = "latents of other images, from another autoencoder, or made with other options"
         if not is_begun(self.folder / LATENTS_NAME, self._is_described_by, holds):
             require_no_shards(self.folder)
 
@@ -172,7 +172,7 @@ class EncodedSet:
         return LatentFormat.from_json(written) == self.format and self._made_of().items() <= written.items()
 
     def _made_of(self) -> dict[str, Any]:
-        """What else is noted: how many shards, and a hash of them and of the options that decide what is written."""
+        """Return what else is recorded: the number of shards, and a hash of them and of the options that matter."""
         made_of = digest_of(self.shards, self.options.dtype, self.options.max_aspect)
         return {"shards": len(self.shards), "made_of": made_of}
 
@@ -182,7 +182,7 @@ def _is_set(folder: Path) -> bool:
 
 
 def encoded_bytes(shard: PlannedShard, form: LatentFormat) -> int:
-    """Bytes of a shard once it is encoded, about: images of unknown size count as squares."""
+    """Return the approximate bytes of a shard once it is encoded; images of unknown size count as squares."""
     table, (height, width) = shard.table(), shard.shapes()
     short, long = np.maximum(1, np.minimum(height, width)), np.maximum(1, np.maximum(height, width))
     cells = (form.resolution * long / short // form.factor) * (form.resolution // form.factor)
@@ -199,12 +199,12 @@ def encoded_bytes(shard: PlannedShard, form: LatentFormat) -> int:
 def _start(
     folder: Path, form: LatentFormat, options: EncodeOptions, device: str
 ) -> Callable[[PlannedShard], ShardRecord]:
-    """What encodes and writes shards on a device, and gives what an index says of each when it is there."""
+    """Return the function that encodes and writes a shard on a device and returns its index record."""
     return _Encoder(folder, form, options, device).encode
 
 
 class _Loaded(NamedTuple):
-    """A sample that was read: its members, the size of its original, and its pixels or why there are none."""
+    """A sample that was read: its members, its original size, and its pixels or why there are none."""
 
     raw: RawSample
     height: int
@@ -214,7 +214,7 @@ class _Loaded(NamedTuple):
 
 
 class _Encoder:
-    """Encodes whole shards on one device. One a process."""
+    """Encodes whole shards on one device; one per process."""
 
     def __init__(self, folder: Path, form: LatentFormat, options: EncodeOptions, device: str) -> None:
         self.folder, self.format, self.options = folder, form, options
@@ -223,9 +223,9 @@ class _Encoder:
         self._faults = Quarantine(str(folder / FAULTS_NAME))
 
     def encode(self, shard: PlannedShard) -> ShardRecord:
-        """Encode a shard and write it; returns what an index says of it."""
+        """Encode a shard and write it; return its index record."""
         jobs, samples = jobs_of(shard), {}
-        # Images of one shape go together; the shard alone decides which, so that it comes out the same another time.
+        # Images of one shape are batched; batches depend on the shard alone, so that encoding it is reproducible.
         in_turn = sorted(range(len(jobs)), key=lambda number: (*self._shape(jobs[number]), number))
         batches = _batches(in_turn, lambda number: self._shape(jobs[number]), self.options.max_pixels)
         with ThreadPoolExecutor(self.options.threads) as pool:
@@ -258,15 +258,15 @@ class _Encoder:
         return _Loaded(raw, height, width, np.ascontiguousarray(pixels))
 
     def _latents(self, loaded: Sequence[_Loaded]) -> list[bytes]:
-        """The members of samples, whose images are of one shape but where sizes were unknown."""
+        """Return the latent members of samples; their images have one shape unless sizes were unknown."""
         found = [pack_latent(each.height, each.width, None) for each in loaded]
         seen = [(number, each.pixels) for number, each in enumerate(loaded) if each.pixels is not None]
         for _, group in groupby(seen, key=lambda each: each[1].shape):
             numbers, pixels = zip(*group, strict=True)
             moments = self._moments(torch.from_numpy(np.stack(pixels)))[:, : self.format.moments].half().cpu()
             if not torch.isfinite(moments).all():
-                what = "the autoencoder gives numbers that are not finite, or too large for half precision"
-                raise UserError(what, where="--dtype", hint="give bfloat16 or float32")
+                what = "the autoencoder returns numbers that are not finite or too large for half precision"
+                raise UserError(what, where="--dtype", hint="use bfloat16 or float32")
             for number, one in zip(numbers, moments.numpy(), strict=True):
                 found[number] = pack_latent(loaded[number].height, loaded[number].width, one)
         return found
@@ -276,7 +276,7 @@ class _Encoder:
 
 
 def _batches(numbers: Sequence[int], shape: Callable[[int], tuple[int, int]], max_pixels: int) -> Iterator[list[int]]:
-    """Runs of numbers of one shape, as many as go at once; those of unknown shape alone."""
+    """Yield batches of samples of one shape, as large as `max_pixels` allows; those of unknown shape one by one."""
     for (height, width), group in groupby(numbers, key=shape):
         same, count = list(group), max(1, max_pixels // (height * width)) if height else 1
         yield from (same[first : first + count] for first in range(0, len(same), count))

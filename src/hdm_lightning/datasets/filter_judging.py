@@ -1,4 +1,4 @@
-"""What a filter wants, and what is found of one shard by it: which samples break a rule, and hashes to compare."""
+"""A filter, and its result for one shard: which samples break a rule, and hashes to compare."""
 
 import base64
 from collections import Counter
@@ -20,10 +20,10 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import typed
 
 MOST_KEYS = 40
-"""Keys of records that are remembered, to name where a rule finds its own nowhere."""
+"""Number of record keys to remember, to suggest one when no sample has the key of a rule."""
 
 UNREADABLE = "cannot be read"
-UNDECODABLE = "its image cannot be decoded, so that it cannot be compared"
+UNDECODABLE = "its image cannot be decoded, so it cannot be compared"
 COPY = "near copy of a larger or earlier image"
 COPY_OF_OTHERS = "near copy of an image of --against"
 OWN_REASONS = (UNREADABLE, UNDECODABLE, COPY, COPY_OF_OTHERS)
@@ -31,13 +31,13 @@ OWN_REASONS = (UNREADABLE, UNDECODABLE, COPY, COPY_OF_OTHERS)
 
 @dataclass(frozen=True)
 class Filter:
-    """What a set must keep.
+    """Which samples of a set to keep.
 
     Attributes:
-        rules: the first that a sample breaks counts.
-        keep_lacking: a sample stays that has not what a rule is about; else it is left out.
-        distance: bits in which the perceptual hashes of near copies differ at most; None looks for none.
-        captions: how the caption is found whose length is measured.
+        rules: a sample is left out for the first one that it breaks.
+        keep_lacking: keep samples that lack what a rule is about; otherwise they are left out.
+        distance: most bits in which the perceptual hashes of near copies differ; None looks for none.
+        captions: how to find the caption whose length is measured.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -47,13 +47,13 @@ class Filter:
 
     def __post_init__(self) -> None:
         if len(self.rules) > MOST_RULES:
-            raise UserError(f"{len(self.rules)} rules", where="--min, --max", hint=f"give {MOST_RULES} at most")
+            raise UserError(f"got {len(self.rules)} rules", where="--min, --max", hint=f"use at most {MOST_RULES}")
 
 
 class Judged(NamedTuple):
-    """What is found of a shard's planned samples: uint8 (n,) places in `Judgement.reasons` plus one, 0 for those that
-    stay; uint64 (n,) hashes and int64 (n,) pixels where copies are looked for; how many have each key that a rule is
-    about; how many stay though they lack it; and which keys records have."""
+    """The result for a shard's planned samples: uint8 (n,) codes, one plus the position in `Judgement.reasons`, 0 for
+    those that stay; uint64 (n,) hashes and int64 (n,) pixel counts, if copies are looked for; how many samples have
+    each key that a rule is about; how many stay although they lack it; and which keys the records have."""
 
     codes: NDArray[np.uint8]
     hashes: NDArray[np.uint64]
@@ -63,22 +63,22 @@ class Judged(NamedTuple):
     keys: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         columns = {name: base64.b64encode(getattr(self, name).tobytes()).decode() for name in _COLUMNS}
         return {**self._asdict(), **columns}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "Judged":
-        """What `to_json` gave. Raises ValueError, KeyError, TypeError: it is none."""
+        """Return the inverse of `to_json`. Raises ValueError, KeyError or TypeError if `plain` is not from it."""
         codes, hashes, pixels = (np.frombuffer(base64.b64decode(plain[name]), kind) for name, kind in _COLUMNS.items())
         having, lacking = (typed(dict[str, int], plain[name]) for name in ("having", "lacking"))
         keys = typed(list[str], plain["keys"])
         if having is None or lacking is None or keys is None:
-            raise ValueError("numbers by key, or keys, are others")
+            raise ValueError("having, lacking or keys has the wrong type")
         return cls(codes, hashes, pixels, having, lacking, keys)
 
     def is_of(self, shard: PlannedShard, wanted: "Filter") -> bool:
-        """Whether the columns can be those of a shard, judged by a filter."""
+        """Return whether the columns can be those of a shard judged by a filter."""
         hashed = shard.samples if wanted.distance is not None else 0
         whole = (len(self.codes), len(self.hashes), len(self.pixels)) == (shard.samples, hashed, hashed)
         return whole and int(self.codes.max(initial=0)) <= len(reasons_of(wanted.rules))
@@ -88,13 +88,13 @@ _COLUMNS: dict[str, Any] = {"codes": np.uint8, "hashes": np.uint64, "pixels": np
 
 
 def reasons_of(rules: Sequence[Rule]) -> list[str]:
-    """What codes from 1 on mean: three for each rule, then those of no rule."""
-    of_rules = [reason for rule in rules for reason in (rule.broken, f"no {rule.key}", f"{rule.key} is no number")]
+    """Return the meaning of the codes from 1 on: three per rule, then the reasons outside the rules."""
+    of_rules = [reason for rule in rules for reason in (rule.broken, f"no {rule.key}", f"{rule.key} is not a number")]
     return [*of_rules, *OWN_REASONS]
 
 
 def judged_shard(wanted: Filter, shard: PlannedShard) -> Judged:
-    """What is found of a shard. Raises UserError: it cannot be read."""
+    """Judge the samples of a shard. Raises UserError if it cannot be read."""
     height, width = shard.shapes()
     judge = _Judge(wanted, shard.samples)
     if wanted.distance is None and are_of_size(wanted.rules):
@@ -117,7 +117,7 @@ def judged_shard(wanted: Filter, shard: PlannedShard) -> Judged:
 
 
 class _Judge:
-    """Collects what is found of a shard's samples."""
+    """Collects the results for a shard's samples."""
 
     def __init__(self, wanted: Filter, samples: int) -> None:
         self.filter = wanted
@@ -128,7 +128,7 @@ class _Judge:
         self.keys: dict[str, None] = {}
 
     def take(self, row: int, seen: Seen, image: bytes) -> None:
-        """Judge a sample by the rules and, where it keeps them, take the hash of its image."""
+        """Judge a sample by the rules and, if it keeps them, hash its image."""
         for name in seen.record if len(self.keys) < MOST_KEYS else ():
             self.keys[name[:80]] = None
         code, lacks = self._code(seen)
@@ -144,25 +144,25 @@ class _Judge:
             self.lacking.update(lacks)
 
     def refuse(self, row: int, reason: str) -> None:
-        """Leave a sample out for a reason of no rule."""
+        """Leave a sample out for a reason outside the rules."""
         self.codes[row] = _code_of(reason, len(self.filter.rules))
 
     def _code(self, seen: Seen) -> tuple[int, list[str]]:
-        """The code of the first rule that a sample breaks, 0 for none; and what it lacks that is let pass."""
+        """Return the code of the first rule that a sample breaks, 0 for none, and what it lacks."""
         first, lacks = 0, []
         for number, rule in enumerate(self.filter.rules):
             try:
                 kept, code = rule.keeps(seen), 1
                 self.having[rule.key] += 1
             except Lacking as lacking:
-                kept, code = self.filter.keep_lacking, 3 if str(lacking).endswith("no number") else 2
+                kept, code = self.filter.keep_lacking, 3 if str(lacking).endswith("not a number") else 2
                 lacks.append(str(lacking))
             if not kept and not first:
                 first = 3 * number + code
         return first, lacks
 
     def found(self, pixels: NDArray[np.int64]) -> Judged:
-        """All that was found."""
+        """Return the collected results."""
         wanted = pixels if self.filter.distance is not None else pixels[:0]
         return Judged(
             self.codes, self.hashes, wanted, dict(self.having), dict(self.lacking), list(self.keys)[:MOST_KEYS]

@@ -1,7 +1,7 @@
-"""Rules by which samples are left out: bounds of numbers, and values that a key must or must not have.
+"""Rules that decide which samples are left out: bounds on numbers, and values that a key must or must not have.
 
-A number is measured (sides, aspect, length of the caption) or stands in the sample's record, such as the scores that
-COYO and LAION bring. What cannot be compared is counted apart.
+A number is measured (sides, aspect ratio, caption length) or read from the sample's record, such as the scores in
+COYO and LAION. Samples that cannot be compared are counted separately.
 """
 
 import json
@@ -22,16 +22,16 @@ MEASURED: dict[str, Callable[["Seen"], float]] = {
     "caption_words": lambda seen: len(seen.caption.split()),
     "caption_letters": lambda seen: len(seen.caption),
 }
-"""What is measured of a sample, whatever its record says: pixels, long over short side, words, letters."""
+"""Measurements of a sample, whatever its record says: pixels, long over short side, words, characters."""
 
 OF_SIZE = ("width", "height", "short_side", "long_side", "aspect")
-"""What the index knows, so that no sample is read."""
+"""Measurements that the index has, so that no sample is read."""
 
 MOST_RULES = 60
 
 
 class Seen(NamedTuple):
-    """What rules look at: sides in pixels (0 where unknown), the first caption, the record."""
+    """What rules are checked against: sides in pixels (0 if unknown), the first caption, the record."""
 
     width: int
     height: int
@@ -41,13 +41,13 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key must be.
+    """A condition on one key.
 
     Attributes:
-        key: of what is measured, or of the record; dots lead into objects (`scores.aesthetic`).
-        least, most: bounds of its number, both allowed.
+        key: a measurement, or a key of the record; dots lead into objects (`scores.aesthetic`).
+        least, most: bounds of its number, inclusive.
         among: values of which it must be one, in lower case; None for any.
-        wanted: False where it must be none of `among`.
+        wanted: False if it must not be one of `among`.
     """
 
     key: str
@@ -58,16 +58,16 @@ class Rule:
 
     @property
     def broken(self) -> str:
-        """What to say of a sample that breaks the rule."""
+        """The reason reported for a sample that breaks the rule."""
         if self.among is not None:
-            return f"{self.key} is {'none of' if self.wanted else 'one of'} {', '.join(self.among)}"
+            return f"{self.key} is {'not one of' if self.wanted else 'one of'} {', '.join(self.among)}"
         return f"{self.key} below {self.least:g}" if self.least > -inf else f"{self.key} above {self.most:g}"
 
     def keeps(self, seen: Seen) -> bool:
-        """Whether a sample keeps the rule.
+        """Return whether a sample keeps the rule.
 
         Raises:
-            Lacking: it has not what the rule is about.
+            Lacking: the sample lacks what the rule is about.
         """
         if self.among is not None:
             return (_word(_found(self.key, seen.record)) in self.among) == self.wanted
@@ -82,7 +82,7 @@ class Rule:
 
 
 class Lacking(Exception):
-    """A sample has not what a rule is about; the message says what it lacks."""
+    """A sample lacks what a rule is about; the message names it."""
 
 
 def _found(key: str, record: Mapping[str, Any]) -> Any:
@@ -95,23 +95,23 @@ def _found(key: str, record: Mapping[str, Any]) -> Any:
 
 
 def _number(key: str, value: Any) -> float:
-    """The number of a value, which may be written as a text. Raises Lacking: it is none, or not finite."""
+    """Return a value, which may be text, as a number. Raises Lacking if it is not a finite number."""
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else inf
     except (ValueError, OverflowError):
         number = inf
     if not isfinite(number):
-        raise Lacking(f"{key} is no number")
+        raise Lacking(f"{key} is not a number")
     return number
 
 
 def _word(value: Any) -> str:
-    """A value as it is compared: text in lower case, JSON for what is none."""
+    """Return a value as it is compared: text in lower case, JSON for other types."""
     return (value if isinstance(value, str) else json.dumps(value)).strip().lower()
 
 
 def seen_of(members: Mapping[str, bytes], width: int, height: int, captions: CaptionRules) -> Seen:
-    """What rules look at in a sample; a caption or record that cannot be read counts as none."""
+    """Return what rules are checked against in a sample; an unreadable caption or record counts as missing."""
     caption, record = "", {}
     try:
         caption = captions.first(members)
@@ -126,5 +126,5 @@ def seen_of(members: Mapping[str, bytes], width: int, height: int, captions: Cap
 
 
 def are_of_size(rules: Sequence[Rule]) -> bool:
-    """Whether the index knows all that rules are about."""
+    """Return whether the index has everything that the rules need."""
     return all(rule.key in OF_SIZE and rule.among is None for rule in rules)

@@ -1,6 +1,6 @@
-"""Samples that keep the rules of a filter: judged shard by shard, compared with each other, copied or marked.
+"""Filter samples by rules: judge them shard by shard, compare them with each other, copy or mark the result.
 
-Each shard that is judged adds a line to a journal, so that a call that was ended goes on with the next one.
+Each judged shard adds a line to a journal, so an interrupted call resumes with the next one.
 """
 
 import hashlib
@@ -55,13 +55,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Judgement:
-    """Of a whole set: which samples stay.
+    """Which samples of a whole set stay.
 
     Attributes:
-        shards: as they were judged.
-        codes: of each shard, as in `Judged`.
-        reasons: what the codes from 1 on mean.
-        lacking: how many samples stay though they lack something, by what.
+        shards: the judged shards.
+        codes: codes per shard, as in `Judged`.
+        reasons: meaning of the codes from 1 on.
+        lacking: how many samples stay although they lack something, by what they lack.
     """
 
     shards: Sequence[PlannedShard]
@@ -71,31 +71,31 @@ class Judgement:
 
     @property
     def samples(self) -> int:
-        """Samples that were judged."""
+        """Number of samples judged."""
         return sum(map(len, self.codes))
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many samples are left out, by reason, in the order of the rules."""
+        """Number of samples left out, by reason, in the order of the rules."""
         counts = np.zeros(len(self.reasons) + 1, dtype=np.int64)
         for each in self.codes:
             counts += np.bincount(each, minlength=len(counts))
         return {reason: count for reason, count in zip(self.reasons, counts[1:].tolist(), strict=True) if count}
 
     def chosen(self) -> list[PlannedShard]:
-        """The shards with the samples that stay."""
+        """Return the shards with only the samples that stay."""
         kept = [shard.only(codes == 0) for shard, codes in zip(self.shards, self.codes, strict=True)]
         return [shard for shard in kept if shard.samples]
 
 
 class FilteredSet:
-    """The samples of a source that keep a filter.
+    """The samples of a source that pass a filter.
 
     Args:
         place: folder, shard or pattern of indexed shards.
         wanted: the filter.
-        against: shards whose images count as better copies; they are only read.
-        jobs: processes that read side by side.
+        against: shards whose images win over near copies in the source; they are only read.
+        jobs: processes that read in parallel.
 
     Raises:
         UserError: the shards cannot be used.
@@ -113,15 +113,15 @@ class FilteredSet:
 
     @property
     def made_of(self) -> str:
-        """A hash of the shards and of all that decides which of their samples stay."""
+        """A hash of the shards and of everything that decides which of their samples stay."""
         return digest_of([*self.shards, *self.others], len(self.shards), self.filter)
 
     def judge(self, journal: Journal | None = None, progress: Progress | None = None) -> Judgement:
-        """Which samples stay.
+        """Decide which samples stay.
 
         Args:
-            journal: where shards that are judged are noted; None notes nothing.
-            progress: is told of shards, how many are done, of all.
+            journal: where judged shards are noted; None notes nothing.
+            progress: called with what is counted, the number done and the total.
 
         Raises:
             UserError: a rule is about a key that no sample has, or a shard cannot be read.
@@ -131,7 +131,7 @@ class FilteredSet:
         judged = self._judged(self.shards, self.filter, "shards", known, journal, report)
         try:
             _require_keys(self.filter.rules, judged)
-        except UserError:  # the same call with the right key is not refused
+        except UserError:  # the same call with the right key must not be refused
             if journal is not None:
                 journal.give_up()
             raise
@@ -147,34 +147,34 @@ class FilteredSet:
         return Judgement(self.shards, codes, reasons, lacking)
 
     def write(self, out: Path, progress: Progress | None = None) -> tuple[Index | None, Judgement]:
-        """Judge, and write the samples that stay into shards of the same names; returns their index, None for none.
+        """Write the samples that stay to shards of the same names; return their index, if any, and the judgement.
 
         Raises:
             UserError: the folder holds something else, or the disk is full.
         """
         require_names_of_their_own(self.shards, self.place)
         require_apart(self.shards, out)
-        other = "this folder holds other samples, or by other rules"
+        other = "this folder holds other samples, or was filtered by other rules"
         journal = Journal(out / JOURNAL, {"made_of": self.made_of}, other=other)
         make_folder(out)
         with alone_in(out, "filtering"):
             journal.begin()
             judgement = self.judge(journal, progress)
             index = self._copy(judgement, out, progress or (lambda what, done, total: None))
-            if index is None:  # wider rules may keep some, and are not refused here
+            if index is None:  # wider rules may keep some, and must not be refused here
                 journal.give_up()
             return index, judgement
 
     def mark(self, progress: Progress | None = None) -> Judgement:
-        """Judge, and leave the samples that do not stay out of the index; returns what was judged.
+        """Judge, leave the samples that do not stay out of the index, and return the judgement.
 
         Raises:
-            UserError: the source is no local folder with one index.
+            UserError: the source is not a local folder with one index.
         """
         folder = Path(self.place)
         if not (folder / INDEX_NAME).is_file():
             what = "only a local folder of shards can be marked"
-            raise UserError(what, where=self.place, hint="name the folder that holds index.json, or give --out")
+            raise UserError(what, where=self.place, hint="name the folder that holds index.json, or use --out")
         judgement = self.judge(None, progress)
         if not judgement.chosen():
             return judgement
@@ -222,7 +222,7 @@ class FilteredSet:
 
 
 def _known(journal: Journal) -> dict[str, Judged]:
-    """What a call that was ended has noted."""
+    """Return what an interrupted call noted."""
     known = {}
     for row in journal.rows:
         with suppress(KeyError, ValueError, TypeError):  # damaged
@@ -235,7 +235,7 @@ def _named(what: str, shard: PlannedShard) -> str:
 
 
 def _require_keys(rules: Sequence[Rule], judged: Sequence[Judged]) -> None:
-    """Raise UserError where a rule is about something that no sample has: it is more likely mistyped than missing."""
+    """Raise UserError if no sample has the key of a rule: it is more likely mistyped than missing."""
     for rule in rules:
         if judged and rule.key not in MEASURED and not any(each.having.get(rule.key) for each in judged):
             keys = [*dict.fromkeys(key for each in judged for key in each.keys), *MEASURED]
@@ -250,8 +250,8 @@ def _mark_copies(
     distance: int,
     reasons: Sequence[str],
 ) -> None:
-    """Leave out the worse of near copies: other sets are better than this one, more pixels better than fewer, and of
-    as many the earlier one."""
+    """Leave out the worse of near copies: other sets win over this one, then more pixels over fewer, then the earlier
+    sample."""
     stay = np.concatenate([each == 0 for each in codes]) if codes else np.zeros(0, dtype=bool)
     usable = np.concatenate([each.codes == 0 for each in others]) if others else np.zeros(0, dtype=bool)
     hashes = np.concatenate([each.hashes for each in (*judged, *others)])[np.r_[stay, usable]]
@@ -273,22 +273,22 @@ def _mark_copies(
 
 
 def _copied(out: Path, shard: PlannedShard) -> ShardRecord:
-    """Write a shard of the planned samples of another. Raises UserError: one of them cannot be read."""
+    """Write the planned samples of a shard to a new one. Raises UserError if one of them cannot be read."""
     write_shard(out / shard.record.name, _members(shard), names_as_they_are=True)
     return scan_shard(out, shard.record.name)
 
 
 def _members(shard: PlannedShard) -> Iterator[tuple[str, Mapping[str, bytes]]]:
     for row, sample in samples_of(LocalFiles(), shard):
-        if isinstance(sample, str):  # rules about sizes alone have read none
+        if isinstance(sample, str):  # rules about sizes alone do not read samples
             folder = shard.url.removesuffix(shard.record.name).rstrip("/") or "."
-            hint = f"hdm-shards verify {shlex.quote(folder)} --decode --mark leaves it out"
+            hint = f"leave it out with `hdm-shards verify {shlex.quote(folder)} --decode --mark`"
             raise UserError(f"sample {row} cannot be copied: {sample}", where=shard.url, hint=hint)
         yield sample.key, sample.members
 
 
 def _write_reasons(judgement: Judgement, path: Path) -> None:
-    """A line for each sample that is left out, by its place in its shard."""
+    """Write a line for each sample left out, named by its ordinal in its shard."""
 
     def lines(file: Any) -> None:
         for shard, codes in zip(judgement.shards, judgement.codes, strict=True):

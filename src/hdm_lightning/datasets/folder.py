@@ -1,4 +1,4 @@
-"""Builds shards from a folder of images with captions beside them (`.txt` or `.json` of the same name)."""
+"""Build shards from a folder of images with captions next to them (`.txt` or `.json` of the same name)."""
 
 import argparse
 from collections.abc import Callable
@@ -33,17 +33,17 @@ def build_folder(
 ) -> Report:
     """Write shards of all images below a folder.
 
-    The record of a sample says under `source` (`hdm_source` where it has one of its own) which file it came from.
+    The record of a sample has its file under `source` (`hdm_source` if the record has its own `source`).
 
     Args:
-        folder, out: images, and where the shards go.
+        folder, out: folder of images, and folder for the shards.
         images: how images are encoded; None leaves them as they are.
         allow_missing: keep images without a caption.
-        follow_links: take what links out of the folder lead to.
+        follow_links: also use what links out of the folder point to.
         samples_per_shard, processes, anew, say: as for `build_shards`.
 
     Raises:
-        UserError: there is no image, none can be used, or `out` holds another build.
+        UserError: there are no images, none can be used, or `out` holds another build.
     """
     images = images or ImageOptions()
     root = Path(folder).resolve()
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build as the arguments say and print what was written."""
+    """Build from the arguments and print a summary."""
     report = build_folder(arguments.folder, arguments.out, **build_options(arguments), say=print)
     print(report.told(Path(arguments.out)))
     return 0

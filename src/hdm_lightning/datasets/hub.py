@@ -1,4 +1,4 @@
-"""Builds shards from a data set of the hub, or a folder laid out like one, as the package `datasets` streams it."""
+"""Build shards from a dataset on the Hub, or a folder laid out like one, streamed by the package `datasets`."""
 
 import argparse
 import hashlib
@@ -11,20 +11,20 @@ from hdm_lightning.errors import UserError, did_you_mean, first_line, import_opt
 
 
 class HubTable:
-    """The rows of one split of a data set, streamed in their order; see `rows.Table`.
+    """The rows of one split of a dataset, streamed in order; see `rows.Table`.
 
-    A data set of the hub is pinned to the commit that its revision names now, so that a build that goes on later has
-    the same rows. Code that lies in a data set is never run: `datasets` refuses such sets by itself.
+    A dataset on the Hub is read at the commit that its revision names now; a build resumed at another commit starts
+    again. Code in a dataset is never run: `datasets` itself refuses such datasets.
 
     Args:
         name: OWNER/NAME, or a folder.
-        columns: that are used.
-        config: which of several configurations.
+        columns: the columns to use.
+        config: which configuration, if there are several.
         split: such as `train`.
         revision: branch, tag or commit.
 
     Raises:
-        UserError: `datasets` is missing, or there is no such data set, configuration, split or column.
+        UserError: `datasets` is missing, or there is no such dataset, configuration, split or column.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class HubTable:
         pinned = {} if folder.is_dir() else {"revision": self.state}
         try:
             found = datasets.load_dataset(str(folder) if folder.is_dir() else name, config, streaming=True, **pinned)
-        except Exception as error:  # the client's own, its HTTP library's and those of pyarrow alike
+        except Exception as error:  # from the client, its HTTP library or pyarrow
             raise _refused(name, error) from error
         if split not in found:
             raise UserError(f"there is no split {split!r}", where="--split", hint=did_you_mean(split, list(found)))
         self._stream = self._prepared(found[split], datasets)
 
     def read(self, first: int) -> Iterator[TableRow]:
-        """The rows from one on."""
+        """Yield the rows from `first` on."""
         try:
             for number, values in enumerate(self._stream.skip(first), start=first):
                 yield TableRow(f"{self.place}#{number}", values)
@@ -55,7 +55,7 @@ class HubTable:
             raise _refused(self.place, error) from error
 
     def _prepared(self, stream: Any, datasets: Any) -> Any:
-        """The stream of that package, whose images come as the bytes that they are in."""
+        """Return the stream with images as encoded bytes, and without other images, audio or video."""
         features = stream.features or stream._resolve_features().features
         for name in (self.columns.image, *self.columns.captions, *(self.columns.kept or ())):
             if name not in features:
@@ -72,32 +72,31 @@ class HubTable:
 
 
 def _require_images(name: str, feature: Any, place: str) -> None:
-    """Raise UserError where a column cannot hold the bytes of images."""
+    """Raise UserError if a column cannot hold the bytes of images."""
     kind = getattr(feature, "dtype", None) or ("struct" if isinstance(feature, dict) and "bytes" in feature else None)
     if kind in ("binary", "large_binary", "struct"):
         return
     what = f"the column {name!r} holds {kind or type(feature).__name__}, not images"
     hint = (
-        "name a column of images or bytes; addresses are fetched by img2dataset "
-        f"(hf download --repo-type dataset {place}, then --input_format parquet --url_col {name}), whose output "
-        "`hdm-shards build img2dataset` takes"
+        f"name a column of images or bytes; for URLs, run `hf download --repo-type dataset {place}`, then img2dataset "
+        f"with --input_format parquet --url_col {name}, then `hdm-shards build img2dataset` on its output"
     )
     raise UserError(what, where=place, hint=hint)
 
 
 def _state_of(folder: Path) -> str:
-    """What changes with the files of a folder."""
+    """Return a hash that changes with the files of a folder."""
     files = sorted(each for each in folder.rglob("*") if each.is_file())
     states = [(str(each.relative_to(folder)), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
     return hashlib.sha256(repr(states).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _commit(name: str, revision: str) -> str:
-    """The commit that a revision of a data set is now."""
+    """Return the commit that a revision of a dataset names now."""
     from huggingface_hub import HfApi  # noqa: PLC0415  (slow import, not needed for folders)
 
     if name.count("/") != 1 or name[:1] in "./~":
-        what, hint = "there is no such folder", "give OWNER/NAME of a data set of the hub, or a folder"
+        what, hint = "there is no such folder", "name a dataset on the Hub as OWNER/NAME, or a folder"
         raise UserError(what, where=name, hint=hint)
     try:
         return str(HfApi().dataset_info(name, revision=revision).sha)
@@ -106,22 +105,22 @@ def _commit(name: str, revision: str) -> str:
 
 
 def _refused(name: str, error: Exception) -> UserError:
-    hint = f"look at the name; gated sets need `hf auth login`; elsewhere `hf download --repo-type dataset {name}` "
-    hint += "and give the folder; several configurations are told apart by --config"
+    hint = f"check the name; offline, run `hf download --repo-type dataset {name}` elsewhere and pass the folder; "
+    hint += "for a gated dataset, run `hf auth login`; if there are several configurations, choose one with --config"
     return UserError(f"cannot be read ({type(error).__name__}: {first_line(error)})", where=name, hint=hint)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hdm-shards build hub`."""
-    parser.add_argument("name", metavar="OWNER/NAME", help="a data set of the hub, or a folder laid out like one")
-    parser.add_argument("--config", help="which of several configurations")
+    parser.add_argument("name", metavar="OWNER/NAME", help="a dataset on the Hub, or a folder laid out like one")
+    parser.add_argument("--config", help="which configuration, if there are several")
     parser.add_argument("--split", default="train", help="(default %(default)s)")
     parser.add_argument("--revision", default="main", help="branch, tag or commit (default %(default)s)")
     add_row_arguments(parser, image="image")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build as the arguments say and print what was written."""
+    """Build from the arguments and print a summary."""
     table = HubTable(
         arguments.name,
         columns_of(arguments),

@@ -1,4 +1,4 @@
-"""Takes the output of img2dataset (`output_format=webdataset`) as it is: an index beside its shards is all it needs."""
+"""Use the output of img2dataset (`output_format=webdataset`) as it is: it only needs an index next to its shards."""
 
 import argparse
 import json
@@ -31,10 +31,10 @@ MOST_LETTERS = 200
 
 
 def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> Index:
-    """Index the shards of a folder in place and write `rejected.tsv`, one line a sample that was left out.
+    """Index the shards of a folder in place and write `rejected.tsv`, which has one line per sample left out.
 
     Raises:
-        UserError: there is no shard.
+        UserError: there are no shards.
     """
     root = Path(folder)
     if not root.is_dir() or not (names := find_shards(root).names):
@@ -54,33 +54,33 @@ def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> In
 
 @dataclass
 class Downloads:
-    """What img2dataset's own `*_stats.json` files say, over all shards."""
+    """Totals of img2dataset's own `*_stats.json` files over all shards."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """Of addresses: see `COUNTS`."""
+    """Numbers of URLs; see `COUNTS`."""
     errors: Counter[str] = field(default_factory=Counter)
-    """How many failed with which message, the most common ones of each shard."""
+    """Number of failures by message, the most common ones of each shard."""
     finished: set[str] = field(default_factory=set)
     """Names of the shards that have such a file, without their suffix."""
 
     def told(self, shards: Iterable[str]) -> Iterator[str]:
-        """Lines of how the downloads went, and of the shards without such a file, which are not whole."""
+        """Yield lines on how the downloads went, and on the shards without such a file, which are incomplete."""
         if not self.finished:
             return
         tried, good, failed, unusable = (self.counts[name] for name in COUNTS)
-        yield f"img2dataset: {good} of {tried} downloads succeeded, {failed} failed, {unusable} were no usable image"
+        yield f"img2dataset: {good} of {tried} downloads succeeded, {failed} failed, {unusable} were unusable"
         for error, times in self.errors.most_common(MOST_ERRORS):
             yield f"  {times} failed: {in_one_line(error[:MOST_LETTERS])}"
         if missing := sorted(name for name in shards if name.removesuffix(".tar") not in self.finished):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             yield (
-                f"  not finished: {in_one_line(missing[0])}{more}; img2dataset's command, given again, goes on, "
-                "once index.json is deleted, which it takes for a file of its own"
+                f"  not finished: {in_one_line(missing[0])}{more}; to resume, delete index.json, which img2dataset "
+                "takes for a file of its own, and run its command again"
             )
 
 
 def downloads(folder: str | Path) -> Downloads:
-    """Read the `*_stats.json` files of a folder; what cannot be read is passed over."""
+    """Read the `*_stats.json` files of a folder; those that cannot be read are skipped."""
     found = Downloads()
     for path in sorted(Path(folder).glob(f"*{STATS}")):
         try:
@@ -103,11 +103,11 @@ def _whole_numbers(given: dict[str, Any], names: Iterable[str]) -> dict[str, int
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hdm-shards build img2dataset`."""
     parser.add_argument("folder", help="img2dataset's output folder; the index is written into it")
-    parser.add_argument("--processes", type=whole_number(1), help="default: one a core")
+    parser.add_argument("--processes", type=whole_number(1), help="default: one per core")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Index as the arguments say and print what was found."""
+    """Index the folder in the arguments and print what was found."""
     index = index_img2dataset(arguments.folder, processes=arguments.processes)
     for line in downloads(arguments.folder).told(shard.name for shard in index.shards):
         print(line)

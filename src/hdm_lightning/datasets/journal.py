@@ -1,7 +1,7 @@
-"""The journal in a set's folder: a header that says what the set is made of, then a line for each finished part.
+"""The journal in a set's folder: a header that identifies what the set is made of, then a line per finished part.
 
-By it a call that was ended goes on where it was, and one that would make something else is refused, unless the
-folder holds nothing but what a call writes before its first part.
+With it an interrupted call resumes where it stopped, and one that would make something else is refused, unless the
+folder holds only what a call writes before its first part.
 """
 
 import json
@@ -14,18 +14,18 @@ from hdm_lightning.datasets.writer import require_no_shards
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import append_line, read_lines
 
-ANEW = "name another --out, or delete this folder to make it anew"
+ANEW = "name another --out, or delete this folder to start again"
 LOCK = ".lock"
 REJECTED = "rejected.tsv"
 
 
 def holds_nothing(folder: Path, *own: str) -> bool:
-    """Whether a folder has nothing to lose: calls into it have made nothing, and left only files of the names `own`."""
+    """Return whether a folder has nothing to lose: earlier calls left nothing in it but files named in `own`."""
     return all(each.name in (*own, LOCK, REJECTED) for each in folder.iterdir())
 
 
 def require_own(journal: Path) -> None:
-    """Raise UserError where a folder has shards and no such journal, before anything is written into it."""
+    """Raise UserError if a folder has shards but no such journal, before anything is written into it."""
     if not os.path.lexists(journal):
         require_no_shards(journal.parent)
 
@@ -34,13 +34,13 @@ class Journal:
     """Lines of JSON below a header.
 
     Args:
-        path: of the file, in the set's folder; nothing is written before `begin`.
-        header: plain values that say what the set is made of.
-        other: what to say of a folder whose header is another one.
-        present: the header of an earlier version as one of now.
+        path: the file, in the set's folder; nothing is written before `begin`.
+        header: plain values that identify what the set is made of.
+        other: message for a folder with a different header.
+        present: converts a header of an earlier version to the current form.
 
     Attributes:
-        rows: what earlier calls have noted.
+        rows: lines noted by earlier calls.
 
     Raises:
         UserError: the folder holds something else: another header, or shards without a journal.
@@ -51,26 +51,26 @@ class Journal:
     ) -> None:
         self.path, self.header, self._other, self._present = path, header, other, present
         self._claim: dict[str, Any] | None = None
-        """The header of a call that has made nothing."""
+        """The header of another call that has made nothing."""
         self.rows: list[dict[str, Any]] = self._lines(first=True)[1:]
 
     def begin(self) -> None:
         """Write the header, unless an earlier call has.
 
         Raises:
-            UserError: another call has written another one meanwhile.
+            UserError: another call has written a different one meanwhile.
         """
         if not self._lines():
             self.path.unlink(missing_ok=True)
             append_line(self.path, self.header)
 
     def give_up(self) -> None:
-        """Leave the folder to calls that make something else: this one has come to nothing."""
+        """Delete the journal, as this call made nothing, so that other calls may use the folder."""
         self.path.unlink(missing_ok=True)
 
     def _lines(self, first: bool = False) -> list[dict[str, Any]]:
-        """Header and rows; empty also where a full disk or a crash has left the beginning of a header, or the call
-        that wrote another one has made nothing."""
+        """Return header and rows; empty also if a full disk or a crash cut the header short, or if the call that wrote
+        a different one made nothing."""
         lines = read_lines(self.path)
         if not lines:
             require_no_shards(self.path.parent)
@@ -83,5 +83,5 @@ class Journal:
         return lines
 
     def note(self, **values: Any) -> None:
-        """Add a line, synced."""
+        """Append a line and sync it to disk."""
         append_line(self.path, values)

@@ -1,6 +1,6 @@
-"""Builds shards from a folder laid out for kohya's trainers: `10_name/` holds images to be seen ten times.
+"""Build shards from a folder laid out for kohya's trainers: `10_name/` holds images to be seen ten times.
 
-Captions stand beside the images. Their parts, in whatever separators, are written in the grammar of
+Captions are next to the images. Their parts, whatever their separators, are rewritten in the grammar of
 `data.captions`: `kept ||| tag $$ tag %% tag $$ tag`. Captions in a `.json` stay as they are.
 """
 
@@ -39,11 +39,11 @@ class KohyaOptions:
     """How a kohya folder is read.
 
     Attributes:
-        kept, group, tag: separators of the captions as they are. A caption with none of `kept` and `group` but with
-            `tag` is a list of tags.
-        keep_tokens: how many tags of such a list are kept in front.
+        kept, group, tag: separators in the source captions. A caption with `tag` but neither `kept` nor `group` is a
+            list of tags.
+        keep_tokens: number of leading tags of such a list that are always kept, in front.
         apply_repeats: write a sample as often as its folder says.
-        max_repeats: a folder that asks for more is refused: its number may be a date.
+        max_repeats: a folder that asks for more is refused, as its number may be a date.
     """
 
     kept: str = "|||"
@@ -67,18 +67,18 @@ def build_kohya(
     anew: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Report:
-    """Write shards of all images below a folder; those without any caption have their folder's name as caption.
+    """Write shards of all images below a folder; those without a caption get their folder's name as the caption.
 
     Args:
-        folder, out: images, and where the shards go.
+        folder, out: folder of images, and folder for the shards.
         options: how captions and repeats are read.
         images: how images are encoded; None leaves them as they are.
         allow_missing: keep images that have no caption and whose folder has no name.
-        follow_links: take what links out of the folder lead to.
+        follow_links: also use what links out of the folder point to.
         samples_per_shard, processes, anew, say: as for `build_shards`.
 
     Raises:
-        UserError: there is no image, none can be used, a folder asks for too many repeats, or `out` holds another
+        UserError: there are no images, none can be used, a folder asks for too many repeats, or `out` holds another
             build.
     """
     options, images = options or KohyaOptions(), images or ImageOptions()
@@ -101,14 +101,14 @@ def build_kohya(
 def _header(
     root: Path, allow_missing: bool, follow_links: bool, options: KohyaOptions, images: ImageOptions
 ) -> dict[str, Any]:
-    """What shapes the build: not the bound on repeats, which only refuses."""
+    """Return what affects the content of the build, so not the bound on repeats, which only refuses."""
     shaping = {name: value for name, value in asdict(options).items() if name != "max_repeats"}
     common = {"folder": str(root), "allow_missing": allow_missing, "follow_links": follow_links}
     return {**common, **shaping, **asdict(images)}
 
 
 def _items(found: SourceFolder, options: KohyaOptions, say: Callable[[str], None] | None) -> list[Item]:
-    """The images as often as their folders ask for; what is asked for is told before, and too much is refused."""
+    """Return the images as often as their folders ask for; report the numbers, and refuse too large ones."""
     by_folder: dict[str, list[SourceImage]] = {}
     for image in found.images:
         by_folder.setdefault(str(Path(image.name).parent), []).append(image)
@@ -116,7 +116,7 @@ def _items(found: SourceFolder, options: KohyaOptions, say: Callable[[str], None
     for name, repeats in asked.items():
         if repeats > options.max_repeats:
             what = f"the folder {name!r} asks for {repeats} copies of each of its {len(by_folder[name])} images"
-            hint = f"rename it, or add --ignore-repeats, or --max-repeats {repeats} if that is meant"
+            hint = f"rename it, or add --ignore-repeats, or --max-repeats {repeats} if it is intended"
             raise UserError(what, where="--max-repeats", hint=hint)
     if say is not None:
         for name in list(by_folder)[:MOST_FOLDERS]:
@@ -135,7 +135,7 @@ def _items(found: SourceFolder, options: KohyaOptions, say: Callable[[str], None
 
 
 def repeats_and_class(name: str) -> tuple[int, str]:
-    """How often an image is to be seen, and what it shows, by the innermost folder of the form `10_name`."""
+    """Return how often an image is to be seen, and its class, from the innermost folder named like `10_name`."""
     for part in reversed(Path(name).parent.parts):
         match = _REPEATS.match(part)
         if match:
@@ -144,7 +144,7 @@ def repeats_and_class(name: str) -> tuple[int, str]:
 
 
 def canonical_caption(text: str, options: KohyaOptions) -> str:
-    """A caption in this project's separators; one without any separator stays as it is."""
+    """Return a caption with this project's separators; one without any separator stays as it is."""
     grammar = TagGrammar(kept=options.kept, group=options.group, tag=options.tag)
     if not grammar.is_used_in(text):
         return text
@@ -153,7 +153,7 @@ def canonical_caption(text: str, options: KohyaOptions) -> str:
         front, groups = groups[0][: options.keep_tokens], [groups[0][options.keep_tokens :], *groups[1:]]
         kept = _CANONICAL.join.join(front)
     tags = f" {_CANONICAL.group} ".join(f" {_CANONICAL.tag} ".join(group) for group in groups if group)
-    # Even a lone kept part keeps its separator, so that nobody takes its commas for tags.
+    # Even a lone kept part keeps its separator, so that its commas are not taken for tag separators.
     return f"{kept} {_CANONICAL.kept} {tags}".strip() if kept else tags
 
 
@@ -181,18 +181,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kept-separator", default="|||", help="after the part that is kept (default '%(default)s')")
     parser.add_argument("--group-separator", default="%%", help="between groups of tags (default '%(default)s')")
     parser.add_argument("--tag-separator", default="$$", help="between tags (default '%(default)s'; often ',')")
-    parser.add_argument("--keep-tokens", type=int, default=0, help="first tags to keep where no part is marked so")
+    parser.add_argument("--keep-tokens", type=int, default=0, help="leading tags to keep if no part is marked as kept")
     parser.add_argument("--ignore-repeats", action="store_true", help="write each image once")
     parser.add_argument(
         "--max-repeats",
         type=whole_number(1),
         default=1000,
-        help="refuse folders that ask for more (%(default)s)",
+        help="refuse folders that ask for more (default %(default)s)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build as the arguments say and print what was written."""
+    """Build from the arguments and print a summary."""
     options = KohyaOptions(
         arguments.kept_separator,
         arguments.group_separator,

@@ -1,8 +1,8 @@
-"""Near copies of images: 64-bit perceptual hashes, and which of them lie within a few bits of each other.
+"""Near copies of images: 64-bit perceptual hashes, and which of them are within a few bits of each other.
 
-The search is exact. Two hashes that differ in at most d bits agree in k of any d + k blocks of bits, so that it
-suffices to compare those that agree in some k blocks, for each choice of k; k follows from how many hashes there are.
-Groups that are still large are searched again by their other bits. Memory grows with the number of hashes alone.
+The search is exact. Two hashes that differ in at most d bits agree in at least k of any d + k blocks of bits, so it is
+enough to compare those that agree in k blocks, for each choice of k blocks; k depends on the number of hashes. Groups
+that are still large are searched again by their other bits. Memory grows only with the number of hashes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,28 +22,28 @@ Numbers = NDArray[np.int64]
 
 BITS = 64
 MOST_BITS = 12
-"""Largest distance that is searched: beyond, images that have little in common are called copies."""
+"""Largest distance that is searched: beyond it, images with little in common would count as copies."""
 
 SEEN_PX = 128
-"""Short side at which an image is decoded for its hash, which is of its 32×32 pixels."""
+"""Short side, in pixels, at which an image is decoded; its hash is computed at 32×32 pixels."""
 
 MOST_MASKS = 300
 LARGEST_GROUP = 4096
 DEEPEST = 3
-"""How many times a group that is large still is searched again by its other bits."""
+"""How often a group that is still large is searched again by its other bits."""
 
 LOOKED_AT = 512
 CLUSTER = 1 / 32
-"""Share of copies among the pairs that are looked at, from which on comparing all of a group is no waste."""
+"""Share of copies in a sample of pairs above which it is worth comparing all pairs of a group."""
 
 COMPARED_AT_ONCE = 1 << 21
 
 
 def perceptual_hash(data: bytes) -> int:
-    """The 64 bits of imagehash's `phash` of an image; transparent parts are white.
+    """Return the 64 bits of imagehash's `phash` of an image; transparent parts are white.
 
     Raises:
-        SampleFault: the bytes are no image that can be used.
+        SampleFault: the bytes are not a usable image.
     """
     import imagehash  # noqa: PLC0415  (optional)
     from PIL import Image  # noqa: PLC0415  (with it)
@@ -60,15 +60,15 @@ def _whole(height: int, width: int) -> Crop:
 
 
 def better_copies(hashes: Hashes, order: Numbers, distance: int) -> Numbers:
-    """For each hash the first one, in an order, of those before it that lie within a distance; -1 where there is none.
+    """Return, for each hash, the first in the order that precedes it and is within the distance; -1 if there is none.
 
     Args:
         hashes: uint64 (n,).
-        order: int64 (n,), a permutation: which one of two copies is the better one.
+        order: int64 (n,), a permutation: of two copies, the better one is the one with the lower number.
         distance: bits.
 
     Returns:
-        int64 (n,), places in `hashes`.
+        int64 (n,), positions in `hashes`.
     """
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -76,7 +76,7 @@ def better_copies(hashes: Hashes, order: Numbers, distance: int) -> Numbers:
     new = np.ones(len(hashes), dtype=bool)
     new[1:] = hashes[by_hash[1:]] != hashes[by_hash[:-1]]
     first = by_hash[np.flatnonzero(new)]
-    least = order[first].copy()  # of equal ones the first in the order stands for all
+    least = order[first].copy()  # the first in the order stands for all equal ones
     if distance:
         _Search(hashes[first], order[first], distance, least).over(np.arange(len(first)), range(BITS), DEEPEST)
     best = np.empty(len(hashes), dtype=np.int64)
@@ -85,13 +85,13 @@ def better_copies(hashes: Hashes, order: Numbers, distance: int) -> Numbers:
 
 
 class _Search:
-    """Notes in `least`, for each of some distinct hashes, the least order of those within the distance."""
+    """Writes to `least`, for each of the distinct hashes, the lowest order within the distance."""
 
     def __init__(self, hashes: Hashes, order: Numbers, distance: int, least: Numbers) -> None:
         self.hashes, self.order, self.distance, self.least = hashes, order, distance, least
 
     def over(self, numbers: Numbers, bits: Sequence[int], deeper: int) -> None:
-        """Compare hashes of these numbers, which agree in all bits but these; large groups so many times again."""
+        """Compare hashes, given by number, that agree in all but `bits`; search large groups `deeper` times again."""
         for mask in _masks(bits, self.distance, len(numbers)):
             keys = self.hashes[numbers] & np.uint64(mask)
             by_key = np.argsort(keys, kind="stable")
@@ -109,13 +109,13 @@ class _Search:
             self._compare(sorted_numbers[few], keys[few])
 
     def _is_cluster(self, numbers: Numbers) -> bool:
-        """Whether many pairs of a group are copies, by a look at some."""
+        """Return whether many pairs of a group are copies, judged from a sample of them."""
         some = self.hashes[numbers[np.linspace(0, len(numbers) - 1, LOOKED_AT).astype(np.int64)]]
         near = bit_count(some ^ np.roll(some, LOOKED_AT // 2)) <= self.distance
         return bool(near.mean() > CLUSTER)
 
     def _compare(self, numbers: Numbers, keys: Hashes) -> None:
-        """All pairs of equal keys, which stand side by side."""
+        """Compare all pairs with equal keys, which are next to each other."""
         for begin in range(0, len(numbers), COMPARED_AT_ONCE):
             ones, step = np.arange(begin, min(begin + COMPARED_AT_ONCE, len(numbers))), 1
             while len(ones):
@@ -132,7 +132,7 @@ class _Search:
 
 
 def _masks(bits: Sequence[int], distance: int, count: int) -> Iterator[int]:
-    """Masks of which two hashes agree in one at least, where they differ in at most `distance` of some bits."""
+    """Yield masks such that two hashes that differ in at most `distance` of the bits agree in at least one mask."""
     if len(bits) <= distance:
         yield 0  # all are within the distance of each other
         return
@@ -143,7 +143,7 @@ def _masks(bits: Sequence[int], distance: int, count: int) -> Iterator[int]:
 
 
 def _cost(bits: int, distance: int, blocks: int, count: int) -> float:
-    """Comparisons and sorting that a number of blocks takes, of random hashes."""
+    """Return the cost, in comparisons and sorting, of a number of blocks for random hashes."""
     masks = comb(blocks, distance)
     if masks > MOST_MASKS and blocks > distance + 1:
         return float("inf")
@@ -152,7 +152,7 @@ def _cost(bits: int, distance: int, blocks: int, count: int) -> float:
 
 
 def bit_count(numbers: Hashes) -> Numbers:
-    """How many bits of each number are set (in parallel, pairs and quads first)."""
+    """Return the number of bits set in each number (in parallel: pairs, then quads, then bytes)."""
     two, four, eight = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333), np.uint64(0x0F0F0F0F0F0F0F0F)
     numbers = numbers - ((numbers >> np.uint64(1)) & two)
     numbers = (numbers & four) + ((numbers >> np.uint64(2)) & four)

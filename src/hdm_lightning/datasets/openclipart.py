@@ -1,7 +1,7 @@
-"""Builds shards of the Open Clip Art collection: public-domain drawings with titles, keywords and descriptions.
+"""Build shards from the Open Clip Art collection: public-domain drawings with titles, keywords and descriptions.
 
-The build goes through the drawings in a fixed order, so that the same source, options and seed give the same shards;
-one that was interrupted continues after its last whole shard.
+The build goes through the drawings in a fixed order, so the same source, options and seed give the same shards; an
+interrupted build resumes after its last whole shard.
 """
 
 import argparse
@@ -45,17 +45,17 @@ JOURNAL = "drawings.tsv"
 
 @dataclass(frozen=True)
 class OpenClipArtOptions:
-    """What a build holds.
+    """The content of a build.
 
     Attributes:
         resolution: length of `side` in pixels.
         side: the side that has this length, "long" or "short".
-        quality: of the WebP encoding, 1 to 100.
-        count: stop after so many images; None takes all.
-        seed: of the order.
-        folders_in_turn: take the folders in turn, so that a small count is varied; else all at random.
-        harmless: leave out what a word list, or a look, found sexual, violent or hateful.
-        named: only drawings whose author gave them a title and keywords of their own.
+        quality: WebP quality, 1 to 100.
+        count: stop after this many images; None takes all.
+        seed: seed of the order.
+        folders_in_turn: take the folders in turn, so that a small count is varied; otherwise all at random.
+        harmless: leave out drawings that are sexual, violent or hateful by a word list or by visual inspection.
+        named: only drawings whose author gave them a title and keywords.
         max_image_bytes: leave out images that encode to more; None takes all.
         samples_per_shard: samples in each shard but the last.
     """
@@ -99,21 +99,21 @@ def build_openclipart(
     processes: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Counter[str]:
-    """Write shards, their index and `drawings.tsv` (one line a drawing: its shard, or why it was refused).
+    """Write shards, their index and `drawings.tsv` (one line per drawing: its shard, or why it was refused).
 
     Args:
-        folder: made when missing; a build with the same options that was interrupted in it resumes.
-        options: what the build holds.
-        source, deb: a folder of drawings or the Debian package's file; neither means the installed package.
-        processes: workers that render; None means one a core.
+        folder: created if missing; an interrupted build in it with the same options resumes.
+        options: the content of the build.
+        source, deb: a folder of drawings, or the file of the Debian package; with neither, the installed package.
+        processes: workers that render; None means one per core.
         progress: called with the number of images so far.
 
     Returns:
-        How many drawings were kept ("kept") and refused, by reason.
+        Number of drawings kept ("kept") and refused, by reason.
 
     Raises:
-        UserError: when there are no drawings, an option is out of range, or the folder holds another build, or one is
-            under way there.
+        UserError: there are no drawings, an option is out of range, the folder holds another build, or another call
+            is building in it.
     """
     options, folder = options or OpenClipArtOptions(), Path(folder)
     with open_source(source, deb) as drawings, building_in(folder / JOURNAL):
@@ -125,17 +125,17 @@ def build_openclipart(
 
 
 class Journal:
-    """One line a drawing, kept or refused, from which an interrupted build of a folder resumes.
+    """One line per drawing, kept or refused, from which an interrupted build of a folder resumes.
 
     Lines are `path<TAB>outcome`, where the outcome is `shard NAME` or `refused: REASON`. They are appended once the
-    shard that they lead up to has its name, so that the journal never runs ahead of the shards.
+    shard that they belong to is complete, so the journal never runs ahead of the shards.
 
     Args:
         folder: the folder of shards.
-        options: what shapes the build; a journal written with other options is refused.
+        options: everything that affects the content; a journal written with other options is refused.
 
     Raises:
-        UserError: when the folder holds a build with other options, or shards without a journal.
+        UserError: the folder holds a build with other options, or shards without a journal.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, object]) -> None:
@@ -168,7 +168,7 @@ class Journal:
         self._append([f"{path}\t{outcome}" for path, outcome in outcomes.items()])
 
     def _whole_lines(self) -> list[str]:
-        """The lines of the file, which loses what a build that was killed left of its last one."""
+        """Return the complete lines of the file; cut off an incomplete one that a killed build left."""
         if not self.path.exists():
             return []
         content = self.path.read_bytes()
@@ -185,7 +185,7 @@ class Journal:
 
 
 class _Build:
-    """A build under way: what is known of earlier images, and the shard being filled."""
+    """A build in progress: the images seen so far, and the shard being filled."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class _Build:
         return self.options.count is not None and len(self.seen) >= self.options.count
 
     def select(self, drawings: Path) -> list[Record]:
-        """Return the drawings worth rendering, in order; the reasons against the others go into the journal."""
+        """Return the drawings to render, in order; note in the journal why the others are refused."""
         files, links = list_drawings(drawings)
         refused = dict.fromkeys(links, "symbolic link")
         kept = []
@@ -224,7 +224,7 @@ class _Build:
         return order(kept, self.options.seed)
 
     def draw(self, records: list[Record], drawings: Path, processes: int | None) -> None:
-        """Render what the journal does not hold yet, until there are enough."""
+        """Render the drawings that are not in the journal yet, until there are enough."""
         waiting = [record for record in records if record.path not in self.journal.outcomes and not self.full]
         drawn = ordered_map(partial(_draw, drawings, self.options), waiting, processes=processes)
         for record, result in zip(waiting, drawn, strict=False):
@@ -275,22 +275,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = OpenClipArtOptions()
     parser.add_argument("--out", required=True, help="folder for the shards and their index")
     parser.add_argument("--source", help="folder of drawings (default: where the Debian package puts them)")
-    parser.add_argument("--deb", help="file of the Debian package openclipart-svg, unpacked for the time")
+    parser.add_argument("--deb", help="file of the Debian package openclipart-svg, unpacked temporarily")
     parser.add_argument("--resolution", type=int, default=default.resolution, help="in pixels (default %(default)s)")
     parser.add_argument("--side", choices=("long", "short"), default=default.side, help="side of that length")
-    parser.add_argument("--quality", type=int, default=default.quality, help="of WebP (default %(default)s)")
-    parser.add_argument("--count", type=int, help="stop after so many images")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the order")
-    parser.add_argument("--folders-in-turn", action="store_true", help="vary a small count: folders take turns")
-    parser.add_argument("--harmless", action="store_true", help="leave out the sexual, violent and hateful")
-    parser.add_argument("--named", action="store_true", help="only drawings with a title and keywords of their own")
+    parser.add_argument("--quality", type=int, default=default.quality, help="WebP quality (default %(default)s)")
+    parser.add_argument("--count", type=int, help="stop after this many images")
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of the order")
+    parser.add_argument("--folders-in-turn", action="store_true", help="take folders in turn, to vary a small count")
+    parser.add_argument("--harmless", action="store_true", help="leave out sexual, violent and hateful drawings")
+    parser.add_argument("--named", action="store_true", help="only drawings with a title and keywords by their author")
     parser.add_argument("--max-image-bytes", type=int, help="leave out images that encode to more")
     parser.add_argument("--samples-per-shard", type=int, default=default.samples_per_shard)
-    parser.add_argument("--processes", type=int, help="default: one a core")
+    parser.add_argument("--processes", type=int, help="default: one per core")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build as the arguments say and print how many drawings were kept and refused, by reason."""
+    """Build from the arguments and print how many drawings were kept and refused, by reason."""
     import_optional("resvg_py", "builders", where="hdm-shards build openclipart")  # renders the drawings
     names = OpenClipArtOptions.__dataclass_fields__
     options = OpenClipArtOptions(**{name: value for name, value in vars(args).items() if name in names})

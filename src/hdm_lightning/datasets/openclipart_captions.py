@@ -1,4 +1,4 @@
-"""Makes captions of a drawing's title, keywords and description, leaving out what describes no image."""
+"""Make captions from a drawing's title, keywords and description, leaving out text that does not describe the image."""
 
 import html
 import re
@@ -10,7 +10,7 @@ from hdm_lightning.datasets.openclipart_source import Record
 MAX_KEYWORDS = 6
 MAX_DESCRIPTION_CHARACTERS = 300
 
-# Titles that name a collection, an author or a wrong member of a series; the file's name says more.
+# Titles that name a collection, an author or a wrong member of a series; the file name is more informative.
 _COLLECTION_TITLE = re.compile(
     r"clip ?arts?\b|collection|theme|aiga|iconset|^etiquette icons|road ?signs|submission|sibmission|^sallite$"
     r"|^australian maps|^map symbols|^simple arrows|^advertising|^(untitled|unnamed|drawing|new document)\b|^none$",
@@ -35,7 +35,7 @@ _PARTED = {
     "icecream": "ice cream",
     "bodypart": "body part",
 }
-# Tokens of file names that come from the collections they were taken from.
+# Tokens of file names that stem from the original collections.
 _NOT_IN_A_NAME = {"aiga", "nps", "bw", "bwh", "bn", "the"}
 _CARD = re.compile(r"^(?:simple|white|bordered|ornamental)_(?:([cdhs])_(10|[2-9ajqk])|jk_[br])$")
 _SUITS = {"c": "clubs", "d": "diamonds", "h": "hearts", "s": "spades"}
@@ -50,12 +50,12 @@ _RANKS = dict(
 
 @dataclass(frozen=True)
 class Description:
-    """A drawing in words.
+    """The text that describes a drawing.
 
     Attributes:
-        title: the drawing's own title, else one made of its file's name; may be empty.
-        keywords: at most six, none of them within the title.
-        captions: title with keywords, title, and the description where it is a sentence; the first is the fullest.
+        title: the drawing's own title, or else one made from its file name; may be empty.
+        keywords: at most six, none of them contained in the title.
+        captions: title with keywords, title, and the description if it is a sentence; the first is the fullest.
         named: whether title and keywords are the author's, not guessed from file and folder names.
     """
 
@@ -66,7 +66,7 @@ class Description:
 
 
 def describe(record: Record) -> Description:
-    """Put a record in words."""
+    """Return the title, keywords and captions of a record."""
     own_title = _card_title(record) or clean_title(record.title, record.author)
     title = own_title or title_from_path(record)
     own_keywords = clean_keywords(record, title)
@@ -80,7 +80,7 @@ def describe(record: Record) -> Description:
 
 
 def clean_title(title: str, author: str = "") -> str:
-    """Return a title as words, or "" when it names a collection, the author or nothing at all."""
+    """Return a title as plain words, or "" if it names a collection, the author or nothing at all."""
     text = re.sub(r"^svg\s+", "", _words(title), flags=re.IGNORECASE)
     text = _COLLECTION_SUFFIX.sub("", text)
     text = re.sub(r"\(?\b(?:b ?(?:and|&) ?w|bw)\b\)?", "black and white", text, flags=re.IGNORECASE)
@@ -90,10 +90,10 @@ def clean_title(title: str, author: str = "") -> str:
 
 
 def title_from_path(record: Record) -> str:
-    """Return the words of the file's name, without numbers and the author's name."""
+    """Return the words of the file name, without numbers and the author's name."""
     author = _tokens(record.author)
     stem = _part_camel_case(PurePosixPath(record.path).stem)
-    # Names are cut to a length, so the author's last word may be a beginning only.
+    # File names are truncated, so the last word of the author's name may be cut short.
     kept = [
         token
         for token in re.findall(r"[a-z]{2,}", stem.lower())
@@ -104,7 +104,7 @@ def title_from_path(record: Record) -> str:
 
 
 def clean_keywords(record: Record, title: str) -> tuple[str, ...]:
-    """Return the author's keywords that say something and are not in the title already."""
+    """Return the author's keywords that are informative and not already in the title."""
     author = record.author.lower()
     keywords: list[str] = []
     for raw in record.keywords:
@@ -127,7 +127,7 @@ def clean_description(description: str, title: str) -> str:
 
 
 def _card_title(record: Record) -> str:
-    """Return "six of diamonds" for the playing cards, whose suit and rank only the file's name says."""
+    """Return a title such as "six of diamonds" for playing cards; only the file name has suit and rank."""
     found = _CARD.match(PurePosixPath(record.path).stem)
     if not found:
         return ""
@@ -135,7 +135,7 @@ def _card_title(record: Record) -> str:
 
 
 def _without_author(text: str, author: str) -> str:
-    """Leave out the author's name where a title ends in it."""
+    """Remove the author's name from the end of a title."""
     names, words = {*_tokens(author), "by", "c"}, text.split()
     while words and {*_tokens(words[-1])} <= names:
         words.pop()
@@ -168,6 +168,6 @@ def _folder_words(record: Record, title: str) -> tuple[str, ...]:
 
 
 def _merge(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    """Append those of `second` that are not, even in the singular, among the first."""
+    """Append the words of `second` that are not, even in the singular, in `first`."""
     stems = {word.rstrip("s") for word in first}
     return (*first, *(word for word in second if word.rstrip("s") not in stems))

@@ -1,6 +1,6 @@
-"""Renders a drawing (white ground, cropped to what is drawn, at an exact size) and recognizes near-duplicates.
+"""Render a drawing (white background, cropped to its content, at an exact size) and recognize near-duplicates.
 
-H, W: image in pixels.
+H, W: image height and width in pixels.
 """
 
 import io
@@ -15,12 +15,12 @@ from hdm_lightning.errors import first_line
 
 Pixels = NDArray[np.uint8]
 
-# Without a resolution resvg cannot size the drawings that are measured in millimetres.
+# Without a resolution, resvg cannot size drawings that are measured in millimeters.
 DPI = 96
 MAX_ASPECT = 4.0
 MAX_RENDER_PX = 6144
 WHITE_FROM = 248
-# White left around a cropped drawing, in parts of its long side.
+# White margin around a cropped drawing, as a fraction of its long side.
 MARGIN = 0.03
 # A drawing that covers less of its page's long side is a leftover; one with less ink or contrast is blank.
 MIN_PAGE_SHARE, MIN_INK_SHARE, MIN_DEVIATION = 0.04, 0.005, 4.0
@@ -28,14 +28,14 @@ _TEXT = re.compile(rb"<(?:\w+:)?text\b[^>]*[^/]>(?:\s*<[^>]*>)*\s*[^\s<]")
 
 
 class Unusable(Exception):
-    """Why a drawing gives no image, in a few words."""
+    """A drawing cannot be used; the message says why in a few words."""
 
 
 def render(file: Path, side_px: int, *, short_side: bool = False) -> Image.Image:
     """Return the drawing in RGB with its long (or short) side exactly `side_px`.
 
     Raises:
-        Unusable: for a drawing that cannot be rendered, is blank or tiny, too long, or needs fonts.
+        Unusable: the drawing cannot be rendered, is blank, tiny or too elongated, or needs fonts.
     """
     if _TEXT.search(file.read_bytes()):
         raise Unusable("holds text, which depends on the fonts of the machine")
@@ -78,7 +78,7 @@ def _render_page(file: Path, fit_px: int) -> Pixels:
 
 
 def _ink_box(page: Pixels) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of what is not white."""
+    """Return (left, top, right, bottom) of the part that is not white."""
     ink = page.min(axis=2) < WHITE_FROM
     if ink.mean() == 0 or page.std(axis=(0, 1)).max() < MIN_DEVIATION:
         raise Unusable("blank")
@@ -112,13 +112,13 @@ def _fit(crop: Pixels, side_px: int, short_side: bool) -> Image.Image:
 
 
 SIDE_PX = 24
-# Of 8-bit values: two images are one when their miniatures differ by less on average and nowhere by more.
+# In 8-bit values: images are duplicates if the mean and the largest difference of their miniatures are smaller.
 MAX_MEAN_DIFFERENCE, MAX_DIFFERENCE = 2.0, 32.0
 MAX_ASPECT_RATIO = 1.05
 
 
 class Miniatures:
-    """The images seen so far."""
+    """Miniatures of the images seen so far."""
 
     def __init__(self) -> None:
         self._images: list[NDArray[np.float32]] = []
@@ -128,7 +128,7 @@ class Miniatures:
         return len(self._images)
 
     def add(self, encoded: bytes) -> bool:
-        """Add an encoded image unless it is nearly one of those seen; return whether it was new."""
+        """Add an encoded image unless it is a near-duplicate of one seen; return whether it was new."""
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
         small = np.asarray(image.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX), dtype=np.float32)
         mark = (float(np.log(image.width / image.height)), float(small.mean()))
@@ -141,7 +141,7 @@ class Miniatures:
     def _holds(self, small: NDArray[np.float32], mark: tuple[float, float]) -> bool:
         if not self._marks:
             return False
-        # Means differ by no more than the mean of the differences does: a cheap sieve before the pixels.
+        # The difference of means is at most the mean absolute difference: a cheap test before comparing pixels.
         limits = (np.log(MAX_ASPECT_RATIO), MAX_MEAN_DIFFERENCE)
         near = (np.abs(np.array(self._marks) - mark) < limits).all(axis=1)
         for i in np.flatnonzero(near):

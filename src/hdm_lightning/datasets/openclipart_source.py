@@ -1,8 +1,8 @@
-"""The drawings of the Open Clip Art collection, what their paths and RDF say of them, which are taken, in which order.
+"""The drawings of the Open Clip Art collection: their metadata from paths and RDF, which are used, and in which order.
 
-They come from the installed Debian package, a folder, or a .deb file. A harmless choice leaves out the sexual, the
-violent and the hateful: by words, and by drawings excluded on sight. The order is random, or such that every folder
-gets its turn; it comes from hashes of the seed and a name, so that a drawing that is left out does not move the others.
+They come from the installed Debian package, a folder, or a .deb file. A harmless selection leaves out sexual, violent
+and hateful drawings, by words and by a list made by visual inspection. The order is random, or takes folders in turn;
+it comes from hashes of the seed and a name, so leaving out a drawing does not move the others.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ _HINT = (
 
 @contextmanager
 def open_source(source: str | Path | None = None, deb: str | Path | None = None) -> Iterator[Path]:
-    """Yield the folder of drawings: `source`, else what `deb` holds (unpacked for the time), else the installed one.
+    """Yield the folder of drawings: `source`, else the content of `deb` (unpacked temporarily), else the installed one.
 
     Raises:
-        UserError: when there is no such folder or file, or it holds no drawing.
+        UserError: there is no such folder or file, or it contains no drawings.
     """
     if source is not None:
         yield _require_drawings(Path(source), "--source")
@@ -62,7 +62,7 @@ def _require_drawings(folder: Path, where: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}", where=where, hint=_HINT)
     if next(folder.rglob("*.svg"), None) is None:
-        raise UserError(f"the folder {folder} holds no .svg file", where=where, hint=_HINT)
+        raise UserError(f"the folder {folder} contains no .svg files", where=where, hint=_HINT)
     return folder
 
 
@@ -76,23 +76,23 @@ def _unpack(deb: Path, folder: Path) -> None:
                 for member in tar.getmembers():
                     _write_member(tar, member, folder)
             return
-    raise UserError(f"{deb} holds no data.tar", where="--deb", hint=_HINT)
+    raise UserError(f"{deb} contains no data.tar", where="--deb", hint=_HINT)
 
 
 def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Write a drawing, or the link that stands for one, below `folder`.
+    """Write a drawing, or a link in place of one, below `folder`.
 
-    By hand, as the filters that make `extractall` safe came with Python 3.11.4.
+    Done by hand, as the filters that make `extractall` safe need Python 3.11.4.
     """
     name = PurePosixPath(member.name)
     if ".." in name.parts or not name.is_relative_to(_INSIDE_DEB) or not (member.isfile() or member.issym()):
         return
     target = folder / name
-    if not target.parent.resolve().is_relative_to(folder.resolve()):  # through a link that came before
+    if not target.parent.resolve().is_relative_to(folder.resolve()):  # through a link unpacked earlier
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if member.issym():
-        target.symlink_to(member.linkname)  # never followed: `list_drawings` tells links from drawings
+        target.symlink_to(member.linkname)  # never followed: `list_drawings` separates links from drawings
     else:
         content = tar.extractfile(member)
         target.write_bytes(content.read() if content else b"")
@@ -116,12 +116,12 @@ _PUBLIC_DOMAIN = ("http://web.resource.org/cc/publicdomain", "http://creativecom
 
 @dataclass(frozen=True)
 class Record:
-    """A drawing's description, as it stands in its RDF.
+    """A drawing's metadata, as in its RDF.
 
     Attributes:
         path: relative POSIX path in the collection.
         title, description, author: texts, possibly empty.
-        keywords: in their order, without empty ones.
+        keywords: in their original order, without empty ones.
     """
 
     path: str
@@ -132,18 +132,18 @@ class Record:
 
     @property
     def folder(self) -> str:
-        """The first two folders of the path, as "animals/mammals"."""
+        """The first two folders of the path, such as "animals/mammals"."""
         return "/".join(PurePosixPath(self.path).parent.parts[:2])
 
     @property
     def key(self) -> str:
-        """The sample's key: the path without its ending, in a form that a shard can hold."""
+        """The sample's key: the path without its suffix, with "-" for characters that a key must not have."""
         stem = PurePosixPath(self.path).with_suffix("").as_posix()
         return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem)
 
 
 def read_record(folder: Path, path: str) -> Record | str:
-    """Return a drawing's record, or the reason why it is left out, in a few words."""
+    """Return a drawing's record, or in a few words why it is left out."""
     if reason := _refusal_by_path(path):
         return reason
     if (folder / path).stat().st_size > MAX_FILE_BYTES:
@@ -171,7 +171,7 @@ def _refusal_by_path(path: str) -> str | None:
 
 
 def _find_work(file: Path) -> ElementTree.Element | None:
-    """Return the first `cc:Work`, without parsing on after it."""
+    """Return the first `cc:Work`, without parsing beyond it."""
     for _, element in ElementTree.iterparse(file):
         if element.tag.endswith("}Work"):
             return element
@@ -224,8 +224,8 @@ EXCLUDED: dict[str, str] = {
     "recreation/toys/domo_kun_nicu_buculei_02.svg": "another owner's character",
 }
 
-# Beginnings of words in titles, descriptions, keywords and paths; a dot at the end stands for the word's end.
-# Wide on purpose: a harmless drawing lost is cheap. Some are Italian or French, as part of the collection is.
+# Beginnings of words in titles, descriptions, keywords and paths; a final dot stands for the end of the word.
+# Broad on purpose: losing a harmless drawing is cheap. Some are Italian or French, like parts of the collection.
 _SEXUAL = (
     "sex naked nude nudit breast bikini lingerie panties pantyhose collant stripper babe bra. bordel erotic porn",
     "penis vagina condom kamasutra playboy pinup fetish underwear",
@@ -248,7 +248,7 @@ _FOLDERS = ("signs_and_symbols/flags/historic", "signs_and_symbols/flags/miscell
 
 
 def refusal(record: Record) -> str | None:
-    """Return why a drawing is not certainly harmless, or None."""
+    """Return why a drawing may not be harmless, or None."""
     if record.path in EXCLUDED:
         return f"left out on sight: {EXCLUDED[record.path]}"
     if record.path.startswith(_FOLDERS):
@@ -259,14 +259,14 @@ def refusal(record: Record) -> str | None:
 
 
 def at_random(records: Iterable[Record], seed: int) -> list[Record]:
-    """Return the records shuffled, the same way for the same seed whatever their order was."""
+    """Return the records shuffled; the result depends on the seed and not on the order they had."""
     return sorted(records, key=lambda record: _draw_key(seed, record.path))
 
 
 def folders_in_turn(records: Iterable[Record], seed: int) -> list[Record]:
-    """Return the records in rounds: in each round one of every folder that has any left, folders at random.
+    """Return the records in rounds; each has one record of every folder that has any left, folders in random order.
 
-    A beginning of this order holds as many drawings of small folders as of large ones, as long as they last.
+    A prefix of this order has as many drawings from small folders as from large ones, as long as they last.
     """
     folders: dict[str, list[Record]] = defaultdict(list)
     for record in at_random(records, seed):

@@ -1,4 +1,4 @@
-"""Builds shards from parquet files with a column of images: a stream of rows, a few of which are in memory."""
+"""Build shards from parquet files with a column of images, streamed with only a few rows in memory."""
 
 import argparse
 import hashlib
@@ -18,11 +18,11 @@ class ParquetTable:
     """The rows of parquet files, one file after the other; see `rows.Table`.
 
     Args:
-        places: files, and folders whose `*.parquet` files count, by name; a file that is named twice counts once.
-        columns: that are read.
+        places: files, and folders whose `*.parquet` files are read, sorted by name; duplicates are read once.
+        columns: the columns to read.
 
     Raises:
-        UserError: pyarrow is missing, a file cannot be read, or has not these columns.
+        UserError: pyarrow is missing, or a file cannot be read or lacks one of these columns.
     """
 
     def __init__(self, places: Sequence[str], columns: Columns) -> None:
@@ -39,14 +39,14 @@ class ParquetTable:
         self.rows = sum(self._counts)
 
     def read(self, first: int) -> Iterator[TableRow]:
-        """The rows from one on."""
+        """Yield the rows from `first` on."""
         for file, name, count in zip(self.files, self._names, self._counts, strict=True):
             if first < count:
                 yield from self._of_file(file, name, first)
             first = max(0, first - count)
 
     def _checked(self, file: Path) -> int:
-        """How many rows a file has, whose columns can be used."""
+        """Check that the columns of a file can be used; return its number of rows."""
         with opened(file) as table:
             schema = table.schema_arrow
             for name in (self.columns.image, *self.columns.captions, *(self.columns.kept or ())):
@@ -55,7 +55,7 @@ class ParquetTable:
                     raise UserError(f"there is no column {name!r}", where=str(file), hint=hint)
                 if (several := schema.names.count(name)) > 1:
                     what = f"there are {several} columns {name!r}"
-                    raise UserError(what, where=str(file), hint="write the table anew with another name for each")
+                    raise UserError(what, where=str(file), hint="rewrite the table with a different name for each")
             require_images(schema.field(self.columns.image), str(file))
             return int(table.metadata.num_rows)
 
@@ -76,7 +76,7 @@ class ParquetTable:
     def _of_group(
         self, table: Any, group: int, wanted: list[str], name: str, begin: int, first: int
     ) -> Iterator[TableRow]:
-        """The rows from `first` on of a group of rows that begins at row `begin`."""
+        """Yield the rows from `first` on of a row group that begins at row `begin`."""
         for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=wanted):
             if begin + len(batch) > first:
                 skipped = max(0, first - begin)
@@ -92,7 +92,7 @@ class ParquetTable:
 
 
 def opened(file: Path) -> Any:
-    """A parquet file whose pages are read as they are needed. Raises UserError: pyarrow is missing, or it is none."""
+    """Open a parquet file, its pages read as needed. Raises UserError if it cannot be read or pyarrow is missing."""
     parquet = import_optional("pyarrow.parquet", "tables", where=str(file))
     import pyarrow  # noqa: PLC0415  (with it)
 
@@ -104,12 +104,12 @@ def opened(file: Path) -> Any:
 
 def _unreadable(file: Path, error: Exception) -> UserError:
     return UserError(
-        f"cannot be read ({first_line(error)})", where=str(file), hint="get the file again, or name the others"
+        f"cannot be read ({first_line(error)})", where=str(file), hint="download it again, or name only the others"
     )
 
 
 def require_images(field: Any, place: str) -> None:
-    """Raise UserError where a column cannot hold the bytes of images."""
+    """Raise UserError if a column cannot hold the bytes of images."""
     from pyarrow import types  # noqa: PLC0415  (optional)
 
     kind = field.type
@@ -118,10 +118,10 @@ def require_images(field: Any, place: str) -> None:
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind) or types.is_null(kind):
         return
     if types.is_string(kind) or types.is_large_string(kind):
-        what = f"the column {field.name!r} holds texts, not images"
+        what = f"the column {field.name!r} holds text, not images"
         hint = (
-            f"addresses are fetched by img2dataset --url_list {place} --input_format parquet --url_col {field.name}, "
-            "whose output `hdm-shards build img2dataset` takes; files beside a table by `hdm-shards build folder`"
+            f"for URLs, run img2dataset --url_list {place} --input_format parquet --url_col {field.name}, then "
+            "`hdm-shards build img2dataset` on its output; for files next to a table, use `hdm-shards build folder`"
         )
         raise UserError(what, where=place, hint=hint)
     what = f"the column {field.name!r} holds {kind}, not the bytes of images"
@@ -153,20 +153,20 @@ def _files(places: Sequence[str]) -> list[Path]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """The parquet files below a folder. Raises UserError: there is none, or a link to a folder elsewhere."""
+    """Return the parquet files below a folder. Raises UserError if there are none, or a link to a folder elsewhere."""
     inside = sorted(folder.rglob("*"))
     for each in inside:
         if each.is_symlink() and each.is_dir() and not each.resolve().is_relative_to(folder.resolve()):
-            what = f"is a link to a folder elsewhere ({in_one_line(each.resolve())}), which is not looked into"
-            raise UserError(what, where=str(each), hint="name that folder too, and take the link away")
+            what = f"is a link to a folder elsewhere ({in_one_line(each.resolve())}), which is not searched"
+            raise UserError(what, where=str(each), hint="name that folder too, and remove the link")
     files = [each for each in inside if each.suffix.lower() == ".parquet" and each.is_file()]
     if not files:
-        raise UserError("there is no .parquet file here", where=str(folder), hint="name the files")
+        raise UserError("contains no .parquet files", where=str(folder), hint="name the files")
     return files
 
 
 def _told_apart(files: Sequence[Path]) -> list[str]:
-    """A name for each file: its own, with as many folders before it, for all of them, as tell all from each other."""
+    """Return a name for each file: its own, preceded by as many parent folders as make all names distinct."""
     parts = [file.absolute().parts for file in files]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-count:]) for each in parts]
@@ -182,5 +182,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build as the arguments say and print what was written."""
+    """Build from the arguments and print a summary."""
     return build_as_asked(ParquetTable(arguments.files, columns_of(arguments)), arguments)

@@ -1,7 +1,7 @@
-"""Builds shards from a table whose rows hold images and captions, read as a stream from any row on.
+"""Build shards from a table whose rows hold images and captions, read as a stream from any row on.
 
-Shard i holds what becomes of the rows from i·n on. A journal has one line a finished shard, so that a build that was
-interrupted goes on with the next one; of a table that has changed since all is built again.
+Shard i holds the samples made from the n rows from i·n on. A journal has one line per finished shard, so an interrupted
+build resumes with the next one; if the table has changed since, all shards are built again.
 """
 
 import argparse
@@ -32,39 +32,39 @@ from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
 
 MOST_TEXT = 1 << 12
-"""Letters of a text column that is no caption and goes into the record."""
+"""Most characters of a text that is not a caption and goes into the record."""
 
 SHARD = "shard-{:05d}.tar"
 
 
 class TableRow(NamedTuple):
-    """A row: what it is called in reports, and its values by column."""
+    """A row: its name in reports, and its values by column."""
 
     name: str
     values: Mapping[str, Any]
 
 
 class Table(Protocol):
-    """Where rows come from."""
+    """A source of rows."""
 
     @property
     def place(self) -> str:
-        """What it is called."""
+        """The name of the table."""
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What tells it from another one."""
+        """Values that identify the table."""
 
     @property
     def state(self) -> str:
-        """What changes when that which lies in it does."""
+        """A text that changes when the content of the table does."""
 
     @property
     def rows(self) -> int | None:
-        """How many rows there are; None where that is not known."""
+        """Number of rows; None if unknown."""
 
     def read(self, first: int) -> Iterator[TableRow]:
-        """The rows from one on."""
+        """Yield the rows from `first` on."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Columns:
 
     Attributes:
         image: bytes of an image file, or a struct of `bytes` and `path`.
-        captions: texts, or lists of them; one alone becomes the text of a sample, of several each becomes a caption
-            in its record whose kind is the column's name.
-        kept: further columns that go into the record; None takes all numbers, truth values and short texts.
+        captions: texts, or lists of them; a single one becomes the text of the sample, several become captions in its
+            record, with the column's name as their kind.
+        kept: further columns that go into the record; None takes all numbers, booleans and short texts.
     """
 
     image: str
@@ -95,14 +95,14 @@ def build_rows(
     anew: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Report:
-    """Write shards of all rows, their index and `rejected.tsv`, one line a row that was not used.
+    """Write shards of all rows, their index and `rejected.tsv`, which has one line per unused row.
 
     Args:
-        table, out, columns: rows, where the shards go, and which columns count.
+        table, out, columns: rows, folder for the shards, and which columns to use.
         images: how images are encoded; None leaves them as they are.
         allow_missing: keep images without a caption.
-        samples_per_shard: rows a shard; rejected ones leave it smaller.
-        threads: that check and encode images side by side; None means one a core.
+        samples_per_shard: rows per shard; a shard with rejected ones is smaller.
+        threads: threads that check and encode images; None means one per core.
         anew, say: as for `build_shards`.
 
     Raises:
@@ -137,7 +137,7 @@ def build_rows(
 
 
 def _finished(out: Path, found: Mapping[str, Row], table: Table, samples_per_shard: int) -> dict[str, Row]:
-    """The shards of an earlier call that are whole, up to the first that is not or has not the rows that it should."""
+    """Return the shards of an earlier call, up to the first that is missing, outdated or has the wrong rows."""
     done: dict[str, Row] = {}
     while (row := found.get(name := SHARD.format(len(done)))) is not None:
         if _state_of(row) != table.state or (row.samples and not (out / name).is_file()):
@@ -159,16 +159,16 @@ def _rows_of(row: Row) -> int:
 
 
 def _is_over(done: Mapping[str, Row], samples_per_shard: int, rows: int | None) -> bool:
-    """Whether the last finished shard was the table's last: it has fewer rows than the others, or all are used."""
+    """Return whether the last finished shard was the table's last: it is smaller than the others, or no row is left."""
     last = [_rows_of(row) for row in list(done.values())[-1:]]
     return (bool(last) and last[0] < samples_per_shard) or (rows is not None and len(done) * samples_per_shard >= rows)
 
 
 def _what_was_found(kept: int, before: int, anew: bool) -> str:
     if anew or kept < before:
-        again = "all are built again" if not kept else f"{kept} are as they were, the others are built again"
+        again = "all are rebuilt" if not kept else f"{kept} are kept, the others are rebuilt"
         return f"built before, {before} shards: {again}"
-    return f"built before, {kept} shards, which stay as they are (--anew builds them again)"
+    return f"built before, {kept} shards, which are kept (--anew rebuilds them)"
 
 
 def _write(
@@ -179,7 +179,7 @@ def _write(
     pool: ThreadPoolExecutor,
     state: str,
 ) -> Row:
-    """Write one shard of some rows; returns its row of the journal."""
+    """Write one shard from some rows; return its journal row."""
     samples: dict[str, dict[str, Field]] = {}
     rejected: list[list[str]] = []
     count = 0
@@ -199,7 +199,7 @@ def _write(
 
 
 def made_of_row(columns: Columns, images: ImageOptions, allow_missing: bool, row: TableRow) -> dict[str, Field]:
-    """The fields of the sample that a row becomes.
+    """Return the fields of the sample made from a row.
 
     Raises:
         SampleFault: its image or its captions cannot be used.
@@ -218,31 +218,31 @@ def made_of_row(columns: Columns, images: ImageOptions, allow_missing: bool, row
 
 
 def _image_bytes(value: Any) -> bytes:
-    """The bytes of an image file. Raises SampleFault: there are none, or too many."""
+    """Return the bytes of an image file. Raises SampleFault if there are none, or too many."""
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(data, bytes | bytearray | memoryview) or not len(data):
         path = isinstance(value, Mapping) and value.get("path")
-        named = "the row names a file and does not hold it (hdm-shards build folder takes files)"
-        raise SampleFault(named if path else "the row holds no image")
+        named = "the row names a file but does not contain it (use hdm-shards build folder for files)"
+        raise SampleFault(named if path else "the row contains no image")
     if len(data) > MAX_FILE_BYTES:
         raise SampleFault(f"image file too large: {len(data)} bytes")
     return bytes(data)
 
 
 def _texts(name: str, value: Any) -> Iterator[str]:
-    """The captions in a cell. Raises SampleFault: it holds something else than texts, or one that is too long."""
+    """Yield the captions in a cell. Raises SampleFault if one is not text, or too long."""
     for each in value if isinstance(value, list | tuple) else [value]:
         if each is None:
             continue
         if not isinstance(each, str):
-            raise SampleFault(f"a caption is no text (column {name})")
+            raise SampleFault(f"a caption is not text (column {name})")
         if len(each.encode("utf-8", "replace")) > MAX_CAPTION_BYTES:
-            raise SampleFault(f"caption too long: {len(each)} letters (column {name})")
+            raise SampleFault(f"caption too long: {len(each)} characters (column {name})")
         yield each
 
 
 def _kept(columns: Columns, values: Mapping[str, Any]) -> dict[str, object]:
-    """Other columns of a row as a record can have them; names that have a meaning there get `hdm_` before them."""
+    """Return other columns of a row for the record; names that have a meaning there get the prefix `hdm_`."""
     used = {columns.image, *columns.captions}
     names = [name for name in values if name not in used] if columns.kept is None else columns.kept
     plain = {name: _plain(values.get(name)) for name in names}
@@ -251,7 +251,7 @@ def _kept(columns: Columns, values: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _plain(value: Any) -> object:
-    """A number, truth value or short text; None for all else, such as numbers that JSON has not."""
+    """Return a number, boolean or short text; None for anything else, such as numbers that JSON does not have."""
     if isinstance(value, bool | int):
         return value if abs(value) < 1 << 63 else None
     if isinstance(value, float):
@@ -260,31 +260,31 @@ def _plain(value: Any) -> object:
 
 
 def add_row_arguments(parser: argparse.ArgumentParser, *, image: str | None = None) -> None:
-    """Options that all builders from tables share; `image` is the column unless told otherwise."""
+    """Add the options that all builders from tables share; `image` is the default column of images."""
     parser.add_argument(
         "--image", required=image is None, default=image, metavar="COLUMN", help="bytes of an image file"
     )
-    parser.add_argument("--caption", nargs="+", default=[], metavar="COLUMN", help="texts; of several each is a kind")
-    parser.add_argument("--keep", nargs="*", metavar="COLUMN", help="others for the records (default: plain values)")
+    parser.add_argument("--caption", nargs="+", default=[], metavar="COLUMN", help="texts; each of several is a kind")
+    parser.add_argument("--keep", nargs="*", metavar="COLUMN", help="extra columns to keep (default: all plain values)")
     add_shared_arguments(parser)
-    parser.add_argument("--threads", type=whole_number(1), help="that check images (default: one a core)")
+    parser.add_argument("--threads", type=whole_number(1), help="threads that check images (default: one per core)")
 
 
 def columns_of(arguments: argparse.Namespace) -> Columns:
-    """The columns that `add_row_arguments` asked for.
+    """Return the columns from the arguments of `add_row_arguments`.
 
     Raises:
-        UserError: no caption is named, and images without one are not to stay.
+        UserError: no caption column is named, and images without a caption are not allowed.
     """
     if not arguments.caption and not arguments.allow_missing:
-        hint = "name its column, or add --allow-missing (hdm-shards caption makes captions later)"
-        raise UserError("no column with captions is named", where="--caption", hint=hint)
+        hint = "name one, or add --allow-missing (hdm-shards caption can make captions later)"
+        raise UserError("no column of captions is named", where="--caption", hint=hint)
     kept: Sequence[str] | None = arguments.keep
     return Columns(arguments.image, tuple(arguments.caption), None if kept is None else tuple(kept))
 
 
 def build_as_asked(table: Table, arguments: argparse.Namespace) -> int:
-    """Build as `add_row_arguments` asked, and print what was written."""
+    """Build from the arguments of `add_row_arguments` and print a summary."""
     report = build_rows(
         table,
         arguments.out,

@@ -1,7 +1,7 @@
-"""The shapes set: scenes of one to three objects with colour, shape, size and relation, their truth, prompts of them.
+"""The shapes dataset: scenes of one to three objects with color, shape, size and relation, their truth and prompts.
 
-Sample i of a build depends on (seed, i) and the options alone, never on the number of processes; an interrupted build
-resumes where it was.
+Sample i of a build depends only on (seed, i) and the options, never on the number of processes; an interrupted build
+resumes where it stopped.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from hdm_lightning.datasets.writer import Field
 from hdm_lightning.errors import UserError
 
 FEW_SCENES = 512
-"""Starting a process costs more than drawing so many."""
+"""Starting processes costs more than drawing this many scenes."""
 
 MAX_OBJECTS = 3
 MIN_RESOLUTION_PX = 16
-# Lossless; these settings are the quickest of the small ones for flat drawings.
+# Lossless; of the settings that make small files of flat drawings, these are the fastest.
 ENCODINGS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "method": 2, "quality": 20},
     "png": {"format": "PNG", "compress_level": 6},
@@ -52,18 +52,18 @@ class ShapesOptions:
     """What a build draws.
 
     Attributes:
-        seed: beginning of every sample's randomness.
+        seed: base seed of every sample.
         resolution: the short side in pixels.
         aspects: width / height; each sample takes one of them, equally likely.
-        continuous_aspects: instead draw log-uniformly between the least and the greatest of `aspects`.
+        continuous_aspects: instead draw log-uniformly between the smallest and the largest of `aspects`.
         multiple: the long side is rounded to a multiple of this many pixels.
         objects: relative frequency of scenes of one, two and three objects.
-        split: "train" leaves out the held-out combinations, in scenes of several objects too; "heldout" has
+        split: "train" leaves out the held-out combinations, also in scenes of several objects; "heldout" has
             only these; "all" has both.
-        held_out: "pairs" of colour and shape; "triples", as every set was built once, leaves out each of the same
-            pairs in one size only.
+        held_out: "pairs" of color and shape; "triples", as in older sets, leaves out each of the same pairs in one
+            size only.
         encoding: "webp" (lossless) or "png".
-        variation: from 0 (one object large within its range and at the centre, two in the middles of the halves:
+        variation: from 0 (one object large within its range and at the center, two in the middles of the halves:
             easy to learn) to 1 (anywhere).
     """
 
@@ -103,14 +103,14 @@ class ShapesOptions:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, what an image of it must show, as in `truth` without sizes and places in pixels, and such a scene."""
+    """A caption, what its image must show (as `truth`, without sizes and positions in pixels), and such a scene."""
 
     caption: str
     spec: dict[str, Any]
     scene: Scene
 
     def image(self, side_px: int) -> NDArray[np.uint8]:
-        """A right answer to the prompt, uint8 (side, side, 3)."""
+        """Return a correct image for the prompt, uint8 (side, side, 3)."""
         return draw(replace(self.scene, width=side_px, height=side_px))
 
 
@@ -127,26 +127,26 @@ def make_image(options: ShapesOptions, index: int) -> tuple[NDArray[np.uint8], d
     """Return sample `index` as an image, uint8 (H, W, 3), and its truth."""
     scene = make_scene(options, index)
     facts = truth(scene)
-    # Without a word, as in every set built before there was a choice, it is the former rule.
+    # Records without the key, as in every set built before there was a choice, have the former rule.
     return draw(scene), facts if options.held_out == FORMER_RULE else {**facts, "held_out": options.held_out}
 
 
 def rule_of(record: Mapping[str, Any]) -> HeldOut:
-    """What was held out of the set that a sample's record is from."""
+    """Return the held-out rule of the set that a sample is from, given its record."""
     rule = record.get("held_out", FORMER_RULE)
     return rule if rule in RULES else FORMER_RULE
 
 
 def rule_of_build(folder: Path) -> HeldOut:
-    """What was held out of the set that `build_shapes` wrote into a folder."""
+    """Return the held-out rule of the set that `build_shapes` wrote into a folder."""
     header, _, _ = (folder / JOURNAL).read_text(encoding="utf-8").partition("\n")
     return rule_of(json.loads(header))
 
 
 def truth(scene: Scene) -> dict[str, Any]:
-    """Return what stands in a sample's `.json`.
+    """Return the content of a sample's `.json`.
 
-    `objects`: colour, shape, size, and in fractions of the image's width and height `centre` [x, y] and `box`
+    `objects`: `colour`, `shape`, `size`, and in fractions of the image's width and height `centre` [x, y] and `box`
     [left, top, right, bottom]; `relations`: [subject, relation, object] by position in `objects`; `background`;
     `width` and `height` in pixels; `captions`, the plainest first.
     """
@@ -167,9 +167,9 @@ def truth(scene: Scene) -> dict[str, Any]:
 def scene_prompts(
     count: int, *, split: Split = "all", objects: int = 1, seed: int = 0, rule: HeldOut = "pairs"
 ) -> list[Prompt]:
-    """Return prompts of a split in a fixed order: its combinations come in rotation, backgrounds at random.
+    """Return prompts of a split in a fixed order: its combinations in rotation, with random backgrounds.
 
-    `spec` holds `objects` (colour, shape, size), `relations` and `background` as in `truth`.
+    `spec` holds `objects` (`colour`, `shape`, `size`), `relations` and `background` as in `truth`.
     """
     choices = combinations(split, rule)
     prompts = []
@@ -209,7 +209,7 @@ def _size(rng: np.random.Generator, options: ShapesOptions) -> tuple[int, int]:
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
-    """Raise UserError, naming an option, what it is and what was expected, unless the condition holds."""
+    """Raise UserError with an option's name, its value and what was expected, unless the condition holds."""
     if not condition:
         raise UserError(f"is {value!r}; expected {expected}", where=name, hint=f"change {name}")
 
@@ -293,7 +293,7 @@ def build_shapes(
     or a list of equally likely numbers.
 
     Raises:
-        UserError: for an option out of range, or a folder that holds another build.
+        UserError: an option is out of range, or the folder holds another build.
     """
     require(count >= 1, "count", count, "1 or more")
     weights = objects if isinstance(objects, Mapping) else dict.fromkeys(objects, 1.0)
@@ -311,7 +311,7 @@ def build_shapes(
     )
     named = asdict(options)
     if held_out == FORMER_RULE:
-        del named["held_out"]  # a build begun before there was a choice goes on
+        del named["held_out"]  # so that a build begun before there was a choice resumes
     build_shards(
         Path(folder),
         [Item(str(index)) for index in range(count)],
@@ -334,7 +334,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--aspects", type=_numbers, default=(1.0,), metavar="A,B,…", help="ratios of width to height (default 1)"
     )
     parser.add_argument(
-        "--continuous-aspects", action="store_true", help="draw ratios between the least and greatest of --aspects"
+        "--continuous-aspects", action="store_true", help="draw ratios between the smallest and largest of --aspects"
     )
     parser.add_argument("--multiple", type=int, default=8, help="round the long side to this (default %(default)s)")
     parser.add_argument(
@@ -342,19 +342,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_frequencies,
         default={1: 1.0},
         metavar="1:P,2:P,3:P",
-        help="objects a scene with relative frequencies, as 1:0.6,2:0.3,3:0.1, or 1,2,3 for equal (default 1)",
+        help="objects per scene and their relative frequencies: 1:0.6,2:0.3,3:0.1, or 1,2,3 for equal ones (default 1)",
     )
     parser.add_argument("--split", choices=SPLITS, default="train", help="combinations shown (default %(default)s)")
-    rule = "what train leaves out: pairs of color and shape (default), or triples, each pair in one size as before"
+    rule = "what train leaves out: pairs of color and shape (default), or triples: each pair in one size (older sets)"
     parser.add_argument("--held-out", choices=RULES, default="pairs", help=rule)
     parser.add_argument("--encoding", choices=tuple(ENCODINGS), default="webp", help="both lossless")
     parser.add_argument("--variation", type=float, default=1.0, help="0: easy, in fixed places; 1 (default): anywhere")
     parser.add_argument("--samples-per-shard", type=int, default=1000)
-    parser.add_argument("--processes", type=int, help="default: one a core")
+    parser.add_argument("--processes", type=int, help="default: one per core")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build as the arguments say and print one line of what was written."""
+    """Build from the arguments and print a one-line summary."""
     folder = build_shapes(args.out, **{name: value for name, value in vars(args).items() if name != "out"})
     print(f"{args.count} scenes, split {args.split}, short side {args.resolution} px: {folder}")
     return 0

@@ -1,7 +1,7 @@
-"""Draws a scene with smooth edges from signed distances. H, W: image in pixels; h, w: an object's patch.
+"""Draw a scene with smooth edges from signed distances. H, W: image in pixels; h, w: an object's patch.
 
-Every shape fills a box whose longer side is 1 and whose centre is the origin; y runs down. A pixel's cover is
-1/2 − d/pixel clipped to [0, 1] for the signed distance d of its centre from the outline (negative inside).
+Every shape fills a box whose longer side is 1 and whose center is the origin; y points down. A pixel's coverage is
+1/2 − d/pixel clipped to [0, 1] for the signed distance d of its center from the outline (negative inside).
 """
 
 import math
@@ -92,7 +92,7 @@ def _polygon(vertices: list[tuple[float, float]]) -> Distance:
 
 
 def _star_vertices() -> list[tuple[float, float]]:
-    """Return the ten corners of a regular pentagram's outline, one box wide, centred on its box."""
+    """Return the ten corners of a regular pentagram's outline, one box wide, centered on its box."""
     outer = 0.5 / math.sin(math.radians(72))
     inner = outer * math.sin(math.radians(18)) / math.sin(math.radians(54))
     radii = [outer, inner] * 5

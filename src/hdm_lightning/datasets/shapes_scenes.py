@@ -1,7 +1,7 @@
-"""Scenes of the shapes set: which objects, how large and where, drawn at random so that every relation is unambiguous.
+"""Scenes of the shapes dataset: which objects, how large and where, sampled so that every relation is unambiguous.
 
-The vocabulary comes first, with the pairs of colour and shape that training never sees. Lengths within this file are in
-units of the image's short side; x runs right, y runs down.
+The vocabulary comes first, with the pairs of color and shape that training never sees. Lengths in this file are in
+units of the image's short side; x points right, y points down.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ Split = Literal["train", "heldout", "all"]
 SPLITS: tuple[Split, ...] = ("train", "heldout", "all")
 HeldOut = Literal["pairs", "triples"]
 RULES: tuple[HeldOut, ...] = ("pairs", "triples")
-"""What training never sees: whole pairs of colour and shape; or, in sets built before, each pair in one size only."""
+"""What training never sees: whole pairs of color and shape; or, in older sets, each pair in one size only."""
 
 FORMER_RULE: HeldOut = "triples"
 """The rule of a sample or a build that names none."""
 
-# Any two differ clearly in hue or in luminance; all but three pairs may stand against each other.
+# Any two differ clearly in hue or in luminance; all but three pairs can be object and background.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "orange": (245, 130, 30),
@@ -37,12 +37,12 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 RELATIONS = tuple(OPPOSITE)
 _HELD_OUT_DIAGONALS = (3, 6)
 
-# Euclidean distance in 8-bit RGB below which an edge between two colours would be hard to see.
+# Euclidean distance in 8-bit RGB below which an edge between two colors would be hard to see.
 MIN_CONTRAST = 120.0
 
 
 class Combination(NamedTuple):
-    """What an object is, apart from where it stands."""
+    """An object's properties apart from its position."""
 
     colour: str
     shape: str
@@ -50,20 +50,20 @@ class Combination(NamedTuple):
 
 
 def is_held_out(combination: Combination, rule: HeldOut = "pairs") -> bool:
-    """Whether training never sees this combination.
+    """Return whether training never sees this combination.
 
-    The pairs are those of two diagonals of the colour × shape table: 16 of the 64, each colour and each shape twice.
+    The pairs are those of two diagonals of the color × shape table: 16 of the 64, each color and each shape twice.
 
-    - "pairs": in both sizes, 32 of the 128 combinations. What is drawn right was composed.
-    - "triples": in one size only, 16 of the 128; each pair is seen in the other size, so that colour and shape
-      together test no composition.
+    - "pairs": in both sizes, 32 of the 128 combinations. A correct image shows that the model composes.
+    - "triples": in one size only, 16 of the 128; each pair is seen in the other size, so that color and shape
+      together do not test composition.
     """
     colour = list(COLOURS).index(combination.colour)
     shape = SHAPES.index(combination.shape)
     diagonal = (shape - colour) % len(SHAPES)
     if diagonal not in _HELD_OUT_DIAGONALS:
         return False
-    # Along a diagonal the size that is held out alternates, and differs between the two.
+    # The size that is held out alternates along a diagonal, and differs between the two diagonals.
     held_size = SIZES[(colour + _HELD_OUT_DIAGONALS.index(diagonal)) % 2]
     return rule == "pairs" or combination.size == held_size
 
@@ -72,7 +72,7 @@ def combinations(split: Split, rule: HeldOut = "pairs") -> list[Combination]:
     """List the combinations of a split, in a fixed order.
 
     Raises:
-        ValueError: for a split that is not train, heldout or all, or a rule that is not pairs or triples.
+        ValueError: the split is not train, heldout or all, or the rule is not pairs or triples.
     """
     for value, known in ((split, SPLITS), (rule, RULES)):
         if value not in known:
@@ -82,7 +82,7 @@ def combinations(split: Split, rule: HeldOut = "pairs") -> list[Combination]:
 
 
 def backgrounds_for(colours: set[str]) -> list[str]:
-    """List the background colours against which every one of `colours` stands out."""
+    """List the background colors against which all of `colours` stand out."""
     return [name for name in COLOURS if all(_contrast(name, colour) >= MIN_CONTRAST for colour in colours)]
 
 
@@ -94,7 +94,7 @@ MARGIN, GAP = 0.04, 0.08
 # Box side of an object alone and of one among others; "small" and "large" are far apart in either case.
 DIAMETERS_ALONE = {"small": (0.36, 0.42), "large": (0.58, 0.72)}
 DIAMETERS_AMONG = {"small": (0.24, 0.31), "large": (0.39, 0.42)}
-# How far the second object may stray across the axis of the relation, as a part of the way along it.
+# How far the second object may stray across the axis of the relation, as a fraction of the distance along it.
 MAX_SLANT = 0.6
 PLACEMENT_TRIES = 60
 
@@ -104,7 +104,7 @@ Relation = tuple[int, str, int]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: its combination, the side of its box and the box's centre, both in short sides."""
+    """One object: its combination, the side of its box and the box's center, both in units of the short side."""
 
     combination: Combination
     diameter: float
@@ -132,16 +132,16 @@ def sample_scene(
     first: Combination | None = None,
     variation: float = 1.0,
 ) -> Scene:
-    """Draw a scene of one to three objects whose (colour, shape) pairs differ, from the combinations given.
+    """Sample a scene of one to three objects whose (color, shape) pairs differ, from the given combinations.
 
     Args:
-        rng: the only source of chance.
+        rng: the only source of randomness.
         width, height: the image's size in pixels.
         objects: how many, 1 to 3.
         choices: combinations to draw from, equally likely.
-        first: the first object's combination, where it is to be fixed.
-        variation: how far places and sizes stray, from 0 (sizes at the top of their range, one object at the
-            centre, two at the middles of the halves) to 1 (as far as they can). Three objects keep their places.
+        first: the first object's combination, if it is fixed.
+        variation: how far positions and sizes vary, from 0 (sizes at the top of their range, one object at the
+            center, two at the middles of the halves) to 1 (as far as they can). It does not move three objects.
     """
     chosen = _choose(rng, objects, choices, first)
     background = str(rng.choice(backgrounds_for({c.colour for c in chosen})))
@@ -160,7 +160,7 @@ def sample_scene(
 
 
 def pick_number(rng: np.random.Generator, proportions: Mapping[int, float]) -> int:
-    """Draw a number of objects from numbers and their relative frequencies."""
+    """Draw a number of objects by relative frequency."""
     numbers = sorted(proportions)
     weights = np.array([proportions[n] for n in numbers], dtype=np.float64)
     return numbers[int(np.searchsorted(np.cumsum(weights / weights.sum())[:-1], rng.random(), side="right"))]
@@ -190,9 +190,9 @@ def _place(rng: np.random.Generator, diameters: list[float], extent: Point) -> t
 
 
 def _plain_places(extent: Point, relations: tuple[Relation, ...]) -> list[Point]:
-    """The centre for one object, the middles of the halves for two.
+    """Return the center for one object, the middles of the halves for two.
 
-    A place between these and any other that keeps a relation and the gap keeps them too: both are linear.
+    A point between these and any others that keep a relation and the gap keeps them too: both are linear.
     """
     x, y = extent[0] / 2, extent[1] / 2
     if not relations:
@@ -250,7 +250,7 @@ def _anywhere(rng: np.random.Generator, length: float, side: float) -> float:
 
 
 def _in_line(rng: np.random.Generator, length: float, one: float, two: float) -> Point:
-    """Place two boxes one after the other with a gap, all such places equally likely."""
+    """Place two boxes one after the other with a gap, all such placements equally likely."""
     slack = length - 2 * MARGIN - GAP - one - two
     before, beyond = np.sort(rng.random(2)) * slack
     return float(MARGIN + before + one / 2), float(MARGIN + beyond + one + GAP + two / 2)

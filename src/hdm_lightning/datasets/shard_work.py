@@ -1,6 +1,6 @@
-"""Sets of shards that are made of other shards, one by one: each is there whole or not at all, by one call at a time.
+"""Make sets of shards from other shards, one by one: each is written whole or not at all, by one call at a time.
 
-Several devices work side by side, a process each, on shards of their own.
+Several devices work in parallel, one process each, on different shards.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import make_folder, no_follow
 
 SPAN_BYTES = 16 << 20
-"""Of neighbouring samples that are read at once; one alone may be larger."""
+"""Most bytes of neighboring samples read at once; a single sample may be larger."""
 
 Numbered = TypeVar("Numbered")
 Made = TypeVar("Made")
@@ -43,16 +43,16 @@ def worked_off(
     *,
     hint: str,
 ) -> Iterator[Made]:
-    """What becomes of shards, as they are done.
+    """Yield the results for shards as they finish.
 
     Args:
         shards: to work on.
-        devices: `cuda:0`, `cpu`, …: a process each; one works in this process.
-        start: makes, of the name of a device, what works there; picklable for several devices.
-        hint: what to do where a process dies for want of memory.
+        devices: `cuda:0`, `cpu`, …: one process each; a single device works in this process.
+        start: makes the worker for a device, given by name; must be picklable if there are several devices.
+        hint: what to do if a process dies for lack of memory.
 
     Raises:
-        UserError: a process has died, or whatever the work raises.
+        UserError: a process died. Errors of the work are raised as they are.
     """
     devices = devices[: max(1, len(shards))]
     if len(devices) == 1:
@@ -72,14 +72,14 @@ def worked_off(
             for future in as_completed(running):
                 yield future.result()
         except BrokenProcessPool as error:
-            what = "a process has died; was there enough memory?"
-            raise UserError(what, hint=f"{hint}, and start the same command again") from error
+            what = "a process died, possibly for lack of memory"
+            raise UserError(what, hint=f"{hint}, and run the same command again") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 _prepared: "Callable[[], Callable[[PlannedShard], Any]] | None" = None
-"""In a process that works: what makes its worker with the first shard, when mistakes can be told."""
+"""In a worker process: makes its worker at the first shard, when errors can be reported."""
 
 
 def _begin(
@@ -87,7 +87,7 @@ def _begin(
 ) -> None:
     global _prepared
     if threads:
-        import torch  # noqa: PLC0415  (not all that is made of shards needs it)
+        import torch  # noqa: PLC0415  (not every kind of set needs it)
 
         torch.set_num_threads(threads)
     _prepared = cache(partial(start, waiting.get()))
@@ -100,28 +100,28 @@ def _work(shard: PlannedShard) -> Any:
 
 @contextmanager
 def alone_in(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other calls out of a set's folder. Raises UserError: one is `doing` its work there.
+    """Keep other calls out of a set's folder. Raises UserError if one is `doing` its work there.
 
-    Where the file system knows no locks, as some of clusters, a line says so, and the work is done.
+    If the file system has no locks, as on some clusters, print a warning and do the work.
     """
-    with open(folder / LOCK, "a", opener=no_follow) as handle:  # which may be somebody's: nothing of it is lost
+    with open(folder / LOCK, "a", opener=no_follow) as handle:  # "a": it may be a user's file, which loses nothing
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            hint = "let it work, and start this again when it has ended"
+            hint = "let it finish, then run this command again"
             raise UserError(f"another process is {doing} into this folder", where=str(folder), hint=hint) from error
         except OSError as error:
-            what = f"{folder} cannot be locked ({error.strerror}): another call into it would go unnoticed"
+            what = f"{folder} cannot be locked ({error.strerror}): another call writing into it would go unnoticed"
             print(in_one_line(f"warning: {what}"), file=sys.stderr, flush=True)
         yield
 
 
 @contextmanager
 def building_in(journal: Path) -> Iterator[None]:
-    """Make the folder of a builder's journal, and keep other calls out of it.
+    """Create the folder of a builder's journal, and keep other calls out of it.
 
     Raises:
-        UserError: it has shards of others, there can be none, or another call is at work there.
+        UserError: it holds shards but no journal, cannot be created, or another call is working in it.
     """
     require_own(journal)
     make_folder(journal.parent)
@@ -132,17 +132,17 @@ def building_in(journal: Path) -> Iterator[None]:
 def require_images(
     shards: Iterable[PlannedShard], hint: str = "name the shards of images that they were encoded from", why: str = ""
 ) -> None:
-    """Raise UserError where a shard holds latents."""
+    """Raise UserError if a shard holds latents."""
     for shard in shards:
         if any(extension == LATENT for layout in shard.record.layouts for extension, _ in layout.members):
             raise UserError(f"this shard holds latents{why}", where=shard.url, hint=hint)
 
 
 def is_begun(file: Path, is_same: Callable[[dict[str, Any]], bool], holds: str) -> bool:
-    """Whether there is a set that `file` describes.
+    """Return whether `file` exists and describes the set to be made.
 
     Raises:
-        UserError: it `holds` something else than is to be made, and some of it is made.
+        UserError: the folder holds part of another set; the message says what it `holds`.
     """
     if not file.is_file():
         return False
@@ -155,29 +155,29 @@ def is_begun(file: Path, is_same: Callable[[dict[str, Any]], bool], holds: str) 
 
 
 def require_names_of_their_own(shards: Sequence[PlannedShard], place: str) -> None:
-    """Raise UserError where two shards of a place would get the same name."""
+    """Raise UserError if two shards of a place would get the same name."""
     known: dict[str, str] = {}
     for shard in shards:
         name = shard.record.name
         if name in known:
             what = f"{known[name]} and {shard.url} would both become {name}"
-            raise UserError(what, where=place, hint="give each folder an --out of its own")
+            raise UserError(what, where=place, hint="use a separate --out for each folder")
         known[name] = shard.url
 
 
 def require_apart(shards: Iterable[PlannedShard], out: Path) -> None:
-    """Raise UserError where a new set would lie below the shards that it is made of, whose next index takes it in."""
+    """Raise UserError if a new set would be inside the folder of its source shards, whose next index would list it."""
     place = out.resolve()
     for folder in {shard.url.removesuffix(shard.record.name) or "." for shard in shards if is_local(shard.url)}:
         if Path(folder).resolve() in place.parents:
-            what = f"lies inside {folder.rstrip('/')}, whose next index would hold the new shards beside the old ones"
+            what = f"is inside {folder.rstrip('/')}, whose next index would list the new shards with the old ones"
             begun = out.is_dir() and any(out.iterdir())
-            hint = "name a folder beside it" + ", and move there what is in this one to go on with it" * begun
+            hint = "name a folder next to it" + ", and move the content of this one there to resume" * begun
             raise UserError(what, where=str(out), hint=hint)
 
 
 def digest_of(shards: Sequence[PlannedShard], *options: Any) -> str:
-    """A hash of shards and of options, which tells one set that is made of them from another."""
+    """Return a hash of shards and options that identifies the set made from them."""
     digest = hashlib.sha256(repr(options).encode())
     for shard in shards:
         digest.update(f"{shard.record.name} {shard.samples} {shard.record.sha256}\n".encode())
@@ -185,20 +185,20 @@ def digest_of(shards: Sequence[PlannedShard], *options: Any) -> str:
 
 
 def require_room(out: Path, missing: int, what: str = "the latents") -> int:
-    """Free bytes where `out` is or will be. Raises UserError: they are fewer than `missing`."""
+    """Return the free bytes where `out` is or will be. Raises UserError if they are fewer than `missing`."""
     there = next(each for each in (out.absolute(), *out.absolute().parents) if each.exists())
     free = shutil.disk_usage(there).free
     if free < missing:
         raise UserError(
-            f"{what} take {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free",
+            f"{what} need {missing / 1e9:.1f} GB more, but only {free / 1e9:.1f} GB are free",
             where="--out",
-            hint="name a folder on another disk, have less made, or free space",
+            hint="name a folder on another disk, make a smaller set, or free space",
         )
     return free
 
 
 class Job(NamedTuple):
-    """One sample of a shard: where it lies, and the size of the original, 0 where unknown."""
+    """One sample of a shard: where it is, and the size of the original, 0 if unknown."""
 
     ordinal: int
     start: int
@@ -209,7 +209,7 @@ class Job(NamedTuple):
 
 
 def jobs_of(shard: PlannedShard) -> list[Job]:
-    """The planned samples of a shard, in its order."""
+    """Return the planned samples of a shard, in its order."""
     table, (height, width) = shard.table(), shard.shapes()
     ends = (table.start + table.size).tolist()
     rows = zip(
@@ -219,16 +219,16 @@ def jobs_of(shard: PlannedShard) -> list[Job]:
 
 
 def read_job(files: LocalFiles, url: str, job: Job) -> bytes:
-    """The bytes of a sample of a shard. Raises UserError: they cannot be read."""
+    """Return the bytes of a sample of a shard. Raises UserError if they cannot be read."""
     try:
         return files.read(url, job.start, job.end) if is_local(url) else read_range(url, job.start, job.end)
     except OSError as error:
-        hint = "look at the storage of the images; the same command resumes"
+        hint = "check the storage of the images, then run the same command to resume"
         raise UserError(f"the shard cannot be read ({error})", where=url, hint=hint) from error
 
 
 def samples_of(files: LocalFiles, shard: PlannedShard) -> Iterator[tuple[int, RawSample | str]]:
-    """Row and sample of all that is planned of a shard, or why it cannot be read; neighbours are read together."""
+    """Yield row and sample, or why it cannot be read, of all planned samples; neighbors are read together."""
     jobs = jobs_of(shard)
     for first, last in _spans(jobs):
         whole = Job(0, jobs[first].start, jobs[last].end, jobs[first].form, 0, 0)
@@ -242,7 +242,7 @@ def samples_of(files: LocalFiles, shard: PlannedShard) -> Iterator[tuple[int, Ra
 
 
 def _spans(jobs: Sequence[Job]) -> Iterator[tuple[int, int]]:
-    """First and last of neighbours that are read at once."""
+    """Yield the first and last of neighbors that are read at once."""
     first = 0
     for row, job in enumerate(jobs):
         if row > first and job.end - jobs[first].start > SPAN_BYTES:
@@ -253,7 +253,7 @@ def _spans(jobs: Sequence[Job]) -> Iterator[tuple[int, int]]:
 
 
 def ahead(batches: Iterable[Numbered], count: int) -> Iterator[Numbered]:
-    """The same, each taken from the source while `count` before it are in use: some are read while others are used."""
+    """Yield the same, taking up to `count` in advance from the source, so that some are read while others are used."""
     waiting: deque[Numbered] = deque()
     for batch in batches:
         waiting.append(batch)

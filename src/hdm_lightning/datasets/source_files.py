@@ -1,7 +1,7 @@
-"""What lies in a folder of images: images, the captions and records beside them, and all the rest by what it is.
+"""The files in a folder of images: images, the captions and records next to them, and everything else by kind.
 
-Every file below the folder is found once. Images are known by their content where the name does not tell; captions by
-their image's name, whatever the case of the extension and the form in which the name is written.
+Every file below the folder is found once. Images without a known extension are recognized by their content; captions by
+their image's name, whatever the case of the extension and the Unicode form of the name.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ from hdm_lightning.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff", ".jfif", ".jpe", ".jp2")
 CLUTTER = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")
-"""Names that systems write beside images, in lower case; what lies in such folders is none of the user's."""
+"""Names, in lower case, that operating systems add to folders of images; such folders are not searched."""
 
 MASK = ".mask.png"
-"""What the name of an image's mask has, in any case, in the place of the image's extension or behind it."""
+"""End of the name of an image's mask, in any case, in place of the image's extension or after it."""
 
-FOLLOW = "not followed (--follow-links takes what it leads to)"
+FOLLOW = "not followed (--follow-links uses what it points to)"
 
 
 class SourceImage(NamedTuple):
     """An image, the files with its captions and its record, and its mask, all relative to the folder.
 
-    `state` changes when one of them does.
+    `state` changes when any of them does.
     """
 
     name: str
@@ -42,7 +42,7 @@ class SourceImage(NamedTuple):
 
 @dataclass
 class SourceFolder:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
         images: sorted by name.
@@ -61,13 +61,13 @@ class _File(NamedTuple):
 def look_into(
     folder: Path, extensions: Sequence[str], *, follow_links: bool = False, out: Path | None = None
 ) -> SourceFolder:
-    """All files below a folder.
+    """Find all files below a folder.
 
     Args:
         folder: with images.
-        extensions: of captions, the first found counts, without dots; a record (`json`) counts beside it.
-        follow_links: take what links to places outside the folder lead to.
-        out: a folder that is not looked into, as it gets the shards.
+        extensions: extensions of captions, without dots; the first found is used, and a record (`json`) with it.
+        follow_links: also use what links out of the folder point to.
+        out: the folder for the shards, which is not searched.
 
     Raises:
         UserError: there is no such folder.
@@ -77,7 +77,7 @@ def look_into(
     found, images = SourceFolder(), []
     texts: dict[str, _File] = {}
     masks: dict[str, _File] = {}
-    barred: dict[str, str] = {}  # masks that are there but cannot be used
+    barred: dict[str, str] = {}  # masks that exist but cannot be used
     for file, reason in _files(folder, follow_links, out):
         suffix = file.name[len(_stem(file.name)) :].lower()
         if reason:
@@ -109,7 +109,7 @@ def _with_texts(
     extensions: Sequence[str],
     found: SourceFolder,
 ) -> set[str]:
-    """Put the images with their captions into `found`; returns the names of all texts and masks that belong to one."""
+    """Put the images with their captions into `found`; return the names of all texts and masks that belong to one."""
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in sorted([*texts, *masks]):
         by_name[_folded(name)].append(name)
@@ -121,7 +121,7 @@ def _with_texts(
         captions = [name for name in beside if not name.lower().endswith(".json")]
         chosen = tuple(captions[:1] + [name for name in beside if name not in captions])
         for name in set(captions[1:]) - seen:
-            found.unused.append((name, f"another caption beside {captions[0]}, which counts"))
+            found.unused.append((name, f"another caption beside {captions[0]}, which is used"))
         mask = _file_of(image.name, MASK, by_name, exact)
         seen.update(beside, () if mask is None else (mask,))
         states = [image, *(texts[name] for name in chosen), *(() if mask is None else (masks[mask],))]
@@ -130,7 +130,7 @@ def _with_texts(
 
 
 def _leave_out_barred(found: SourceFolder, barred: dict[str, str]) -> None:
-    """Name the images whose mask cannot be used: without it, what it hides would be learned."""
+    """Leave out images whose mask cannot be used: without it, training would learn what it hides."""
     for image in (each for each in found.images if each.mask in barred):
         reason = f"an image whose mask cannot be used ({barred[str(image.mask)]})"
         found.unused.append((image.name, reason))
@@ -139,11 +139,11 @@ def _leave_out_barred(found: SourceFolder, barred: dict[str, str]) -> None:
 
 
 def _file_of(image: str, ending: str, by_name: dict[str, list[str]], exact: set[str]) -> str | None:
-    """The file with an ending that belongs to an image: of its very name, or else of one written otherwise."""
+    """Return the file with an ending that belongs to an image: with exactly its name, or else in another spelling."""
     for stem in _stems(image):
         there = {name: name[: -len(ending)] for name in by_name.get(_folded(stem + ending), ())}
         own = [name for name, start in there.items() if start == stem]
-        # What is exactly another image's is not this one's.
+        # A file that has exactly another image's name does not belong to this one.
         others = [name for name, start in there.items() if start not in exact]
         if own or others:
             return (own or others)[0]
@@ -151,7 +151,7 @@ def _file_of(image: str, ending: str, by_name: dict[str, list[str]], exact: set[
 
 
 def _stems(image: str) -> tuple[str, str]:
-    """What a text of an image may be called before its extension: `a` or `a.jpg`."""
+    """Return the names that a text of an image may have before its extension: `a` or `a.jpg`."""
     return _stem(image), image
 
 
@@ -169,7 +169,7 @@ def _digest(files: Sequence[_File]) -> str:
 
 
 def _files(folder: Path, follow_links: bool, out: Path | None) -> Iterator[tuple[_File, str]]:
-    """Each file below a folder, and why it cannot be used, if so; folders that are left out come as one."""
+    """Yield each file below a folder and why it cannot be used, if so; a folder left out is yielded as one file."""
     root = os.path.realpath(folder)
     waiting, known, left_out = [""], {root}, None if out is None else os.path.realpath(out)
     while waiting:
@@ -187,14 +187,14 @@ def _files(folder: Path, follow_links: bool, out: Path | None) -> Iterator[tuple
             elif (place := os.path.realpath(entry.path)) == left_out:
                 continue
             elif place in known:
-                yield file, "a link to a folder that is taken already"
+                yield file, "a link to a folder that is already included"
             else:
                 known.add(place)
                 waiting.append(f"{name}/")
 
 
 def _judged(entry: "os.DirEntry[str]", name: str, root: str, follow_links: bool) -> tuple[int, _File, str]:
-    """The mode of a file or folder, what it is, and why it is left out, if so."""
+    """Return the mode of a file or folder, its name and state, and why it is left out, if so."""
     try:
         state = entry.stat()
     except OSError:
@@ -204,7 +204,7 @@ def _judged(entry: "os.DirEntry[str]", name: str, root: str, follow_links: bool)
     if entry.name.startswith(".") or entry.name.lower() in CLUTTER:
         reason = "hidden, or written by the system"
     elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        reason = "no file but a device, pipe or socket"
+        reason = "a device, pipe or socket"
     elif entry.is_symlink() and not follow_links and not _is_below(os.path.realpath(entry.path), root):
         reason = f"a link out of the folder, {FOLLOW}"
     return mode, file, reason
@@ -215,7 +215,7 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _kind(path: Path) -> str | None:
-    """What a file is that is no image, None for an image."""
+    """Return the kind of a file that is not an image, None for an image."""
     try:
         head = read_file(path, HEAD_BYTES, whole=False)
     except (OSError, SampleFault) as error:
@@ -224,17 +224,17 @@ def _kind(path: Path) -> str | None:
         return None
     suffix = path.suffix.lower() or "no extension"
     known = foreign_kind(head)
-    return f"no image: {suffix}" + (f", {known}" if known else "")
+    return f"not an image: {suffix}" + (f", {known}" if known else "")
 
 
 def read_file(path: Path, limit: int, *, whole: bool = True) -> bytes:
-    """A regular file, or its first bytes.
+    """Return the content of a regular file, or its first bytes.
 
     Raises:
-        SampleFault: it is none, or longer than the limit where the whole is wanted.
+        SampleFault: it is not a regular file, or is longer than the limit although the whole is wanted.
         OSError: it cannot be read.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would hold us up
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would block
     with open(handle, "rb") as file:
         state = os.fstat(handle)
         if not stat.S_ISREG(state.st_mode):
@@ -245,7 +245,7 @@ def read_file(path: Path, limit: int, *, whole: bool = True) -> bytes:
 
 
 def kinds_of(unused: Sequence[tuple[str, str]]) -> Counter[str]:
-    """How many files there are of each kind."""
+    """Return the number of files of each kind."""
     return Counter(
-        reason.partition(" beside ")[0].removeprefix("no image: ").removeprefix("a ") for _, reason in unused
+        reason.partition(" beside ")[0].removeprefix("not an image: ").removeprefix("a ") for _, reason in unused
     )

@@ -1,4 +1,4 @@
-"""Files of images and captions to the fields of a sample: checked, shrunk and encoded as asked."""
+"""Turn files of images and captions into the fields of a sample: checked, shrunk and encoded as requested."""
 
 import argparse
 import io
@@ -30,18 +30,18 @@ KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 ENCODINGS = ("keep", "webp", "jpeg")
 _OF_A_BUILD = ("allow_missing", "follow_links", "samples_per_shard", "processes", "anew")
 MOST_WEBP_PX = 16383
-"""Longest side of a WebP."""
+"""Longest side of a WebP image."""
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images go into shards.
+    """How images are stored in shards.
 
     Attributes:
         encoding: `keep` leaves JPEG, PNG and WebP files as they are and writes others as WebP; `jpeg` rejects images
             with transparency, which it cannot hold.
-        quality: of images that are encoded anew, 1 to 100.
-        short_side_px: larger images are shrunk to this short side; None leaves them.
+        quality: quality of re-encoded images, 1 to 100.
+        short_side_px: larger images are shrunk to this short side; None leaves them as they are.
         min_size_px: images with a smaller short side are rejected.
     """
 
@@ -52,7 +52,7 @@ class ImageOptions:
 
 
 def source_image(root: Path, item: Item, options: ImageOptions) -> dict[str, Field]:
-    """The image of an item, and what a mask beside it says; see `image_field`.
+    """Return the image of an item, with its mask if it has one; see `image_field`.
 
     Raises:
         SampleFault: either cannot be used.
@@ -63,12 +63,12 @@ def source_image(root: Path, item: Item, options: ImageOptions) -> dict[str, Fie
 
 
 def image_field(data: bytes, options: ImageOptions, mask: bytes | None = None) -> dict[str, Field]:
-    """The image under the extension of its format, after a full decode; with a mask, that is its alpha.
+    """Return the image under the extension of its format, after a full decode; a mask becomes its alpha.
 
-    Transparency is kept, with the colours under it; an image with a mask is never JPEG.
+    Transparency is kept, with the colors under it; an image with a mask is never JPEG.
 
     Raises:
-        SampleFault: it cannot be used.
+        SampleFault: the image cannot be used.
     """
     image = load_with_alpha(data)
     if min(image.size) < options.min_size_px:
@@ -89,13 +89,13 @@ def image_field(data: bytes, options: ImageOptions, mask: bytes | None = None) -
 
 def _encoded(image: Image.Image, kind: str, options: ImageOptions) -> dict[str, Field]:
     buffer = io.BytesIO()
-    # exact: colours under the alpha are kept
+    # exact: keep the colors under the alpha
     more = {"subsampling": 0} if kind == "JPEG" else {"method": 4, "exact": image.mode == "RGBA"}
     if image.mode == "RGBA" and max(image.size) > MOST_WEBP_PX:
         kind, more = "PNG", {}
     try:
         image.save(buffer, kind, quality=options.quality, **more)
-    except (OSError, ValueError) as error:  # WebP has no side longer than 16383 pixels, JPEG none longer than 65500
+    except (OSError, ValueError) as error:  # sides are limited to 16383 pixels in WebP, 65500 in JPEG
         raise SampleFault(f"cannot be written as {kind}: {error}") from error
     return {KEPT[kind]: buffer.getvalue()}
 
@@ -103,18 +103,18 @@ def _encoded(image: Image.Image, kind: str, options: ImageOptions) -> dict[str, 
 def caption_fields(
     root: Path, texts: Sequence[str], record: Mapping[str, object], *, allow_missing: bool
 ) -> tuple[dict[str, Field], list[tuple[str, str]]]:
-    """The caption and the record of an image with `record` added, and (name, reason) of what of them cannot be used.
+    """Return an image's caption and record with `record` added, and (name, reason) of files that cannot be used.
 
-    A record is left out where it cannot be read and there is a caption beside it. What it says itself stays as it is;
-    of `record`, what it says otherwise is written as `hdm_KEY`.
+    An unreadable record is left out if there is a caption next to it. Its own values stay as they are; values of
+    `record` under keys that it has are written as `hdm_KEY`.
 
     Args:
-        root, texts: the files, by `source_files.look_into`.
-        record: what else the JSON record is to say.
-        allow_missing: an image without a caption is used.
+        root, texts: folder and files, as found by `source_files.look_into`.
+        record: additional values for the JSON record.
+        allow_missing: accept an image without a caption.
 
     Raises:
-        SampleFault: the caption is missing or cannot be read; names the file.
+        SampleFault: the caption is missing or cannot be read; the message names the file.
     """
     fields: dict[str, Field] = {}
     theirs: dict[str, object] = {}
@@ -141,36 +141,36 @@ def caption_fields(
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that all builders of images share."""
+    """Add the options that all builders from images or tables share."""
     parser.add_argument(
-        "--out", required=True, type=Path, help="folder for the shards; an interrupted build there is continued"
+        "--out", required=True, type=Path, help="folder for the shards; an interrupted build in it is resumed"
     )
-    parser.add_argument("--anew", action="store_true", help="build all shards again")
+    parser.add_argument("--anew", action="store_true", help="rebuild all shards")
     parser.add_argument("--samples-per-shard", type=whole_number(1), default=1000)
     parser.add_argument("--encoding", choices=ENCODINGS, default="keep", help="default: leave images as they are")
-    parser.add_argument("--quality", type=whole_number(1, 100), default=92, help="of images that are encoded again")
+    parser.add_argument("--quality", type=whole_number(1, 100), default=92, help="quality of re-encoded images")
     parser.add_argument("--short-side", type=whole_number(1), metavar="PX", help="shrink larger images to this side")
     parser.add_argument("--min-size", type=whole_number(1), default=1, metavar="PX", help="reject smaller images")
     parser.add_argument("--allow-missing", action="store_true", help="keep images without a caption")
 
 
 def image_options(arguments: argparse.Namespace) -> ImageOptions:
-    """How images go into shards, as `add_shared_arguments` asked."""
+    """Return the image options from the arguments of `add_shared_arguments`."""
     return ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size)
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that all builders from image files share."""
+    """Add the options that all builders from image files share."""
     parser.add_argument("folder", help="folder with the images, searched to any depth")
     add_shared_arguments(parser)
     parser.add_argument(
-        "--follow-links", action="store_true", help="also use files and folders outside that links lead to"
+        "--follow-links", action="store_true", help="also use outside files and folders that links point to"
     )
-    parser.add_argument("--processes", type=whole_number(1), help="default: one a core")
+    parser.add_argument("--processes", type=whole_number(1), help="default: one per core")
 
 
 def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_image_arguments` asked for, as the builders take it."""
+    """Return the arguments of `add_image_arguments` as keywords for the builders."""
     return {
         "images": image_options(arguments),
         **{name: getattr(arguments, name) for name in _OF_A_BUILD},
@@ -178,13 +178,13 @@ def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argparse type: a whole number in a range."""
+    """Return an argparse type for whole numbers in a range."""
 
     def parsed(text: str) -> int:
         number = int(text)
         if number < least or (most is not None and number > most):
             wanted = f"{least} or more" if most is None else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"is {number}; give {wanted}")
+            raise argparse.ArgumentTypeError(f"is {number}; expected {wanted}")
         return number
 
     return parsed

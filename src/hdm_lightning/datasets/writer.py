@@ -1,4 +1,4 @@
-"""Writes samples into WebDataset tar shards: whole files or none, and the same bytes for the same samples."""
+"""Write samples into WebDataset tar shards: whole files or none, and the same bytes for the same samples."""
 
 import io
 import json
@@ -14,9 +14,9 @@ Field = bytes | str | Mapping[str, object]
 
 
 def require_no_shards(folder: Path, *, but: Collection[str] = ()) -> None:
-    """Raise UserError when `folder` already holds shards: old and new samples would be read together.
+    """Raise UserError if `folder` already holds shards: old and new samples would be read together.
 
-    Those below it count, as they do for its index, but for those in the subfolders named by `but`.
+    Shards in subfolders count, as they do for its index, except those in the subfolders named in `but`.
     """
     names = find_shards(folder).names if folder.is_dir() else []
     if any(name.partition("/")[0] not in but for name in names):
@@ -31,18 +31,18 @@ Samples = Mapping[str, Mapping[str, Field]] | Iterable[tuple[str, Mapping[str, F
 
 
 def write_shard(path: Path, samples: Samples, *, names_as_they_are: bool = False) -> None:
-    """Write one whole shard at `path` atomically, in the order in which samples come.
+    """Write one whole shard to `path` atomically, in the order of the samples.
 
-    Time stamps and owners are fixed, so that equal samples give equal files.
+    Timestamps and owners are fixed, so equal samples give equal files.
 
     Args:
-        path: of the shard.
-        samples: from key to fields: extensions ("webp", "txt", "json") and bytes, text or a mapping; as pairs they
-            are written as they come, and need not fit into memory together.
-        names_as_they_are: keys may have folders and any length, as those that were read from other shards.
+        path: file of the shard.
+        samples: from key to fields: extensions ("webp", "txt", "json") and bytes, text or a mapping; pairs are
+            written as they come, and need not fit into memory together.
+        names_as_they_are: keys may contain folders and have any length, such as those read from other shards.
 
     Raises:
-        ValueError: a key is empty, or a tar reader would split it ("." or "/" in it).
+        ValueError: a key is empty, or contains "." or "/", at which a tar reader would split it.
         UserError: the disk is full.
     """
     kind = tarfile.GNU_FORMAT if names_as_they_are else tarfile.USTAR_FORMAT
@@ -66,5 +66,5 @@ def _encode(field: Field) -> bytes:
         return field
     if isinstance(field, str):
         return field.encode("utf-8", "replace")
-    # Half a surrogate pair, as the name of a file can hold, becomes the escape that JSON has for it.
+    # A lone surrogate, as in the names of some files, becomes its JSON escape.
     return json.dumps(field, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")

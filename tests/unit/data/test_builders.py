@@ -308,7 +308,7 @@ def test_a_file_that_has_the_name_of_the_lock_keeps_what_is_in_it(pictures, tmp_
 
 def test_nothing_to_build_is_told(kit, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="contains no images"):
         build_folder(tmp_path / "empty", tmp_path / "out")
     (tmp_path / "empty" / "a.png").write_bytes(b"no")
     with pytest.raises(UserError, match="all 1 files were rejected"):
@@ -391,7 +391,7 @@ def test_a_kohya_folder_becomes_shards(kit, tmp_path):
     report = build_kohya(root, out, options, processes=1)
     assert report.samples == 4 and rejections(out) == {
         "loose/c.png": "no caption",
-        "1_tagged/b.txt": "another caption beside 1_tagged/b.caption, which counts",
+        "1_tagged/b.txt": "another caption beside 1_tagged/b.caption, which is used",
     }
     samples = list(stream(kit.stream_config(out, captions=CaptionRules(drop=0.0)), kit.letters, stop=4))
     assert sorted((int(s.image[0, 0, 0]), s.caption) for s in samples) == [(1, "red fox")] * 3 + [(2, "x ||| y $$ z")]

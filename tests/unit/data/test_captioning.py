@@ -98,7 +98,7 @@ def test_new_shards_hold_the_same_samples_with_the_captions_and_their_origin(kit
         {"text": "tags 0", "kind": "tags", "model": "OWNER/NAME", "prompt": "tags"},
     ]
     assert captions(new[5]) == {"long": "a caption[31m", "tags": "a caption[31m"}
-    silent, endless = "the model says nothing", "the model's caption is too long to be read"
+    silent, endless = "the model returned no text", "the model's caption is too long"
     of = {"000.tar/000003": silent, "000.tar/000004": endless}
     assert summary.faults == [[key, f"{kind}: {reason}"] for key, reason in of.items() for kind in ("long", "tags")]
     assert summary.captions == {"long": 10, "tags": 10} and summary.samples == 12 and summary.cut == 10
@@ -145,7 +145,7 @@ def test_what_cannot_be_described_stays_in_its_place_and_is_named(kit, tmp_path)
     assert captions(found["good"]) == {"long": "p 20"}
     reasons = dict(summary.faults)
     assert "undecodable" in reasons["a/000.tar/bad"]
-    assert "long: the model cannot take it: ValueError: absolute aspect" in reasons["a/000.tar/odd"]
+    assert "long: the model cannot handle it: ValueError: absolute aspect" in reasons["a/000.tar/odd"]
     assert "record left out" in reasons["a/000.tar/good"]
     told = (tmp_path / "out" / "rejected.tsv").read_text()
     assert len(told.splitlines()) == 3 and "\x1b" not in told
@@ -243,7 +243,7 @@ def test_a_model_that_describes_nothing_is_told_at_once(kit, tmp_path):
         asked.extend(images)
         return [("", False)] * len(images)
 
-    with pytest.raises(UserError, match=r"none of the first 16 images: the model says nothing") as raised:
+    with pytest.raises(UserError, match=r"none of the first 16 images: the model returned no text") as raised:
         CaptionedSet(str(folder), tmp_path / "out", options(mute, prompts={"long": ""})).make()
     assert len(asked) == 16 and "--prompt" in raised.value.hint
 

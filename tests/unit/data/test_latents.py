@@ -341,7 +341,7 @@ def test_the_forecast_is_near_what_is_written(images, tiny_autoencoder, encoded)
 def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_work.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     assert require_room(tmp_path / "a" / "b", 10**9) == 10**9
-    with pytest.raises(UserError, match=r"2\.0 GB more, and 1\.0 GB are free"):
+    with pytest.raises(UserError, match=r"2\.0 GB more, but only 1\.0 GB are free"):
         require_room(tmp_path, 2 * 10**9)
 
 

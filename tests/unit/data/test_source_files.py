@@ -132,7 +132,7 @@ def test_every_file_is_used_or_named(kit, tmp_path):
     assert f"{report.images} images, {report.captions} captions, {len(report.unused)} files of other kinds: " in line
     assert "/etc" not in "".join(path.read_text("latin-1") for path in (tmp_path / "out").iterdir())
     told = reasons(tmp_path / "out")
-    assert "a link out of the folder" in told["out.txt"] and "no file but a device" in told["pipe.png"]
+    assert "a link out of the folder" in told["out.txt"] and "a device, pipe or socket" in told["pipe.png"]
     assert " .mp4" in line
 
 
@@ -150,7 +150,7 @@ def test_links_lead_out_only_where_asked_for_and_never_round_in_circles(kit, tmp
     assert caught.value.hint == "add --follow-links"
     report, _ = build(root, tmp_path / "out", follow_links=True)
     assert report.images == 3 and contents(kit, tmp_path / "out", 3) == {n: f"number {n}" for n in range(3)}
-    assert "taken already" in reasons(tmp_path / "out")["set/back"]
+    assert "already included" in reasons(tmp_path / "out")["set/back"]
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_one_changed_file_has_one_shard_built_again(kit, tmp_path):
     _, lines = build(root, out, samples_per_shard=3)
     after = {path.name: path.stat().st_ino for path in out.glob("*.tar")}
     assert [name for name in before if before[name] != after[name]] == ["shard-00001.tar"]
-    assert "3 shards are as they were, 1 are built again" in lines[0]
+    assert "3 shards are kept, 1 are rebuilt" in lines[0]
 
 
 @pytest.mark.parametrize("number", [1001, 2023, 20240115, 10**40])
@@ -313,8 +313,8 @@ def test_rows_of_an_earlier_version_are_told_as_such(kit, tmp_path):
     (out / "build.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)))
     (root / "4.txt").write_text("changed")
     _, (line,) = build(root, out, samples_per_shard=2)
-    assert "0 shards are as they were" in line and "2 are built again, as they are of an earlier version" in line
-    assert "1 are built again, as files have changed" in line
+    assert "0 shards are kept" in line and "2 are rebuilt because an earlier version wrote them" in line
+    assert "1 are rebuilt because files have changed" in line
 
 
 @pytest.mark.parametrize("builder", [build_folder, build_kohya])

@@ -167,9 +167,9 @@ def test_what_cannot_be_used_is_named_with_its_reason(kit, tmp_path):
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
     cells = [
         ({"bytes": kit.coloured(1), "path": None}, "good", None),
-        ({"bytes": None, "path": "/etc/passwd"}, "x", "the row names a file and does not hold it"),
-        ({"bytes": b"", "path": None}, "x", "the row holds no image"),
-        (None, "x", "the row holds no image"),
+        ({"bytes": None, "path": "/etc/passwd"}, "x", "the row names a file but does not contain it"),
+        ({"bytes": b"", "path": None}, "x", "the row contains no image"),
+        (None, "x", "the row contains no image"),
         ({"bytes": b"<html>", "path": None}, "x", "undecodable image"),
         ({"bytes": bomb.getvalue(), "path": None}, "x", "too many pixels"),
         ({"bytes": kit.coloured(2), "path": None}, "", "no caption"),
@@ -224,7 +224,7 @@ def test_damage_in_the_middle_of_a_file_stops_the_build_and_a_mended_file_goes_o
     said = []
     build(table, tmp_path / "out", say=said.append)
     build(table, tmp_path / "whole")
-    assert digests(tmp_path / "out") == digests(tmp_path / "whole") and "built again" in said[0]
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole") and "rebuilt" in said[0]
 
 
 def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(table, tmp_path):
@@ -246,7 +246,7 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(table, tmp_pat
     second = (tmp_path / "out" / "shard-00001.tar").stat().st_mtime_ns
     said = []
     build(table, tmp_path / "out", say=said.append)
-    assert digests(tmp_path / "out") == digests(tmp_path / "whole") and "2 shards, which stay" in said[0]
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole") and "2 shards, which are kept" in said[0]
     assert (tmp_path / "out" / "shard-00001.tar").stat().st_mtime_ns == second
     (tmp_path / "out" / "shard-00002.tar").unlink()
     build(table, tmp_path / "out")
