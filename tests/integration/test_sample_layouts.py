@@ -242,8 +242,8 @@ def without(names):
 @pytest.mark.parametrize(
     ("tensors", "messages"),
     [
-        (without(("vae",)), ["holds no autoencoder with its normalization", "--vae"]),
-        (without(("vae_std",)), ["holds no autoencoder with its normalization"]),
+        (without(("vae",)), ["contains no autoencoder with its normalization", "--vae"]),
+        (without(("vae_std",)), ["contains no autoencoder with its normalization"]),
         (without(("vae.decoder.mid_block",)), ["not those of an AutoencoderKL"]),
         (without(("unet.model.ctx_proj.bias",)), ["missing (1): ctx_proj.bias"]),
         (without(("unet.",)), ["no tensor is that of an XUT", "unexpected (", "vae.encoder."]),
@@ -268,7 +268,7 @@ def test_a_folder_of_ours_without_an_autoencoder_is_told(tmp_path, tiny_text_enc
     assert convert.main(["bare.safetensors", "ours", "--text-encoder", str(tiny_text_encoder)]) == 0
     assert sample.main(["ours", *DRAW]) == 2
     told = capsys.readouterr().err
-    assert "ours: holds no autoencoder (vae/)" in told
+    assert "ours: contains no autoencoder (vae/)" in told
     assert "hint: name one with --vae" in told
 
 
@@ -304,7 +304,7 @@ def test_what_is_no_model_is_told(tmp_path, tiny_text_encoder, tiny_autoencoder,
     for path, message in [
         (tmp_path / "text.txt", "neither a safetensors file nor one of torch"),
         (tmp_path / "bad.safetensors", "neither a safetensors file nor one of torch"),
-        (tmp_path, "holds no trained model"),
+        (tmp_path, "contains no trained model"),
         (tiny_autoencoder, "an XUT in it"),
         (tmp_path / "nowhere", "does not exist"),
     ]:
