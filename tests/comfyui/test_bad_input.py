@@ -27,7 +27,7 @@ def loading(**inputs):
 def test_a_model_of_another_kind(comfyui, run, tmp_path):
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4)}, tmp_path / "unet.safetensors")
     told = refused(comfyui, loading(name="(by path)", path=str(tmp_path / "unet.safetensors")))
-    assert "unet.safetensors: no tensor is that of an XUT" in told
+    assert "unet.safetensors: no tensor belongs to an XUT" in told
     told = refused(comfyui, loading(name="(by path)", path=str(tmp_path / "nothing")))
     assert "nothing: there is no such file or folder" in told
     assert "put the file or folder into models/hdm" in refused(comfyui, loading(name="(by path)"))

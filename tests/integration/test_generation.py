@@ -347,7 +347,7 @@ def test_broken_bundles_are_told(tmp_path, pipeline, tiny_text_encoder):
         load_pipeline(tmp_path, LoadOptions(weights="raw"))
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"model\.safetensors: is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors: is not a complete safetensors file"):
         load_pipeline(tmp_path, LoadOptions())
     (tmp_path / WEIGHTS).write_bytes(whole)
     tensors = load_file(tmp_path / WEIGHTS)

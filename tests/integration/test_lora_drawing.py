@@ -174,9 +174,9 @@ def test_another_network_s_and_another_base_s_are_refused(base, adapter, tmp_pat
     with pytest.raises(UserError, match="text_projection is 32x24 there, 32x16"):
         pipeline.load_lora_weights(replace(one, layers={"text_projection": wider}), "wider")
     save_file({"text_projection.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="no plain LoRA"):
+    with pytest.raises(UserError, match="not a plain LoRA"):
         pipeline.load_lora_weights(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="holds no adapter") as refused:
+    with pytest.raises(UserError, match="contains no adapter") as refused:
         pipeline.load_lora_weights(base)
     assert "a whole model" in refused.value.hint
     with pytest.raises(UserError, match="there is no such adapter"):

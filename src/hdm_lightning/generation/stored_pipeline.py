@@ -251,9 +251,9 @@ def _is_old(folder: Path) -> bool:
 def _check_parts(folder: Path, given: dict[str, Any]) -> None:
     """Raise UserError unless a folder's components, except those passed in Python, are of known classes."""
     path = folder / INDEX
-    index = read_object(path, hint="give a run's final/ folder")
+    index = read_object(path, hint="use a run's final/ folder")
     if index.get("_class_name") != PIPELINE_CLASS:
-        raise UserError("does not describe an HDMPipeline", where=str(path), hint="give a run's final/ folder")
+        raise UserError("does not describe an HDMPipeline", where=str(path), hint="use a run's final/ folder")
     for part in (*_KNOWN, *_TEXT_PARTS):
         if not isinstance(index.get(part) or [], list):
             raise UserError(f"names {index[part]!r} as {part}", where=str(path), hint=f"pass your own with {part}=")
