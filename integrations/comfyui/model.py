@@ -172,7 +172,7 @@ class Configuration(comfy.supported_models_base.BASE):
 class PaddedText(comfy.conds.CONDRegular):
     """Text states (B,L,D), padded with zeros to share a pass with longer ones; the lengths mask the padding.
 
-    ComfyUI's own class repeats the shorter text instead, which would change the attention over text.
+    ComfyUI's own class repeats the shorter text, which would change the result: image and text share one attention.
     """
 
     def can_concat(self, other: Any) -> bool:

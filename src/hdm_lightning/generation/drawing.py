@@ -102,7 +102,7 @@ def _writer(
             ],
         )
     except OSError as error:
-        raise UserError(f"cannot be created ({error})", where=f"--out {folder}", hint="name a folder") from error
+        raise UserError(f"cannot be created ({error})", where=f"--out {folder}", hint="use a folder") from error
 
 
 def _prompts(request: DrawingRequest, record: ImageRecord | None, warn: Callable[[str], None]) -> list[str]:
@@ -158,7 +158,7 @@ def loading_choices(
 ) -> dict[str, str]:
     """Return the precision and the encoders to load: the command's, else those of the image to repeat.
 
-    If the command names a model, nothing is taken from the image.
+    If the command names a model, its own encoders are used, and only the precision comes from the image.
     """
     known = {"precision": dtype_name(default_dtype(device)), **(record.loaded_with if record else {})}
     if model is not None:

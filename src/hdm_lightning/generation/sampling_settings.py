@@ -149,7 +149,7 @@ class DrawingRequest:
         prompts: text prompts.
         prompt_file: file with one prompt per line; - is standard input.
         count: images per prompt.
-        seed: first seed, incremented for each image (default: 0).
+        seed: seed of a prompt's first image, incremented for the others (default: 0).
         size: in pixels, or: image, the size of --image; may be repeated.
         repeat: generate this image again from its own settings.
         image: start from this image (image-to-image).
@@ -179,7 +179,7 @@ class DrawingMachine:
         any_base: accept a LoRA trained on other weights of this shape.
         text_encoder, vae: name or folder instead of the model's own.
         device: cpu, cuda, cuda:1 … (default: cuda if available).
-        precision: of the network (default: float32 on cpu; on cuda bfloat16, or float16 on older cards).
+        precision: of the network (default: float32 on cpu; on cuda bfloat16, or float16 on older GPUs).
         batch: images per batch.
         compile: compile the network block by block: half a minute for each size on a GPU, then faster.
     """

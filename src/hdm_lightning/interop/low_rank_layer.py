@@ -28,7 +28,7 @@ class AdapterLayer(ABC):
     @property
     @abstractmethod
     def rank(self) -> int:
-        """Divides alpha in the scale."""
+        """Divisor of alpha in the scale."""
 
     @property
     @abstractmethod

@@ -29,7 +29,7 @@ def one_network(
         where: the file.
 
     Raises:
-        UserError: there is no network with this prefix, or none is chosen among equals.
+        UserError: there is no network with this prefix, or there are several and none is the usual one.
     """
     usual, copies = _networks(tensors)
     if usual is None and (copy is None or not copies):

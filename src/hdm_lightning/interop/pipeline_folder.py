@@ -142,7 +142,7 @@ def refuse_unfinished(folder: Path, *, where: str) -> None:
             hint = f"train one on it: hdm-train vae=folder vae.name={quote(str(folder / FINAL))}"
             what = f"the run {str(folder)!r} trained an autoencoder, not a network that generates images"
             raise UserError(what, where=where, hint=hint)
-        hint = "run the command that started it again to finish it"
+        hint = "run its training command again to finish it"
         raise UserError(f"the run {str(folder)!r} has not written its {FINAL}/ yet", where=where, hint=hint)
 
 

@@ -27,7 +27,7 @@ from hdm_lightning.whole_files import replacing
 
 _SHOWN = 8
 
-_AGAIN = "download the file again, and compare its size with what the page says"
+_AGAIN = "download the file again, and compare its size with the one on its page"
 _NO_WEIGHTS = (
     (
         b"version https://git-lfs",
