@@ -144,5 +144,5 @@ def load_captioner(name: str, *, device: str, dtype: str = "auto", max_tokens: i
         if not isinstance(error, ImportError) or NO_TORCHVISION not in str(error):
             raise UserError(f"{_READING} from {folder} ({first_line(error)})", where=where, hint=hint) from error
         what = "the model's processor needs torchvision, which is not installed"
-        raise UserError(what, where=where, hint="pip install the torchvision that fits your torch") from error
+        raise UserError(what, where=where, hint="pip install torchvision, in the version for your torch") from error
     return Captioner(model.eval().requires_grad_(False).to(device), processor, max_tokens)

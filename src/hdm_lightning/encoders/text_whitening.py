@@ -75,7 +75,7 @@ class TextWhitening:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Load the file that `to_bytes` describes."""
+        """Load a file with the contents of `to_bytes`."""
         tensors = load_file(path)
         return cls(tensors["mean"], tensors["matrix"])
 

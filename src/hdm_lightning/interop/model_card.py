@@ -18,7 +18,7 @@ CARD, SAMPLES = "README.md", "samples.png"
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 """A license identifier as on the hub, such as apache-2.0 or cc-by-nc-sa-4.0."""
 OTHER = "other: "
-"""Prefix of a license that the hub has no identifier for: as an identifier, the hub would refuse it."""
+"""Prefix of the name of a license that the hub has no identifier for, and would refuse as one."""
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _AVERAGED = 'the weights averaged over training; `….raw.safetensors` (`variant="raw"`): the last ones'
 _BY_NAME = "The text encoder is not included; it is loaded by the name above."

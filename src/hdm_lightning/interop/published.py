@@ -246,7 +246,7 @@ def from_published(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def own_tensors(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under bare published names under our names and in our shapes; the set may be incomplete.
+    """Rename bare published tensors to our names, in our shapes; the set may be incomplete.
 
     Tensors whose shape does not fit keep it, and those with unknown names stay as they are.
     """
