@@ -86,7 +86,7 @@ def _names(prefix: str, others: Iterable[str], names: Iterable[str]) -> list[str
 
 
 def _named(copy: str, prefixes: Iterable[str], where: str) -> str:
-    """Return the prefix that equals or begins with `copy`."""
+    """Return the prefix that equals `copy`, or the only one that begins with it."""
     name = copy.rstrip(".")
     found = [each for each in prefixes if each.rstrip(".") == name] or [
         each for each in prefixes if each.startswith(f"{name}.")
