@@ -1,6 +1,6 @@
-"""An AutoencoderKL of any shape as ComfyUI's VAE; the one that ComfyUI builds has the widths of Stable Diffusion's.
+"""An AutoencoderKL of any shape as ComfyUI's VAE; ComfyUI's own only has the widths of Stable Diffusion's.
 
-Shapes: B pictures, H×W pixels, C latent channels, f factor.
+Shapes: B images, H×W pixels, C latent channels, f factor.
 """
 
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from hdm_lightning.errors import UserError
 from .model import Held, patcher_of
 
 BYTES_PER_PIXEL = {"encode": 1300, "decode": 2600}
-"""About what SDXL's autoencoder takes in float32 for a pixel; ComfyUI frees that much first."""
+"""Memory that SDXL's autoencoder needs in float32, roughly; ComfyUI frees that much first."""
 TILE = 64
-"""Latent cells along one side."""
+"""Default tile size: latent cells along one side."""
 
 
 class PictureVAE(comfy.sd.VAE):
-    """VAE for ComfyUI's VAEDecode, VAEEncode and their tiled forms; it gives the posterior's mean, as hdm-sample.
+    """VAE for ComfyUI's VAEDecode, VAEEncode and their tiled forms; encodes to the posterior's mean, as in hdm-sample.
 
     Args:
-        autoencoder: with mean 0 and std 1, as in ComfyUI the MODEL normalizes latents.
+        autoencoder: with mean 0 and std 1, as the MODEL normalizes latents in ComfyUI.
     """
 
     def __init__(self, autoencoder: KLAutoencoder) -> None:
@@ -42,33 +42,33 @@ class PictureVAE(comfy.sd.VAE):
         self.disable_offload, self.not_video, self.crop_input, self.size = False, False, True, None
 
     def decode(self, samples_in: Tensor, vae_options: Any = None) -> Tensor:
-        """Latents (B, C, h, w), as the autoencoder has them, to pictures (B, H, W, 3) in [0, 1]."""
+        """Decode unnormalized latents (B, C, h, w) to images (B, H, W, 3) in [0, 1]."""
         if not samples_in.isfinite().all():
             hint = "lower the cfg, or load the model with precision float32"
-            raise UserError("what was drawn holds NaN or infinity, and is no picture", where="samples", hint=hint)
+            raise UserError("contain NaN or infinity, so there is no image", where="samples", hint=hint)
         if samples_in.shape[1] != self.latent_channels:
-            what = f"latents {tuple(samples_in.shape)} have other channels than the autoencoder, {self.latent_channels}"
+            what = f"latents {tuple(samples_in.shape)} do not have the autoencoder's {self.latent_channels} channels"
             raise UserError(what, where="samples", hint="decode with the VAE that belongs to the model")
         self._load("decode", samples_in.shape[2] * samples_in.shape[3] * self.upscale_ratio**2)
         pictures = self.autoencoder.decode(samples_in.to(self.device))
         return ((pictures + 1.0) / 2.0).clamp(0.0, 1.0).movedim(1, -1).to(self.output_device)
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
-        """Pictures (B, H, W, 3) in [0, 1], cut about their center to multiples of f, to latents (B, C, H/f, W/f)."""
+        """Encode images (B, H, W, 3) in [0, 1], center-cropped to multiples of f, to latents (B, C, H/f, W/f)."""
         pictures = self.vae_encode_crop_pixels(pixel_samples)[..., :3].movedim(-1, 1)
         self._load("encode", pictures.shape[2] * pictures.shape[3])
         latent = self.autoencoder.encode(pictures.to(self.device).float() * 2.0 - 1.0)
         return latent.to(self.output_device)
 
     def decode_tiled(self, samples: Tensor, tile_x: int | None = None, tile_y: int | None = None, **_: Any) -> Tensor:
-        """As `decode`, in tiles of so many latent cells."""
+        """Decode like `decode`, in square tiles of `tile_x` or `tile_y` latent cells, whichever is smaller."""
         with self._tiled(min(tile_x or TILE, tile_y or TILE)):
             return self.decode(samples)
 
     def encode_tiled(
         self, pixel_samples: Tensor, tile_x: int | None = None, tile_y: int | None = None, **_: Any
     ) -> Tensor:
-        """As `encode`, in tiles of so many pixels."""
+        """Encode like `encode`, in square tiles of `tile_x` or `tile_y` pixels, whichever is smaller."""
         cells = (
             min(tile_x or TILE * self.downscale_ratio, tile_y or TILE * self.downscale_ratio) // self.downscale_ratio
         )
@@ -76,7 +76,7 @@ class PictureVAE(comfy.sd.VAE):
             return self.encode(pixel_samples)
 
     def vae_encode_crop_pixels(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, H, W, …) cut about their center to multiples of f."""
+        """Center-crop images (B, H, W, …) to multiples of f."""
         height, width = (side // self.downscale_ratio * self.downscale_ratio for side in pixels.shape[1:3])
         top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         return pixels[:, top : top + height, left : left + width]

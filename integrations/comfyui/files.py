@@ -1,4 +1,4 @@
-"""Which models and adapters lie in ComfyUI's folders, and where a choice or a path leads."""
+"""List the models and adapters in ComfyUI's folders, and resolve a choice or a path to one."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,46 +12,46 @@ from hdm_lightning.interop.layouts import FINAL_FOLDER
 from hdm_lightning.interop.pipeline_folder import is_pipeline_folder
 
 OWN_FOLDER = "hdm"
-"""Of ComfyUI's models folder; it takes links to runs as well."""
+"""Subfolder of ComfyUI's models folder; may contain links to runs."""
 MODEL_FOLDERS, ADAPTER_FOLDERS = (OWN_FOLDER, "checkpoints", "diffusion_models", "diffusers"), ("loras", OWN_FOLDER)
 TEXT_ENCODER_FOLDERS = ("text_encoders", OWN_FOLDER)
 BY_PATH = "(by path)"
-"""The choice that leaves the word to the path."""
+"""The choice that uses the path."""
 SUFFIXES = (".safetensors", ".ckpt")
 DEEPEST = 3
-"""Levels of folders below one of ComfyUI's that are looked through."""
+"""Levels of subfolders of ComfyUI's folders that are searched."""
 
 
 def register() -> None:
-    """Have ComfyUI know the folder of its own that these models have."""
+    """Register this pack's own model folder with ComfyUI."""
     folder_paths.add_model_folder_path(OWN_FOLDER, str(Path(folder_paths.models_dir) / OWN_FOLDER))
 
 
 def models() -> list[str]:
-    """What may be chosen as a model: files, runs and pipelines' folders."""
+    """List the choices of a model: files, runs and pipeline folders."""
     return [BY_PATH, *_names(MODEL_FOLDERS, is_model_folder)]
 
 
 def adapters() -> list[str]:
-    """What may be chosen as a LoRA: files, and folders of peft and of runs."""
+    """List the choices of a LoRA: files, peft folders and runs."""
     return [BY_PATH, *_names(ADAPTER_FOLDERS, is_adapter)]
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder is a run's or a pipeline's."""
+    """Return whether a folder is a run's or a pipeline's."""
     return any(is_pipeline_folder(place) for place in (folder, folder / FINAL_FOLDER))
 
 
 def chosen(name: str, path: str, folders: Sequence[str]) -> Path:
-    """Where a choice leads; a path, if one is given, goes before it.
+    """Return the path of a choice; `path`, if not empty, takes precedence over `name`.
 
     Raises:
-        UserError: neither is given, or there is nothing.
+        UserError: neither is given, or it does not exist.
     """
     if path.strip():
         found = Path(path.strip()).expanduser()
         if not found.exists():
-            raise UserError("there is no such file or folder", where=str(found), hint="give the whole path of one")
+            raise UserError("there is no such file or folder", where=str(found), hint="enter its full path")
         return found
     if name == BY_PATH:
         where = " or ".join(f"models/{folder}" for folder in folders[:2])
@@ -60,19 +60,19 @@ def chosen(name: str, path: str, folders: Sequence[str]) -> Path:
     found_at = next((place for place in places if place.exists()), None)
     if found_at is None:
         hint = "refresh the page of ComfyUI, or put the file back"
-        raise UserError("is in none of ComfyUI's folders any more", where=name, hint=hint)
+        raise UserError("is no longer in any of ComfyUI's folders", where=name, hint=hint)
     return found_at
 
 
 def text_encoder_folder(name: str) -> str | None:
-    """The folder of that name among ComfyUI's text encoders, else the name itself; None if it is empty."""
+    """Return the folder of that name among ComfyUI's text encoders, else the name itself; None if it is empty."""
     name = name.strip()
     places = [root / name for root in _roots(TEXT_ENCODER_FOLDERS)] if name else []
     return next((str(place) for place in places if (place / "config.json").is_file()), name or None)
 
 
 def changed_at(name: str, path: str, folders: Sequence[str]) -> float:
-    """When what a choice leads to was last written, so that ComfyUI reads it anew; 0 where it leads nowhere."""
+    """Return when a choice was last modified, so ComfyUI reloads it after a change; 0 if it does not exist."""
     try:
         found = chosen(name, path, folders)
     except UserError:

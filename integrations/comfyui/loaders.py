@@ -1,4 +1,4 @@
-"""Nodes that load: a model as MODEL, CLIP and VAE, and a LoRA beside it."""
+"""Nodes that load a model as MODEL, CLIP and VAE, and add a LoRA to it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 CATEGORY = "hdm-lightning"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _TEXT_ENCODER_HINT = (
-    "or put its folder (config.json, weights, tokenizer) into models/text_encoders and give the folder's name as "
+    "or put its folder (config.json, weights, tokenizer) into models/text_encoders and enter the folder's name as "
     "text_encoder"
 )
 
 
 class LoadModel:
-    """HDM Load Model: a run, a pipeline's folder, a single file of hdm-convert, or a released network."""
+    """HDM Load Model: a run, a pipeline folder, a single file of hdm-convert, or a released network."""
 
     CATEGORY, FUNCTION = CATEGORY, "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
@@ -37,12 +37,12 @@ class LoadModel:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI shows."""
+        """Return the inputs, as ComfyUI shows them."""
         shown = {
-            "path": "a run, its final/, a pipeline's folder or a file, wherever it lies; goes before the name",
+            "path": "a run, its final/, a pipeline folder or a file, anywhere; overrides the name",
             "precision": "of the network's computation; auto: float32 on a CPU, bfloat16 or float16 on a GPU",
-            "text_encoder": "instead of the recorded: a folder in models/text_encoders, a path, package:NAME/FOLDER",
-            "vae": "folder of the autoencoder, where the file holds none",
+            "text_encoder": "replaces the recorded one: a folder in models/text_encoders, a path, package:NAME/FOLDER",
+            "vae": "folder of the autoencoder, if the file contains none",
         }
         return {
             "required": {"name": (files.models(),)},
@@ -56,18 +56,18 @@ class LoadModel:
 
     @classmethod
     def IS_CHANGED(cls, name: str, path: str = "", **_: Any) -> float:
-        """When the model was last written."""
+        """Return when the model was last modified."""
         return files.changed_at(name, path, files.MODEL_FOLDERS)
 
     def load(
         self, name: str, path: str = "", precision: str = "auto", text_encoder: str = "", vae: str = ""
     ) -> tuple[Any, Any, Any]:
-        """The three parts."""
+        """Return MODEL, CLIP and VAE."""
         from hdm_lightning.generation.loading import LoadOptions, load_pipeline  # noqa: PLC0415  (seconds to import)
 
         place = files.chosen(name, path, files.MODEL_FOLDERS)
         if is_adapter(place):
-            hint = "load its base here, and it with HDM Load LoRA"
+            hint = "load its base here, and the LoRA with HDM Load LoRA"
             raise UserError("is a LoRA, not a whole model", where=str(place), hint=hint)
         device = comfy.model_management.get_torch_device()
         dtype = default_dtype(device) if precision == "auto" else getattr(torch, precision)
@@ -87,7 +87,7 @@ class LoadModel:
 
 
 def parts_of(pipeline: "HDMPipeline", sampling: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """A pipeline as MODEL, CLIP and VAE."""
+    """Return a pipeline as MODEL, CLIP and VAE."""
     autoencoder, network = pipeline.autoencoder, pipeline.network
     assert isinstance(autoencoder, KLAutoencoder)
     facts = Facts(
@@ -107,18 +107,18 @@ def parts_of(pipeline: "HDMPipeline", sampling: dict[str, Any]) -> tuple[Any, An
 
 
 class LoadLora:
-    """HDM Load LoRA: an adapter of this project, a peft folder or a file, by its weight."""
+    """HDM Load LoRA: an adapter of this project, a peft folder or a file, with a weight."""
 
     CATEGORY, FUNCTION = CATEGORY, "load"
     RETURN_TYPES = ("MODEL",)
-    DESCRIPTION = "Adds a LoRA to a model of hdm-lightning. Several go one after the other."
+    DESCRIPTION = "Adds a LoRA to a model of hdm-lightning. Chain the nodes to use several."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI shows."""
+        """Return the inputs, as ComfyUI shows them."""
         shown = {
-            "path": "the folder of a run, one of peft, or a file, wherever it lies; goes before the name",
-            "any_base": "take one that was trained on other weights of this shape, too",
+            "path": "the folder of a run, a peft folder or a file, anywhere; overrides the name",
+            "any_base": "also accept a LoRA trained on other weights of this shape",
         }
         return {
             "required": {
@@ -134,17 +134,17 @@ class LoadLora:
 
     @classmethod
     def IS_CHANGED(cls, name: str, path: str = "", **_: Any) -> float:
-        """When the adapter was last written."""
+        """Return when the adapter was last modified."""
         return files.changed_at(name, path, files.ADAPTER_FOLDERS)
 
     def load(self, model: Any, name: str, weight: float, path: str = "", any_base: bool = False) -> tuple[Any]:
-        """The model with the adapter in its weights."""
+        """Return the model with the adapter as a patch of its weights."""
         from hdm_lightning.generation.pipeline_adapters import find_adapter  # noqa: PLC0415  (seconds to import)
 
         facts, place = facts_of(model), find_adapter(str(files.chosen(name, path, files.ADAPTER_FOLDERS)))
         if not is_adapter(place):
-            hint = "give the folder of a LoRA run, a peft folder, or a .safetensors file with lora_A and lora_B"
-            raise UserError("is no LoRA", where=str(place), hint=hint)
+            hint = "use the folder of a LoRA run, a peft folder, or a .safetensors file with lora_A and lora_B"
+            raise UserError("is not a LoRA", where=str(place), hint=hint)
         network = model.model.diffusion_model
         adapter = read_adapter(adapter_folder(place) or place, network.config)
         check_adapter(adapter, network.state_dict(), where=str(place), sha256=facts.sha256, any_base=any_base)

@@ -1,4 +1,4 @@
-"""An XUT as ComfyUI's MODEL: what the samplers call, the normalization of latents, text and camera on their way in.
+"""An XUT as ComfyUI's MODEL: the network that samplers call, its latent normalization, text and camera inputs.
 
 Shapes: B rows (conditionings times images), C latent channels, H×W latent, L text tokens, D width of the text encoder.
 """
@@ -22,10 +22,10 @@ from hdm_lightning.models import XUT
 from hdm_lightning.models.positions import token_positions
 
 CAMERA, KEEP = "hdm_camera", "hdm_keep"
-"""Where a conditioning has (x_shift, y_shift, zoom), and the transformer options the kept tokens (B, K)."""
+"""Keys of (x_shift, y_shift, zoom) in a conditioning, and of the kept tokens (B, K) in the transformer options."""
 STILL = (0.0, 0.0, 1.0)
 LATEST_TIME = 1.001
-"""Times are in [0, 1]; what some nodes multiply by 1000 is told."""
+"""Times are in [0, 1]; some nodes multiply them by 1000, which is reported."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Facts:
         factor: image pixels per latent cell along one side.
         channels: latent channels.
         patch: latent cells per token along one side.
-        context_width: of the text encoder's vectors.
-        sha256: of the network's weights, by which an adapter knows its base.
-        sampling: settings that its training found good to draw with.
+        context_width: size of the text encoder's vectors.
+        sha256: hash of the network's weights, by which an adapter recognizes its base.
+        sampling: default sampling settings, as recorded by the training run.
     """
 
     factor: int
@@ -50,17 +50,17 @@ class Facts:
 
     @property
     def multiple(self) -> int:
-        """Widths and heights are multiples of this."""
+        """Widths and heights must be multiples of this."""
         return self.factor * self.patch
 
 
 class DiffusionModel(XUT):
-    """An XUT under its own names, called as ComfyUI calls diffusion models.
+    """An XUT under its own tensor names, with the call signature of ComfyUI's diffusion models.
 
     Args:
-        network: whose weights it takes over.
-        facts: of the model.
-        autocast: lower precision to compute in; None keeps that of the weights.
+        network: source of the weights, which are shared.
+        facts: facts about the model.
+        autocast: lower precision to compute in; None uses the precision of the weights.
     """
 
     def __init__(self, network: XUT, facts: Facts, autocast: torch.dtype | None) -> None:
@@ -72,7 +72,7 @@ class DiffusionModel(XUT):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return self.patch_embedding.weight.dtype
 
     def forward(
@@ -87,12 +87,12 @@ class DiffusionModel(XUT):
         camera: Tensor | None = None,
         **_later: Any,
     ) -> Tensor:
-        """The velocity (B,C,H,W) of latents at times (B,), for texts (B,L,D) of which `lengths` (B,) tokens count."""
+        """Return the velocity (B,C,H,W) at times (B,), for texts (B,L,D) of `lengths` (B,) tokens."""
         require_latent(x, self.facts)
         if control is not None:
-            what = "is for a model of another kind: none is known for these networks"
-            raise UserError(what, where="ControlNet", hint="leave its node out")
-        # Of a model that is moved in parts, ComfyUI moves what has parameters.
+            what = "is for a model of another kind: these networks have no ControlNet"
+            raise UserError(what, where="ControlNet", hint="remove its node")
+        # When ComfyUI moves a model in parts, it only moves modules with parameters.
         self.time_embedding.frequencies = self.time_embedding.frequencies.to(x.device)
         if float(timesteps.max()) > LATEST_TIME:
             hint = "shift the times with ModelSamplingAuraFlow instead of ModelSamplingSD3"
@@ -100,7 +100,7 @@ class DiffusionModel(XUT):
                 f"times go up to {float(timesteps.max()):g} instead of 1", where="model sampling", hint=hint
             )
         if lengths is not None and bool((lengths == context.shape[1]).all()):
-            lengths = None  # without a mask, as when each text is drawn by itself
+            lengths = None  # no mask, as when each text runs alone
         keep = (transformer_options or {}).get(KEEP)
         if keep is not None:
             keep = keep.to(x.device).repeat(len(x) // len(keep), 1)
@@ -116,7 +116,7 @@ class DiffusionModel(XUT):
         return velocity.to(x.dtype)
 
     def _positions(self, x: Tensor, camera: Tensor | None) -> Tensor:
-        """Token positions (1 or B, N, 2) as the cameras (B, 3) see them."""
+        """Return token positions (1 or B, N, 2) for the cameras (B, 3)."""
         views = [STILL] if camera is None else camera.tolist()
         size = [side // self.config.patch_size for side in x.shape[2:]]
         seen = [
@@ -127,21 +127,21 @@ class DiffusionModel(XUT):
 
 
 def require_latent(x: Tensor, facts: Facts) -> None:
-    """Raise UserError unless latents have the model's channels and a size that it can cut into patches."""
+    """Raise UserError unless latents have the model's channels and a size that divides into patches."""
     if x.dim() != 4 or x.shape[1] != facts.channels:
-        what = f"latents of {tuple(x.shape)} have other channels than the model's {facts.channels}"
+        what = f"latents of {tuple(x.shape)} do not have the model's {facts.channels} channels"
         raise UserError(
-            what, where="latent_image", hint="take HDM Empty Latent, or encode with the VAE of HDM Load Model"
+            what, where="latent_image", hint="use HDM Empty Latent, or encode with the VAE of HDM Load Model"
         )
     if any(side % facts.patch for side in x.shape[2:]):
         height, width = (side * facts.factor for side in x.shape[2:])
         near = "x".join(str(max(1, round(side / facts.multiple)) * facts.multiple) for side in (width, height))
-        what = f"a picture of {width}x{height} is not made of multiples of {facts.multiple}"
-        raise UserError(what, where="latent_image", hint=f"take {near}")
+        what = f"both sides of a {width}x{height} image must be multiples of {facts.multiple}"
+        raise UserError(what, where="latent_image", hint=f"use {near}")
 
 
 class LatentFormat(comfy.latent_formats.LatentFormat):
-    """From latents as the autoencoder has them to normalized ones, (z − mean) / std per channel, and back."""
+    """Converts the autoencoder's latents to normalized ones, (z − mean) / std per channel, and back."""
 
     def __init__(self, mean: Tensor, std: Tensor, factor: int) -> None:
         self.mean, self.std = mean.float().cpu().view(1, -1, 1, 1), std.float().cpu().view(1, -1, 1, 1)
@@ -153,12 +153,12 @@ class LatentFormat(comfy.latent_formats.LatentFormat):
         return (latent - self.mean.to(latent)) / self.std.to(latent)
 
     def process_out(self, latent: Tensor) -> Tensor:
-        """Undo it."""
+        """Undo the normalization."""
         return latent * self.std.to(latent) + self.mean.to(latent)
 
 
 class Configuration(comfy.supported_models_base.BASE):
-    """What ComfyUI asks of a kind of model."""
+    """The model configuration that ComfyUI requires."""
 
     unet_extra_config: dict[str, Any] = {}  # noqa: RUF012  (as ComfyUI declares it)
     supported_inference_dtypes = [torch.float32]  # noqa: RUF012
@@ -170,24 +170,24 @@ class Configuration(comfy.supported_models_base.BASE):
 
 
 class PaddedText(comfy.conds.CONDRegular):
-    """Text states (B,L,D) that share a pass with longer ones: zeros behind them, which the lengths leave out.
+    """Text states (B,L,D), padded with zeros to share a pass with longer ones; the lengths mask the padding.
 
-    ComfyUI's own class repeats the shorter text instead, and here image and text share one attention.
+    ComfyUI's own class repeats the shorter text, which would change the result: image and text share one attention.
     """
 
     def can_concat(self, other: Any) -> bool:
-        """Whatever the lengths."""
+        """Return whether the widths agree; lengths may differ."""
         return isinstance(other, PaddedText) and self.cond.shape[2] == other.cond.shape[2]
 
     def concat(self, others: Any) -> Tensor:
-        """All of them, (ΣB, max L, D)."""
+        """Return all of them padded and joined, (ΣB, max L, D)."""
         conds = [self.cond, *(other.cond for other in others)]
         longest = max(cond.shape[1] for cond in conds)
         return torch.cat([F.pad(cond, (0, 0, 0, longest - cond.shape[1])) for cond in conds])
 
 
 class HDMModel(comfy.model_base.BaseModel):
-    """A loaded model; the samplers of ComfyUI take it for one of flow matching."""
+    """A loaded model, which ComfyUI's samplers treat as a flow-matching model."""
 
     def __init__(self, network: DiffusionModel, latent_format: LatentFormat) -> None:
         shift = float(network.facts.sampling.get("shift", 1.0))
@@ -200,11 +200,11 @@ class HDMModel(comfy.model_base.BaseModel):
         self.facts = network.facts
 
     def extra_conds(self, **given: Any) -> dict[str, Any]:
-        """Text, its lengths and the camera of a conditioning, as the network is called with them."""
+        """Return the network's inputs from a conditioning: text, its lengths and the camera."""
         text = given.get("cross_attn")
         if text is None or text.shape[-1] != self.facts.context_width:
             got = "no text" if text is None else f"vectors of {text.shape[-1]}"
-            what = f"has {got}, and the model reads vectors of {self.facts.context_width}"
+            what = f"has {got}, but the model reads vectors of {self.facts.context_width}"
             raise UserError(what, where="conditioning", hint="encode the prompts with the CLIP of HDM Load Model")
         camera = torch.tensor([given.get(CAMERA, STILL)], dtype=torch.float32)
         lengths = torch.full((text.shape[0],), text.shape[1], dtype=torch.int64)
@@ -216,7 +216,7 @@ class HDMModel(comfy.model_base.BaseModel):
 
 
 class Held(nn.Module):
-    """A model of another library, whose `device` cannot be set, as ComfyUI does with what it moves."""
+    """Wraps a model of another library whose `device` cannot be set, as ComfyUI sets it on models that it moves."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -224,13 +224,13 @@ class Held(nn.Module):
 
 
 def patcher_of(model: Any, load_device: torch.device, offload_device: torch.device) -> Any:
-    """A model that ComfyUI moves between its devices."""
+    """Return a ModelPatcher, with which ComfyUI moves a model between its devices."""
     return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
 
 
 def facts_of(model: Any) -> Facts:
-    """Of a MODEL. Raises UserError: it is of another kind."""
+    """Return the facts of a MODEL. Raises UserError: it is of another kind."""
     if not isinstance(model.model, HDMModel):
-        what = f"is a {type(model.model).__name__}, no model of hdm-lightning"
+        what = f"is a {type(model.model).__name__}, not a model of hdm-lightning"
         raise UserError(what, where="model", hint="connect the MODEL of HDM Load Model")
     return model.model.facts

@@ -1,4 +1,4 @@
-"""The nodes by the names that workflows know them by."""
+"""The nodes, by their names in workflows."""
 
 from . import files
 from .conditioning import Camera, EmptyLatent, TextEncode

@@ -1,4 +1,4 @@
-"""Whether this ComfyUI and the installed hdm-lightning have what the nodes use; nothing heavy is imported."""
+"""Check that this ComfyUI and the installed hdm-lightning have what the nodes use; imports nothing slow."""
 
 import importlib
 import logging
@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 OLDEST_TRIED = (0, 3, 64)
-"""Of ComfyUI. An older one is used with a warning if it has all of `NEEDED`."""
+"""Oldest version of ComfyUI tried. An older one that has all of `NEEDED` is used with a warning."""
 NEEDED: Mapping[str, Sequence[str]] = {
     "comfy.model_base": ("BaseModel", "ModelType"),
     "comfy.model_patcher": ("ModelPatcher",),
@@ -26,7 +26,7 @@ def require_comfyui(needed: Mapping[str, Sequence[str]] = NEEDED) -> None:
     found, oldest = comfyui_version(), ".".join(map(str, OLDEST_TRIED))
     if missing:
         raise ImportError(
-            f"hdm-lightning's nodes: this ComfyUI ({found or 'of unknown version'}) is too old or too new for them: it "
+            f"hdm-lightning's nodes: this ComfyUI ({found or 'unknown version'}) is too old or too new for them: it "
             f"has no {', '.join(missing)}. They were tried with {oldest}: update ComfyUI to that or a later version."
         )
     if found is not None and numbers(found) < OLDEST_TRIED:
@@ -48,7 +48,7 @@ def require_hdm_lightning() -> None:
 
 
 def comfyui_version() -> str | None:
-    """Of the ComfyUI that runs; None where it does not say."""
+    """Return the version of the running ComfyUI; None if unknown."""
     try:
         return str(importlib.import_module("comfyui_version").__version__)
     except (ImportError, AttributeError):
@@ -56,7 +56,7 @@ def comfyui_version() -> str | None:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """The first numbers of a version, to be compared."""
+    """Return the first three numbers of a version, for comparisons."""
     parts = text.split(".")
     return tuple(int(part) for part in parts if part.isdigit())[:3]
 

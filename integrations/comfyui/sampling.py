@@ -1,4 +1,4 @@
-"""Nodes for how it is drawn: hdm-sample's solvers and times, routing guidance, and pixels rounded as hdm-sample's.
+"""Sampling nodes: hdm-sample's solvers and times, routing guidance, and pixels rounded as in hdm-sample.
 
 Shapes: B rows, C latent channels, H×W latent, N image tokens, K kept tokens.
 """
@@ -24,20 +24,20 @@ class Solver:
 
     CATEGORY, FUNCTION = CATEGORY, "choose"
     RETURN_TYPES = ("SAMPLER",)
-    DESCRIPTION = "euler (order 1), heun (2, two evaluations a step), ab2 (2, hdm-sample's default), ab3 (3)."
+    DESCRIPTION = "euler (order 1), heun (2, two evaluations per step), ab2 (2, hdm-sample's default), ab3 (3)."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI shows."""
+        """Return the inputs, as ComfyUI shows them."""
         return {"required": {"solver": (list(sampling.SOLVERS), {"default": "ab2"})}}
 
     def choose(self, solver: str) -> tuple[Any]:
-        """The sampler."""
+        """Return the sampler."""
         return (comfy.samplers.KSAMPLER(solving(sampling.SOLVERS[solver])),)
 
 
 def solving(solver: sampling.Solver) -> Any:
-    """A solver of the flow as a sampler function of ComfyUI, whose models give the clean picture at each time."""
+    """Turn a solver of the flow into a sampler function of ComfyUI, whose models predict the clean image."""
 
     def sample(
         model: Any,
@@ -71,12 +71,12 @@ class Times:
 
     CATEGORY, FUNCTION = CATEGORY, "make"
     RETURN_TYPES = ("SIGMAS",)
-    DESCRIPTION = "hdm-sample's times: --steps, --shift, and --strength for a picture to start from."
+    DESCRIPTION = "hdm-sample's times: --steps, --shift, and --strength for a start image."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI shows."""
-        own = "above 1 spends more steps near noise; 0 takes the shift that the model records"
+        """Return the inputs, as ComfyUI shows them."""
+        own = "above 1 spends more steps near noise; 0 uses the shift recorded in the model"
         return {
             "required": {
                 "model": ("MODEL",),
@@ -87,7 +87,7 @@ class Times:
         }
 
     def make(self, model: Any, steps: int, shift: float, strength: float) -> tuple[Tensor]:
-        """`steps` + 1 decreasing times."""
+        """Return `steps` + 1 decreasing times."""
         shift = shift or float(facts_of(model).sampling.get("shift", 1.0))
         return (shifted_grid(steps, shift, start=strength).float(),)
 
@@ -98,12 +98,12 @@ class RoutingGuidance:
     CATEGORY, FUNCTION = CATEGORY, "guide"
     RETURN_TYPES = ("MODEL",)
     DESCRIPTION = (
-        "As --routing-guidance and --weak-rate of hdm-sample; beside cfg, with any sampler. One more pass a step."
+        "Like --routing-guidance and --weak-rate of hdm-sample; works with cfg and any sampler. One more pass per step."
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI shows."""
+        """Return the inputs, as ComfyUI shows them."""
         return {
             "required": {
                 "model": ("MODEL",),
@@ -113,7 +113,7 @@ class RoutingGuidance:
         }
 
     def guide(self, model: Any, scale: float, weak_rate: float) -> tuple[Any]:
-        """A copy of the model that is guided."""
+        """Return a copy of the model with the guidance added."""
         guided, push = model.clone(), RoutingPush(facts_of(model), scale, weak_rate)
         guided.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "hdm_routing", push.around_sampling
@@ -123,7 +123,7 @@ class RoutingGuidance:
 
 
 class RoutingPush:
-    """What routing guidance adds to each prediction; its tokens come from the seed, as hdm-sample's."""
+    """Adds routing guidance to each prediction; the routed tokens follow from the seed, as in hdm-sample."""
 
     def __init__(self, facts: Facts, scale: float, weak_rate: float) -> None:
         self.facts, self.scale, self.weak_rate = facts, scale, weak_rate
@@ -132,14 +132,14 @@ class RoutingPush:
     def around_sampling(
         self, executor: Any, noise: Tensor, *arguments: Any, seed: int | None = None, **named: Any
     ) -> Any:
-        """Begin anew with the seed, behind the noise that was drawn from it, then sample."""
+        """Reseed the generator, skip the numbers that the noise used, then sample."""
         positional = arguments[6] if len(arguments) > 6 else None
         self.generator = torch.Generator().manual_seed(int(seed if seed is not None else positional or 0))
         torch.randn(noise.shape[1:], generator=self.generator)
         return executor(noise, *arguments, **named) if seed is None else executor(noise, *arguments, seed=seed, **named)
 
     def __call__(self, given: dict[str, Any]) -> Tensor:
-        """The guided prediction (B,C,H,W) of the clean picture."""
+        """Return the guided prediction (B,C,H,W) of the clean image."""
         x, options = given["input"], given["model_options"]
         tokens = x.shape[2] * x.shape[3] // self.facts.patch**2
         scores = torch.stack([torch.rand(tokens, generator=self.generator) for _ in x])
@@ -152,23 +152,23 @@ class RoutingPush:
 
 
 class RoundPixels:
-    """HDM Round Pixels: what is saved becomes rounded, as by hdm-sample; ComfyUI by itself cuts fractions off."""
+    """HDM Round Pixels: saved values are rounded, as in hdm-sample; ComfyUI alone truncates them."""
 
     CATEGORY, FUNCTION = CATEGORY, "round"
     RETURN_TYPES = ("IMAGE",)
-    DESCRIPTION = "Rounds to the 256 levels of a PNG. Goes between VAE Decode and Save Image."
+    DESCRIPTION = "Rounds to the 256 levels of a PNG. Put it between VAE Decode and Save Image."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI shows."""
+        """Return the inputs, as ComfyUI shows them."""
         return {"required": {"image": ("IMAGE",)}}
 
     def round(self, image: Tensor) -> tuple[Tensor]:
-        """Each value the least float above its level, so that 255 times it does not fall below."""
+        """Round each value to just above its level, so 255 times it is not truncated to the level below."""
         return (rounded(image),)
 
 
 def rounded(image: Tensor) -> Tensor:
-    """Values in [0, 1] at the nearest of 256 levels, from above."""
+    """Round values in [0, 1] to the nearest of 256 levels, plus the smallest float step."""
     level = (image.float() * 255.0).round() / 255.0
     return torch.nextafter(level, torch.full_like(level, 2.0)).clamp(0.0, 1.0)

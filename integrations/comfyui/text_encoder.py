@@ -1,4 +1,4 @@
-"""A text encoder of transformers as ComfyUI's CLIP: prompts as hdm-sample reads them.
+"""A transformers text encoder as ComfyUI's CLIP, which reads prompts like hdm-sample.
 
 Shapes: L tokens, D width.
 """
@@ -23,10 +23,10 @@ TOKENS = "hdm"
 
 
 class TextClip(comfy.sd.CLIP):
-    """CLIP for CLIPTextEncode and its relatives.
+    """CLIP for CLIPTextEncode and similar nodes.
 
-    A prompt is text and nothing else: parentheses do not weight it, and a longer one than the model's context is cut,
-    which is logged.
+    A prompt is plain text: parentheses do not weight it, and a prompt longer than the model's context is cut, which is
+    logged.
     """
 
     def __init__(self, encoder: TextEncoder, tokenizer: CaptionTokenizer) -> None:
@@ -42,35 +42,35 @@ class TextClip(comfy.sd.CLIP):
         self.use_clip_schedule, self.apply_hooks_to_conds = False, None
 
     def clone(self) -> "TextClip":
-        """The same with patches of its own."""
+        """Return a copy with patches of its own."""
         other = copy.copy(self)
         other.patcher = self.patcher.clone()
         return other
 
     def clip_layer(self, layer_idx: int) -> None:
-        """Refused: the model says which layer it was trained with."""
+        """Raise UserError: the model records the layer it was trained with."""
         what = "the model was trained with one hidden state of its text encoder, and records which"
-        raise UserError(what, where="clip", hint="leave the node that sets the layer out")
+        raise UserError(what, where="clip", hint="remove the node that sets the layer")
 
     def tokenize(self, text: str, return_word_ids: bool = False, **_later: Any) -> dict[str, Any]:
-        """A prompt's tokens, cut to the model's context."""
+        """Return a prompt's tokens, cut to the model's context."""
         if notice := self.cut_off(text):
             logging.warning(f"hdm-lightning: {notice}")
         ids, count = self.caption_tokenizer(text)
         return {TOKENS: [[(number, 1.0) for number in ids[:count]]]}
 
     def cut_off(self, text: str) -> str | None:
-        """What of a prompt is longer than the model's context; None if it fits."""
+        """Return a message about how much of a prompt exceeds the model's context; None if it fits."""
         context, tokenizer = self.caption_tokenizer.context_length, self.caption_tokenizer.tokenizer.transformers
         found = len(tokenizer(text)["input_ids"])
         if found <= context:
             return None
-        return f"{text[:40]!r}… has {found} tokens, and the model reads {context}: the last {found - context} are cut"
+        return f"{text[:40]!r}… has {found} tokens, but the model reads {context}: the last {found - context} are cut"
 
     def encode_from_tokens(self, tokens: dict[str, Any], return_pooled: Any = False, return_dict: bool = False) -> Any:
-        """The states (1, L, D) of the tokens."""
+        """Return the states (1, L, D) of the tokens."""
         if TOKENS not in tokens:
-            raise UserError("tokens are of another CLIP", where="clip", hint="use the CLIP of HDM Load Model")
+            raise UserError("tokens are from another CLIP", where="clip", hint="use the CLIP of HDM Load Model")
         states = self._states([number for number, *_ in tokens[TOKENS][0]])
         if return_dict:
             return {"cond": states, "pooled_output": None}
@@ -79,11 +79,11 @@ class TextClip(comfy.sd.CLIP):
     def encode_from_tokens_scheduled(
         self, tokens: dict[str, Any], unprojected: bool = False, add_dict: dict[str, Any] | None = None, **_later: Any
     ) -> list[Any]:
-        """A conditioning of one entry."""
+        """Return a conditioning with one entry."""
         return [[self.encode_from_tokens(tokens), {"pooled_output": None, **(add_dict or {})}]]
 
     def encode(self, text: str) -> Tensor:
-        """The states (1, L, D) of a prompt."""
+        """Return the states (1, L, D) of a prompt."""
         return self.encode_from_tokens(self.tokenize(text))
 
     def load_model(self) -> Any:

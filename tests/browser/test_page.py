@@ -152,7 +152,7 @@ def test_mistakes_are_messages(page):
     draw(page, "a star")
     toast = page.locator(".toast-body")
     toast.wait_for(timeout=SLOW_MS)
-    assert "33x32 is not made of multiples of" in toast.inner_text() and "Traceback" not in toast.inner_text()
+    assert "both sides of 33x32 must be multiples of" in toast.inner_text() and "Traceback" not in toast.inner_text()
 
 
 def test_stop_ends_what_draws_and_what_waits(page, served, browser):

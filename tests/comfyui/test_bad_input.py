@@ -27,7 +27,7 @@ def loading(**inputs):
 def test_a_model_of_another_kind(comfyui, run, tmp_path):
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4)}, tmp_path / "unet.safetensors")
     told = refused(comfyui, loading(name="(by path)", path=str(tmp_path / "unet.safetensors")))
-    assert "unet.safetensors: no tensor is that of an XUT" in told
+    assert "unet.safetensors: no tensor belongs to an XUT" in told
     told = refused(comfyui, loading(name="(by path)", path=str(tmp_path / "nothing")))
     assert "nothing: there is no such file or folder" in told
     assert "put the file or folder into models/hdm" in refused(comfyui, loading(name="(by path)"))
@@ -66,11 +66,11 @@ def test_a_text_encoder_that_is_not_here_is_named_with_how_to_get_it(comfyui, ru
 
 def test_sizes_that_do_not_fit(comfyui, run):
     told = refused(comfyui, drawing("run", width=100, height=60))
-    assert "100x60 is not made of multiples of 8" in told and "take 96x64" in told
+    assert "both sides of 100x60 must be multiples of 8" in told and "use 96x64" in told
     graph = drawing("run")
     graph["latent"] = node("EmptySD3LatentImage", width=80, height=72, batch_size=1)
     told = refused(comfyui, graph | {"latent": node("EmptyLatentImage", width=72, height=64, batch_size=1)})
-    assert "a picture of 36x32 is not made of multiples of 8" in told and "take 32x32" in told
+    assert "both sides of a 36x32 image must be multiples of 8" in told and "use 32x32" in told
 
 
 def test_a_prompt_that_is_longer_than_the_context(comfyui, run):
@@ -79,7 +79,7 @@ def test_a_prompt_that_is_longer_than_the_context(comfyui, run):
     graph["told"] = node("PreviewAny", source=["prompt", 1])
     outputs = comfyui.run(graph)
     (told,) = outputs["prompt"]["text"]
-    assert "has 18 tokens, and the model reads 12: the last 6 are cut" in told
+    assert "has 18 tokens, but the model reads 12: the last 6 are cut" in told
     assert told in json.dumps(outputs["told"], ensure_ascii=False)
     assert told in comfyui.log.read_text()
     graph["prompt"]["inputs"]["text"] = "a red circle"

@@ -118,7 +118,7 @@ def test_a_picture_of_elsewhere_opens_nothing(studio, runs, tmp_path):
     write_png(tmp_path / "foreign.png", torch.zeros(3, 8, 8, dtype=torch.uint8), record)
     wanted, notes = studio.settings_from(tmp_path / "foreign.png")
     assert wanted.models == [] and wanted.loras == [] and len(notes) == 3
-    with pytest.raises(UserError, match="carries no settings"):
+    with pytest.raises(UserError, match="contains no settings"):
         to_pil(torch.zeros(3, 8, 8, dtype=torch.uint8)).save(tmp_path / "plain.png")
         studio.settings_from(tmp_path / "plain.png")
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_drawn_is_refused(studio, runs, change, where):
 def test_a_cut_prompt_is_told(studio, runs):
     notes = []
     drawn(studio, Wanted("a red star " * 20, [str(runs / "one")], 32, 32, settings={"steps": 1}), notes)
-    assert re.search(r"the last \d+ are left out", notes[0])
+    assert re.search(r"the last \d+ are cut", notes[0])
 
 
 def test_models_stay_in_memory_and_the_one_unused_for_longest_goes(runs):

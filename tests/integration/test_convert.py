@@ -158,7 +158,7 @@ def test_other_wirings_go_to_comfyui_as_a_single_file_that_names_its_reader(
     assert {name.partition(".")[0] for name in load_file(file)} == {"network", "vae", "vae_mean", "vae_std"}
     assert all(tensor.dtype == torch.half for name, tensor in load_file(file).items() if "frequencies" not in name)
     assert convert(own_wiring, tmp_path / "comfy.ckpt", "--to", "comfyui") == 2
-    assert "only .safetensors has a place for the wiring" in capsys.readouterr().err
+    assert "only .safetensors can record the wiring" in capsys.readouterr().err
 
 
 def test_of_a_published_wiring_it_says_what_the_published_loader_cannot_have(
@@ -177,7 +177,7 @@ def test_a_single_file_with_a_broken_record_is_refused(
     tensors = load_file(file)
     for record, told in (
         ({"xut": {"width": 24, "heads": 1}}, "width is 24; expected heads * head_dim"),
-        ({"xut": 3}, "an object is a int"),
+        ({"xut": 3}, "expected an object, got int"),
         ({"xut": {**CONFIG.to_json(), "depth": 3}}, "the tensors do not fit the network"),
     ):
         save_file(tensors, file, {"hdm_lightning": json.dumps(record)})
@@ -206,7 +206,7 @@ def test_weights_beside_a_configuration_that_are_missing_or_broken_are_told(
     weights.write_bytes(b"cut short")
     for path in (ours, weights):
         assert convert(path) == 2
-        assert "neither a safetensors file nor one of torch" in capsys.readouterr().err
+        assert "neither a safetensors nor a torch file" in capsys.readouterr().err
 
 
 def test_mistakes_end_with_one_message(
@@ -219,7 +219,7 @@ def test_mistakes_end_with_one_message(
     assert convert(released, tmp_path / "out") == 2
     assert "--text-encoder" in capsys.readouterr().err
     assert convert(released, tmp_path / "out", "--vae", tmp_path) == 2
-    assert "holds no diffusers autoencoder" in capsys.readouterr().err
+    assert "contains no diffusers autoencoder" in capsys.readouterr().err
     assert convert(tiny_autoencoder, tmp_path / "out") == 2
     assert "XUT" in capsys.readouterr().err
     for name, target in (("model", "comfyui"), ("model.v2", "published"), ("model", "bare")):

@@ -274,7 +274,7 @@ def test_what_does_not_fit_is_named(pipeline, tiny_text_encoder, tiny_autoencode
         pipeline.draw(PROMPTS[:1], [0, 1], SETTINGS)
     with pytest.raises(ValueError, match="images"):
         pipeline.draw(PROMPTS[:1], [0], SETTINGS, images=torch.zeros(1, 3, 8, 8))
-    with pytest.raises(UserError, match="16 vectors, while the network was made for 24"):
+    with pytest.raises(UserError, match="16 context dimensions, but the network expects 24"):
         pipeline.with_network(XUT(dataclasses.replace(CONFIG, context_width=24)))
 
 
@@ -334,7 +334,7 @@ def test_a_bundle_draws_what_was_saved(tmp_path, pipeline, tiny_text_encoder):
 def test_broken_bundles_are_told(tmp_path, pipeline, tiny_text_encoder):
     with pytest.raises(UserError, match="does not exist"):
         load_pipeline(tmp_path / "nowhere", LoadOptions())
-    with pytest.raises(UserError, match="holds no trained model"):
+    with pytest.raises(UserError, match="contains no trained model"):
         load_pipeline(tmp_path, LoadOptions())
     save_final(
         tmp_path,
@@ -347,7 +347,7 @@ def test_broken_bundles_are_told(tmp_path, pipeline, tiny_text_encoder):
         load_pipeline(tmp_path, LoadOptions(weights="raw"))
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"model\.safetensors: is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors: is not a complete safetensors file"):
         load_pipeline(tmp_path, LoadOptions())
     (tmp_path / WEIGHTS).write_bytes(whole)
     tensors = load_file(tmp_path / WEIGHTS)

@@ -145,12 +145,12 @@ def test_a_published_file_is_drawn_by_its_repository_s_name_with_a_word_on_its_l
 ):
     hub.files["them/net"] = {"net.safetensors": published, "README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n# A net"}
     assert sample.main(["them/net", *published.options(tmp_path)]) == 0
-    assert "cc-by-nc-sa-4.0, by its card" in capsys.readouterr().err
+    assert "cc-by-nc-sa-4.0, according to its card" in capsys.readouterr().err
     hub.files["them/two"] = {"one.safetensors": published, "two.safetensors": published}
     assert sample.main(["them/two", *published.options(tmp_path)]) == 2
     assert "them/two/one.safetensors" in capsys.readouterr().err
     assert sample.main(["them/two/two.safetensors", *published.options(tmp_path)]) == 0
-    assert "does not say under which license" in capsys.readouterr().err
+    assert "does not state a license" in capsys.readouterr().err
     first, second = sorted((tmp_path / "out").glob("0*.png"))
     assert _pixels(first) == _pixels(second)
 
@@ -160,9 +160,9 @@ def test_the_pipeline_reads_what_was_published_and_says_its_license(hub, publish
     hub.files["them/net"] = {"net.safetensors": published, "README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n# A net"}
     hub.files["them/silent"] = {"net.safetensors": published}
     settings = {"seed": 0, "height": 16, "width": 16, "num_inference_steps": 1, "guidance_scale": 1.0}
-    with pytest.warns(UserWarning, match=r"cc-by-nc-sa-4\.0, by its card.*forbids commercial use"):
+    with pytest.warns(UserWarning, match=r"cc-by-nc-sa-4\.0, according to its card.*forbids commercial use"):
         pipeline = HDMPipeline.from_pretrained("them/net", **own)
-    with pytest.warns(UserWarning, match="does not say under which license.*released.*CC-BY-NC-SA"):
+    with pytest.warns(UserWarning, match="does not state a license.*released.*CC-BY-NC-SA"):
         again = HDMPipeline.from_pretrained("them/silent", **own)
     assert sample.main(["them/net", *published.options(tmp_path)]) == 0
     drawn = [each("a star", **settings).images[0].tobytes() for each in (pipeline, again)]

@@ -174,14 +174,14 @@ def test_another_network_s_and_another_base_s_are_refused(base, adapter, tmp_pat
     with pytest.raises(UserError, match="text_projection is 32x24 there, 32x16"):
         pipeline.load_lora_weights(replace(one, layers={"text_projection": wider}), "wider")
     save_file({"text_projection.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="no plain LoRA"):
+    with pytest.raises(UserError, match="not a plain LoRA"):
         pipeline.load_lora_weights(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="holds no adapter") as refused:
+    with pytest.raises(UserError, match="contains no adapter") as refused:
         pipeline.load_lora_weights(base)
     assert "a whole model" in refused.value.hint
     with pytest.raises(UserError, match="there is no such adapter"):
         pipeline.load_lora_weights(tmp_path / "nothing")
-    with pytest.raises(UserError, match="adapters beside"):
+    with pytest.raises(UserError, match="has adapters loaded"):
         pipeline.save_pretrained(tmp_path / "saved")
 
 
@@ -241,7 +241,7 @@ def test_a_single_file_is_drawn_over_its_base_or_names_the_way(base, adapter, tm
     assert f"hdm-sample BASE --lora {file}" in capsys.readouterr().err
     write_lora(file, replace(adapter(1), base=Base(str(file))))
     assert sample.main([str(file), *options]) == 2
-    assert "is a LoRA, too" in capsys.readouterr().err
+    assert "is itself a LoRA" in capsys.readouterr().err
 
 
 def test_a_lora_on_the_hub_is_drawn_over_its_base(base, adapter, tmp_path, capsys, monkeypatch):

@@ -305,7 +305,7 @@ def test_a_folder_names_no_classes_but_known_ones(final, tmp_path, part):
     with pytest.raises(UserError, match=rf"names \['evil', 'Evil'\] as {part}"):
         HDMPipeline.from_pretrained(folder, trust_remote_code=True)
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": ["evil", "Evil"]}))
-    with pytest.raises(UserError, match="is not that of an HDMPipeline"):
+    with pytest.raises(UserError, match="does not describe an HDMPipeline"):
         HDMPipeline.from_pretrained(folder)
 
 
@@ -318,7 +318,7 @@ def test_folders_that_are_not_there_or_are_not_whole_are_told(final, tmp_path, m
     with pytest.raises(UserError, match=r"lacks vae/\*"):
         HDMPipeline.from_pretrained("half")
     os.remove("half/model_index.json")  # as while it is being written
-    with pytest.raises(UserError, match=r"is not whole: model_index\.json"):
+    with pytest.raises(UserError, match=r"is incomplete: model_index\.json"):
         load_pipeline(tmp_path / "half", LoadOptions())
 
 

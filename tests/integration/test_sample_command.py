@@ -115,7 +115,7 @@ def test_repeat_of_a_picture_drawn_from_noise_takes_a_strength_with_an_image_onl
     command = ["--repeat", str(original), "--strength", "0.5", "--out"]
     capsys.readouterr()
     assert sample.main([*command, str(tmp_path / "b")]) == 2
-    assert "--strength: is given without an image" in capsys.readouterr().err
+    assert "--strength: needs an image to start from" in capsys.readouterr().err
     assert sample.main([*command, str(tmp_path / "c"), "--image", str(original)]) == 0
     (changed,) = (tmp_path / "c").glob("*.png")
     assert (read_record(changed).image, read_record(changed).settings.strength) == (str(original), 0.5)
@@ -161,7 +161,7 @@ def test_a_picture_of_any_size_keeps_its_size_where_padding_is_asked_for(run_fol
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 59, 3), dtype=np.uint8)).save(start)
     command = [str(run_folder), "a star", "--image", str(start), "--strength", "0.3"]
     assert sample.main([*command, "--size", "image", "--out", str(tmp_path / "a")]) == 2
-    assert "--size: 59x41 is not made of multiples of 4\n  hint: give 60x40, or add" in capsys.readouterr().err
+    assert "--size: both sides of 59x41 must be multiples of 4\n  hint: use 60x40, or add" in capsys.readouterr().err
     padded = ["--size", "image", "--on-indivisible", "pad"]
     assert sample.main([*command, *padded, "--out", str(tmp_path / "a")]) == 0
     assert "warning" not in capsys.readouterr().err
@@ -171,7 +171,7 @@ def test_a_picture_of_any_size_keeps_its_size_where_padding_is_asked_for(run_fol
     (repeated,) = (tmp_path / "b").glob("*.png")
     assert np.array_equal(pixels(original), pixels(repeated))
     assert sample.main([*command, "--out", str(tmp_path / "c")]) == 0
-    assert f"warning: {start} is scaled and cut about its center to 32x32" in capsys.readouterr().err
+    assert f"warning: {start} is scaled and center-cropped to 32x32" in capsys.readouterr().err
 
 
 def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monkeypatch):
@@ -189,15 +189,15 @@ def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monke
     [
         (
             ["a star", "--size", "33x32"],
-            "--size: 33x32 is not made of multiples of 4\n  hint: give 32x32, or add --on-indivisible pad",
+            "--size: both sides of 33x32 must be multiples of 4\n  hint: use 32x32, or add --on-indivisible pad",
         ),
-        (["a star", "--size", "big"], "--size: 'big' is no size"),
-        (["a star", "--size", "image"], "--size image: image means the one to start from"),
+        (["a star", "--size", "big"], "--size: 'big' is not a size"),
+        (["a star", "--size", "image"], "--size image: needs an image to start from"),
         (["a star", "--solver", "magic"], "--solver: 'magic' is not known"),
         (["a star", "--count", "0"], "--count: 0 is below 1"),
         (["a star", "--seed", str(2**63 - 2), "--count", "3"], f"--seed: counts up to {2**63}"),
         (["a star", "--zoom", "inf"], "zoom: got inf"),
-        (["a star", "--strength", "0.5"], "--strength: is given without an image"),
+        (["a star", "--strength", "0.5"], "--strength: needs an image to start from"),
         (["a star", "--stepz", "4"], "unknown argument '--stepz'\n  hint: did you mean '--steps'?"),
         (["a star", "steps=4"], "steps=4: is an option without dashes\n  hint: hdm-sample takes flags: --steps 4;"),
         (
@@ -208,7 +208,7 @@ def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monke
         (["a star", "--image", "nowhere.png"], "nowhere.png: does not exist"),
         (["a star", "--device", "abacus"], "--device: 'abacus' is not a device"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt: cannot be read"),
-        (["a star", "--out", "/dev/null"], "--out /dev/null: cannot be made"),
+        (["a star", "--out", "/dev/null"], "--out /dev/null: cannot be created"),
         (["a star", "--text-encoder", "./nowhere"], "text_encoder: there is no folder './nowhere'"),
     ],
 )
@@ -228,8 +228,8 @@ def test_prompts_that_are_longer_than_the_model_reads_are_warned_of(run_folder, 
     assert len(warnings) == 1
     tokenizer = HDMPipeline.from_pretrained(run_folder).caption_tokenizer
     whole = tokenizer.tokenizer.transformers(long)["input_ids"]
-    assert f"the last {len(whole) - 16} are left out" in warnings[0] and "red star'" in warnings[0]
-    with pytest.warns(UserWarning, match=f"the last {len(whole) - 16} are left out"):
+    assert f"the last {len(whole) - 16} are cut" in warnings[0] and "red star'" in warnings[0]
+    with pytest.warns(UserWarning, match=f"the last {len(whole) - 16} are cut"):
         HDMPipeline.from_pretrained(run_folder)(long, num_inference_steps=1)
 
 
@@ -238,7 +238,7 @@ def test_without_model_or_with_a_plain_picture(tmp_path, capsys):
     assert "MODEL: is missing" in capsys.readouterr().err
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert sample.main(["--repeat", str(tmp_path / "plain.png")]) == 2
-    assert "carries no settings" in capsys.readouterr().err
+    assert "contains no settings" in capsys.readouterr().err
 
 
 def test_a_compiled_network_draws_the_same_with_a_graph_for_each_kind_of_block_and_batch(

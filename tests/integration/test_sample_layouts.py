@@ -242,13 +242,13 @@ def without(names):
 @pytest.mark.parametrize(
     ("tensors", "messages"),
     [
-        (without(("vae",)), ["holds no autoencoder with its normalization", "--vae"]),
-        (without(("vae_std",)), ["holds no autoencoder with its normalization"]),
+        (without(("vae",)), ["contains no autoencoder with its normalization", "--vae"]),
+        (without(("vae_std",)), ["contains no autoencoder with its normalization"]),
         (without(("vae.decoder.mid_block",)), ["not those of an AutoencoderKL"]),
         (without(("unet.model.ctx_proj.bias",)), ["missing (1): ctx_proj.bias"]),
-        (without(("unet.",)), ["no tensor is that of an XUT", "unexpected (", "vae.encoder."]),
-        (network().state_dict(), ["the weights of this project without their configuration"]),
-        ({f"network.{n}": t for n, t in network().state_dict().items()}, ["is a checkpoint of a training", "final/"]),
+        (without(("unet.",)), ["no tensor belongs to an XUT", "unexpected (", "vae.encoder."]),
+        (network().state_dict(), ["has weights of this project without their configuration"]),
+        ({f"network.{n}": t for n, t in network().state_dict().items()}, ["is a training checkpoint", "final/"]),
     ],
     ids=["no vae", "no statistics", "half a vae", "half a network", "no network", "our weights", "our checkpoint"],
 )
@@ -268,7 +268,7 @@ def test_a_folder_of_ours_without_an_autoencoder_is_told(tmp_path, tiny_text_enc
     assert convert.main(["bare.safetensors", "ours", "--text-encoder", str(tiny_text_encoder)]) == 0
     assert sample.main(["ours", *DRAW]) == 2
     told = capsys.readouterr().err
-    assert "ours: holds no autoencoder (vae/)" in told
+    assert "ours: contains no autoencoder (vae/)" in told
     assert "hint: name one with --vae" in told
 
 
@@ -294,7 +294,7 @@ def test_a_run_that_trained_an_autoencoder_is_told_as_one(tmp_path, tiny_autoenc
         (run / name).write_text("")
     assert sample.main([str(run), PROMPT, "--out", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
-    assert "has trained an autoencoder" in told
+    assert "trained an autoencoder, not a network" in told
     assert f"vae.name={run / 'final'}" in told
 
 
@@ -302,9 +302,9 @@ def test_what_is_no_model_is_told(tmp_path, tiny_text_encoder, tiny_autoencoder,
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "bad.safetensors").write_text("hello")
     for path, message in [
-        (tmp_path / "text.txt", "neither a safetensors file nor one of torch"),
-        (tmp_path / "bad.safetensors", "neither a safetensors file nor one of torch"),
-        (tmp_path, "holds no trained model"),
+        (tmp_path / "text.txt", "neither a safetensors nor a torch file"),
+        (tmp_path / "bad.safetensors", "neither a safetensors nor a torch file"),
+        (tmp_path, "contains no trained model"),
         (tiny_autoencoder, "an XUT in it"),
         (tmp_path / "nowhere", "does not exist"),
     ]:

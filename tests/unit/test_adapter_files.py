@@ -86,7 +86,7 @@ def test_patterns_of_an_adapter_of_the_whole_transformer_have_its_prefix(tmp_pat
     [
         ({"use_dora": True}, "use_dora"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
-        ({"init_lora_weights": "olora"}, "other weights"),
+        ({"init_lora_weights": "olora"}, "changed base weights"),
         ({"modules_to_save": ["a"]}, "modules_to_save"),
         ({"bias": "all"}, "LORA"),
         ({"peft_type": "VERA"}, "VERA"),

@@ -106,13 +106,13 @@ def test_a_config_that_is_no_object_is_refused(folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"down_block_types": ["DownEncoderBlock2D"]}, "gives back|cannot encode|4 × 4 cells"),
+        ({"down_block_types": ["DownEncoderBlock2D"]}, "returns|cannot encode|4 × 4 cells"),
         (
             {"up_block_types": ["UpDecoderBlock2D"]},
-            "gives back|cannot encode",
+            "returns|cannot encode",
         ),
         ({"in_channels": 4}, "cannot encode an image"),
-        ({"out_channels": 4}, "gives back"),
+        ({"out_channels": 4}, "returns"),
         ({"latent_channels": 0}, "cannot encode an image"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -168,7 +168,7 @@ def test_timm_networks_come_with_their_own_preprocessing(monkeypatch):
     assert (network.name, network.width, network.preprocessing.side_px) == ("resnet_tiny", 3, 20)
     flat = torch.full((1, 3, 40, 40), 51, dtype=torch.uint8)
     torch.testing.assert_close(network(flat), torch.tensor([[0.1, 0.0, -0.1]]))
-    with pytest.raises(UserError, match=r"timm has no pretrained 'other' here \(Unknown model"):
+    with pytest.raises(UserError, match=r"timm cannot load a pretrained 'other' \(Unknown model"):
         load_feature_network("timm:other", CPU)
 
 
@@ -191,7 +191,7 @@ def test_weights_of_inception_that_cannot_be_had_are_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", unreachable)
     with pytest.raises(
-        UserError, match=r"the weights of FID's network cannot be had \(no route to the host\)"
+        UserError, match=r"the weights of FID's network cannot be downloaded \(no route to the host\)"
     ) as error:
         load_feature_network("inception", CPU)
     assert "efficientnet_lite0" in str(error.value)

@@ -89,10 +89,10 @@ def test_weights_of_another_wiring_are_warned_of(tmp_path: Path) -> None:
 
 def test_files_without_a_model_are_told(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no header")
-    with pytest.raises(UserError, match="neither a safetensors file nor one of torch"):
+    with pytest.raises(UserError, match="neither a safetensors nor a torch file"):
         load_initial_weights(network(1), str(tmp_path / "broken.safetensors"))
     write_tensors(tmp_path / "vae.safetensors", {"encoder.conv_in.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"init: no tensor is that of an XUT") as caught:
+    with pytest.raises(UserError, match=r"init: no tensor belongs to an XUT") as caught:
         load_initial_weights(network(1), str(tmp_path / "vae.safetensors"))
     assert "unexpected (1): encoder.conv_in.weight" in str(caught.value)
     with pytest.raises(UserError, match="there is no model in"):

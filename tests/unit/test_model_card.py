@@ -88,7 +88,7 @@ def test_the_license_of_a_base_is_said_and_is_the_model_s_where_no_other_is_give
     (tmp_path / "README.md").write_text(model_card(CONFIG.to_json(), None, training))
     assert card_license(tmp_path / "README.md") == stated
     card = (tmp_path / "README.md").read_text()
-    assert "\nbase_model: them/net\n" in card and "began with the weights of them/net" in card
+    assert "\nbase_model: them/net\n" in card and "started from the weights of them/net" in card
     assert (of_base or "is unknown").removeprefix("other: ") in card.split("## License")[1]
 
 
@@ -99,7 +99,7 @@ def test_a_license_that_the_hub_has_no_identifier_for_stays_one_of_a_name(tmp_pa
     card = model_card(CONFIG.to_json(), None, {"base": {"name": "them/net", "license": license, "hub": True}})
     front = yaml.safe_load(card.split("---")[1])
     assert (front["license"], front["license_name"]) == ("other", "flux-1-dev")
-    assert "flux-1-dev, as the model" in card and "other:" not in card.split("---", 2)[2]
+    assert "flux-1-dev, like the model" in card and "other:" not in card.split("---", 2)[2]
 
 
 def test_a_folder_or_what_is_no_name_is_no_base_model(tmp_path):

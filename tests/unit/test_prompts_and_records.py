@@ -92,7 +92,7 @@ def test_what_no_model_reads_is_refused_before_it_is_tokenized():
 def test_prompts_without_end_are_read_no_further_than_any_list_goes(monkeypatch, way):
     with open("/dev/zero", "rb") as endless:
         monkeypatch.setattr("sys.stdin", endless)
-        with pytest.raises(UserError, match="holds more than"):
+        with pytest.raises(UserError, match="has more than"):
             asked(prompt_file="/dev/zero" if way == "file" else "-")
 
 
@@ -239,4 +239,4 @@ def test_a_card_that_cannot_be_read_tells_no_license(tmp_path, front):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     assert "is under mit" in license_note(tmp_path, "me/net")
     (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
-    assert "does not say" in license_note(tmp_path, "me/net")
+    assert "does not state a license" in license_note(tmp_path, "me/net")

@@ -151,15 +151,15 @@ class Trap:
 def test_checkpoints_are_loaded_weights_only(tmp_path: Path) -> None:
     path = tmp_path / "trap.ckpt"
     torch.save({"state_dict": single_file(), "callbacks": Trap()}, path)
-    with pytest.raises(UserError, match=r"trap\.ckpt: holds more than tensors and plain data"):
+    with pytest.raises(UserError, match=r"trap\.ckpt: contains more than tensors and plain data"):
         read_release(path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.safetensors", b"no header", "neither a safetensors file nor one of torch"),
-        ("a.ckpt", b"PK no zip", "no whole file of torch"),
+        ("a.safetensors", b"no header", "neither a safetensors nor a torch file"),
+        ("a.ckpt", b"PK no zip", "not a complete torch file"),
         ("a.gguf", b"GGUF\3", "llama.cpp"),
     ],
 )
@@ -174,7 +174,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path, name: str, content: byt
 
 def test_torch_files_without_named_tensors_are_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="holds no tensors by name"):
+    with pytest.raises(UserError, match="contains no named tensors"):
         read_release(tmp_path / "list.pt")
 
 
@@ -201,7 +201,7 @@ def test_a_wrong_file_gets_a_list_of_what_differs() -> None:
 
 def test_a_file_without_a_network_says_what_it_holds() -> None:
     other = {"model.diffusion_model.x": torch.zeros(1)}
-    with pytest.raises(ValueError, match="no tensor is that of an XUT") as caught:
+    with pytest.raises(ValueError, match="no tensor belongs to an XUT") as caught:
         release_from_tensors(other)
     lines = str(caught.value).splitlines()
     assert lines[1].startswith("  missing (4): in_patch.proj.weight, ctx_proj.weight, ")
@@ -267,7 +267,7 @@ def test_comfyui_file_has_network_and_autoencoder_and_nothing_else(tmp_path: Pat
     same_bits(tensors, expected)
     assert tensors["vae_mean"].shape == (1, 4, 1, 1)
     lacking = release_from_tensors({n: t for n, t in single_file().items() if not n.startswith("vae.")})
-    with pytest.raises(ValueError, match="the loader expects the autoencoder in the file, and vae is missing"):
+    with pytest.raises(ValueError, match="the loader expects the autoencoder in the file, but vae is missing"):
         write_comfyui(path, lacking)
 
 

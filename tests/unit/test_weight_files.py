@@ -216,12 +216,12 @@ def test_weights_that_are_no_numbers_are_named_wherever_they_are_read(bare, tmp_
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
 PLACEHOLDERS = {
     "pointer": (LFS, "Git LFS", "git lfs pull"),
-    "page": (b"\xef\xbb\xbf \n<!DOCTYPE html><html>Access denied</html>", "page of HTML", "download"),
+    "page": (b"\xef\xbb\xbf \n<!DOCTYPE html><html>Access denied</html>", "HTML or XML page", "download"),
     "answer": (b'{"error": "Repository not found"}', "JSON", "download"),
     "empty": (b"", "empty", "download"),
     "zeros": (bytes(5000), "zeros", "download"),
     "gzip": (b"\x1f\x8b\x08\x00aaaa", "gzip", "gunzip"),
-    "other": (b"RIFF....WEBP", "neither a safetensors file nor one of torch", "download"),
+    "other": (b"RIFF....WEBP", "neither a safetensors nor a torch file", "download"),
 }
 
 
@@ -283,7 +283,7 @@ def test_what_is_beside_the_tensors_is_bounded_before_it_is_unpacked(tmp_path, m
     monkeypatch.setattr(tensor_files, "_LONGEST_PICKLE", 1000)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", bytes(1001))
-    with pytest.raises(UserError, match="1,001 bytes beside its tensors"):
+    with pytest.raises(UserError, match="1,001 bytes besides its tensors"):
         read_tensors(path)
 
 
@@ -291,7 +291,7 @@ def test_a_zip_of_other_things_is_no_file_of_weights(bare, tmp_path):
     save_file(bare, tmp_path / "a.safetensors")
     with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
         archive.write(tmp_path / "a.safetensors", "a.safetensors")
-    with pytest.raises(UserError, match="no whole file of torch"):
+    with pytest.raises(UserError, match="not a complete torch file"):
         read_tensors(tmp_path / "a.ckpt")
 
 

@@ -73,7 +73,7 @@ def _sample(argv: Sequence[str] | None) -> None:
     request, machine = _REQUEST.read(given), _MACHINE.read(given)
     overrides = {key: value for key, value in vars(_OVERRIDES.read(given)).items() if value is not None}
     if request.model is not None:  # before the imports, which take seconds
-        require_there(str(request.model), "use a run folder, a diffusers folder or a file")
+        require_there(str(request.model), "use a run's folder, a diffusers folder or a file")
     with collection_paused():
         from hdm_lightning.generation.drawing import draw_request  # noqa: PLC0415  (imports torch; keeps --help fast)
         from hdm_lightning.profiling.system import chosen_device  # noqa: PLC0415

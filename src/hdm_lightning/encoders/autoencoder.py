@@ -1,6 +1,6 @@
-"""A diffusers AutoencoderKL as a frozen autoencoder with normalised latents.
+"""A diffusers AutoencoderKL as a frozen autoencoder with normalized latents.
 
-Image sizes that its factor does not divide are refused or padded by choice, never silently cropped.
+Image sizes not divisible by its factor are refused or padded as requested, never silently cropped.
 
 Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f, w = W/f.
 """
@@ -37,7 +37,7 @@ from hdm_lightning.precision import parse_dtype
 OnIndivisible = Literal["refuse", "pad"]
 
 MAX_PIXELS = 5_500_000
-"""Five images of 1024 x 1024; encoding takes about 6.5 GiB in SDXL's autoencoder in bfloat16, twice that in float32."""
+"""Five 1024 x 1024 images; SDXL's autoencoder needs about 6.5 GiB to encode them in bfloat16, twice that in float32."""
 
 
 def load_autoencoder(
@@ -50,21 +50,21 @@ def load_autoencoder(
     std: Sequence[float] | None = None,
     where: str = "vae.name",
 ) -> ImageAutoencoder:
-    """Load a frozen AutoencoderKL with the normalisation of its latents, on the CPU.
+    """Load a frozen AutoencoderKL with the normalization of its latents, on the CPU.
 
     Args:
         name: folder of an AutoencoderKL; a run, its `final/`, or any folder with an autoencoder in `vae/`; hub name
             `OWNER/NAME` or `OWNER/NAME/vae`; or `package:NAME/FOLDER`.
-        dtype: dtype of the weights and of the computation, also under autocast; what goes in and out is float32.
+        dtype: dtype of the weights and of the computation, also under autocast; inputs and outputs are float32.
             `auto` follows the device that the autoencoder is moved to: bfloat16 on CUDA that has it, else float32.
-        max_pixels: of the images encoded or decoded at once, together; one image always is.
-        cache_size: images whose latents are remembered in RAM; 0 remembers none.
-        mean, std: per latent channel; None takes `latents_mean`/`latents_std` of the model's config.json,
+        max_pixels: total pixels of the images encoded or decoded at once; a larger image goes alone.
+        cache_size: number of images whose latents are cached in RAM; 0 turns the cache off.
+        mean, std: per latent channel; None uses `latents_mean`/`latents_std` of the model's config.json,
             else its `scaling_factor`/`shift_factor`.
         where: configuration key to name in errors.
 
     Raises:
-        UserError: if the model cannot be had or read, or nothing tells the normalisation.
+        UserError: the model is not available or cannot be read, or its normalization is unknown.
     """
     chosen = parse_dtype(dtype, where=sibling_key(where, "dtype"))
     folder = locate_autoencoder(name, where=where)
@@ -83,15 +83,15 @@ def autoencoder_from_tensors(
     *,
     config: Mapping[str, Any] | None = None,
 ) -> "KLAutoencoder":
-    """Build a frozen autoencoder in float32 around tensors, as single-file checkpoints carry them.
+    """Build a frozen autoencoder in float32 from tensors, as in single-file checkpoints.
 
     Args:
         tensors: names as in a diffusers AutoencoderKL, without prefix.
-        mean, std: normalisation per latent channel.
-        config: its config.json, where the file has one; None reads the shape off the tensors.
+        mean, std: normalization per latent channel.
+        config: its config.json, if the file has one; None infers the architecture from the tensors.
 
     Raises:
-        ValueError: if the tensors are not those of an AutoencoderKL.
+        ValueError: the tensors are not those of an AutoencoderKL.
     """
     import diffusers  # noqa: PLC0415  (seconds to import)
 
@@ -109,11 +109,11 @@ class KLAutoencoder:
     """A frozen diffusers AutoencoderKL behind the `ImageAutoencoder` protocol; see `load_autoencoder`.
 
     Args:
-        model: an AutoencoderKL, any number of latent channels; its configuration takes over the normalisation.
+        model: an AutoencoderKL, any number of latent channels; the normalization is written to its configuration.
         mean, std: per latent channel, each of length C.
-        max_pixels: of the images encoded or decoded at once, together; one image always is.
-        source: folder the weights came from; `save` copies its weight file, which may be of higher precision.
-        auto: whether `to` also casts the weights to what suits the device.
+        max_pixels: total pixels of the images encoded or decoded at once; a larger image goes alone.
+        source: folder the weights came from; `save` copies its weights file, which may have a higher precision.
+        auto: whether `to` also casts the weights to the dtype that suits the device.
 
     Attributes:
         channels: latent channels C.
@@ -154,49 +154,49 @@ class KLAutoencoder:
         return next(self.model.parameters()).dtype
 
     def to(self, device: torch.device | str) -> Self:
-        """Move weights and normalisation to a device; on CUDA channels go last, as its convolutions want them."""
+        """Move weights and normalization to a device; on CUDA to channels last, for fast convolutions."""
         place(self.model, device, auto=self._auto)
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         self.lay_out(torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format)
         return self
 
     def lay_out(self, layout: torch.memory_format) -> None:
-        """Lay weights and activations out in memory; what comes out of the autoencoder is contiguous in any case."""
+        """Set the memory format of weights and activations; outputs are always contiguous."""
         self._layout = torch.preserve_format if layout == torch.contiguous_format else layout
         self.model.to(memory_format=layout)
 
     def compile_blocks(self) -> None:
-        """Compile each block of the encoder by itself, for the shapes that come."""
+        """Compile each block of the encoder separately, for each input shape."""
         encoder = self.model.encoder
         for block in (*encoder.down_blocks, encoder.mid_block):
             block.compile(dynamic=False)
 
     @torch.no_grad()
     def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W) in [−1, 1] to normalised latents (B, C, h, w), float32."""
+        """Encode images (B, 3, H, W) in [−1, 1] to normalized latents (B, C, h, w), float32."""
         return self.from_moments(self.moments(image), noise=noise)
 
     @torch.no_grad()
     def moments(self, image: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [−1, 1] to mean and standard deviation (B, 2, C, h, w), float32, not normalised."""
+        """Encode images (B, 3, H, W) in [−1, 1] to mean and std (B, 2, C, h, w), float32, not normalized."""
         if image.dim() != 4 or image.shape[1] != 3 or any(side % self.factor for side in image.shape[2:]):
             expected = f"(B, 3, H, W) with H and W divisible by {self.factor}"
             raise ValueError(f"image: got shape {tuple(image.shape)}, expected {expected}")
         return torch.cat([self._posterior(part) for part in self._parts(image, 1)])
 
     def from_moments(self, moments: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Moments (B, 2, C, h, w) to normalised latents (B, C, h, w), float32: the mean, or with noise a sample."""
+        """Turn moments (B, 2, C, h, w) into normalized latents (B, C, h, w), float32; with noise they are samples."""
         latent = moments[:, 0].float()
         if noise is not None:
             if noise.shape != latent.shape:
                 raise ValueError(f"noise: got shape {tuple(noise.shape)}, expected {tuple(latent.shape)}")
             latent = latent + moments[:, 1].float() * noise.to(latent)
-        # diffusers' pipelines move the model alone.
+        # diffusers pipelines move only the model.
         return ((latent - self.mean.to(latent.device)) / self.std.to(latent.device)).contiguous()
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Normalised latents (B, C, h, w) to images (B, 3, H, W), clipped to [−1, 1]."""
+        """Decode normalized latents (B, C, h, w) to images (B, 3, H, W), clipped to [−1, 1]."""
         if latent.dim() != 4 or latent.shape[1] != self.channels:
             raise ValueError(f"latent: got shape {tuple(latent.shape)}, expected (B, {self.channels}, h, w)")
         raw = latent.float() * self.std.to(latent.device) + self.mean.to(latent.device)
@@ -206,24 +206,24 @@ class KLAutoencoder:
         return torch.cat(images).clamp(-1.0, 1.0).contiguous()
 
     def reconstruct(self, image: Tensor, *, on_indivisible: OnIndivisible = "refuse") -> Tensor:
-        """Images (B, 3, H, W) in [−1, 1] through the autoencoder and back, of the same size.
+        """Encode and decode images (B, 3, H, W) in [−1, 1], keeping their size.
 
-        Sides that the factor does not divide are refused (ValueError), or padded by mirroring the edges and cut back.
+        Sides not divisible by the factor are refused (ValueError), or padded by mirroring the edges and cropped back.
         """
         padded = pad_to_multiple(image, self.factor, on_indivisible)
         return cut_to(self.decode(self.encode(padded)), *image.shape[-2:])
 
     def save(self, folder: Path) -> None:
-        """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder` and diffusers."""
+        """Write a diffusers folder with the normalization in its config.json, for `load_autoencoder` and diffusers."""
         weights = None if self.source is None else self.source / WEIGHTS_FILE
-        self.model.to(memory_format=torch.contiguous_format)  # as safetensors wants it
+        self.model.to(memory_format=torch.contiguous_format)  # safetensors requires it
         write_autoencoder(self.model, folder, weights if weights is not None and weights.is_file() else None)
         self.model.to(memory_format=self._layout)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the encoder's half: of its weight file where it came from one, whatever dtype it computes in."""
-        # What `auto` has cast to bfloat16 and back has lost digits.
+        """Hash of the encoder half, from its weights file if there is one, so independent of the dtype in use."""
+        # Weights that `auto` cast to bfloat16 and back have lost digits.
         if self.source is None or (self.dtype == torch.float32 and not self._auto):
             return encoder_fingerprint(self.model)
         return folder_fingerprint(self.source, where=str(self.source))
@@ -234,7 +234,7 @@ class KLAutoencoder:
         return torch.stack([posterior.mean.float(), posterior.std.float()], dim=1)
 
     def _parts(self, batch: Tensor, scale: int) -> Iterator[Tensor]:
-        """As many of the batch as go at once; `scale` is image pixels per cell along one side."""
+        """Split a batch into parts of at most `max_pixels`; `scale` is image pixels per cell along one side."""
         pixels = scale**2 * batch.shape[2] * batch.shape[3]
         return iter(batch.split(max(1, self.max_pixels // pixels)))
 
@@ -248,20 +248,20 @@ def latent_statistics(
     where: str,
     key: str = "name",
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel: as given, else as an AutoencoderKL's configuration has them.
+    """Return mean and standard deviation per channel: as passed, else from an AutoencoderKL's configuration.
 
-    A scaling factor beside per-channel statistics is not applied: it serves samplers that want another
-    variance, while flow matching wants unit variance. Alone, it means z' = (z − shift)·scale.
+    A scaling factor next to per-channel statistics is not applied: it is for samplers that expect another
+    variance, while flow matching needs unit variance. Alone, it means z' = (z − shift)·scale.
 
     Args:
         written: the fields of that configuration.
-        channels: of its latents.
-        mean, std: as given.
-        where: its file, to name in errors.
-        key: the one that names the autoencoder; `mean` and `std` are its siblings.
+        channels: latent channels.
+        mean, std: override the configuration.
+        where: the configuration's file, to name in errors.
+        key: configuration key of the autoencoder's name; `mean` and `std` are its siblings.
 
     Raises:
-        UserError: they are contradictory or missing.
+        UserError: they are missing or wrong.
     """
     if mean is not None or std is not None:
         return _pair((mean, std), channels, ("mean", "std"), lambda name: sibling_key(key, name))
@@ -271,26 +271,26 @@ def latent_statistics(
         return _pair(stated, channels, names, lambda name: where)
     if written.get("scaling_factor") is None:
         what = "states no normalization of the latents (latents_mean and latents_std, or scaling_factor)"
-        hint = f"add them to the file, or give {sibling_key(key, 'mean')} and {sibling_key(key, 'std')}"
+        hint = f"add them to the file, or set {sibling_key(key, 'mean')} and {sibling_key(key, 'std')}"
         raise UserError(what, where=where, hint=hint)
     shift, scale = (_numbers([written.get(name) or 0.0], name, where)[0] for name in ("shift_factor", "scaling_factor"))
     if scale <= 0:
-        raise UserError(f"scaling_factor: is {scale}", where=where, hint="give one above 0")
+        raise UserError(f"scaling_factor: is {scale}", where=where, hint="set a value above 0")
     return [shift] * channels, [1.0 / scale] * channels
 
 
 def _pair(
     values: tuple[Any, Any], channels: int, names: tuple[str, str], place: Callable[[str], str]
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of so many channels; `place` is the file or key of each, to name in errors.
+    """Check mean and standard deviation of `channels` channels; `place` maps each to the file or key to name in errors.
 
     Raises:
         UserError: one is missing or wrong.
     """
     for name, value, other in zip(names, values, reversed(names), strict=True):
         if value is None:
-            hint = f"give both: {channels} numbers each, one a channel"
-            raise UserError(f"{name}: is missing beside {other}", where=place(name), hint=hint)
+            hint = f"set both: {channels} numbers each, one per channel"
+            raise UserError(f"{name}: is missing, while {other} is set", where=place(name), hint=hint)
     mean, std = (_numbers(value, name, place(name)) for name, value in zip(names, values, strict=True))
     for name, found, wrong in zip(names, (mean, std), (False, min(std, default=0.0) <= 0), strict=True):
         if len(found) != channels or wrong:
@@ -299,11 +299,11 @@ def _pair(
     return mean, std
 
 
-_ONE_A_CHANNEL = "give one number a channel of the latents"
+_ONE_A_CHANNEL = "set one number per channel of the latents"
 
 
 def _numbers(values: Any, name: str, where: str) -> list[float]:
-    """Values of a key as floats. Raises UserError: they are no list of finite numbers."""
+    """Return the values of a key as floats. Raises UserError: they are not a list of finite numbers."""
     try:
         if any(isinstance(each, bool | str) for each in values):
             raise ValueError
@@ -311,21 +311,21 @@ def _numbers(values: Any, name: str, where: str) -> list[float]:
     except (TypeError, ValueError, OverflowError):
         found = [float("nan")]
     if not all(map(isfinite, found)):
-        what = f"{name}: is to be finite numbers, got {str(values)[:80]}"
+        what = f"{name}: expected finite numbers, got {str(values)[:80]}"
         raise UserError(what, where=where, hint=_ONE_A_CHANNEL)
     return found
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
-    """The smallest size, both sides multiples of `multiple`, that holds an image."""
+    """Return the smallest size that contains an image and whose sides are multiples of `multiple`."""
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
 def pad_to_multiple(image: Tensor, multiple: int, on_indivisible: OnIndivisible) -> Tensor:
-    """Images (B, 3, H, W) of any dtype whose sides are multiples of `multiple`, the image in the upper left corner.
+    """Pad images (B, 3, H, W) of any dtype on the right and below until their sides are multiples of `multiple`.
 
-    What is added on the right and below mirrors the image; where a side is too short for a mirror, its last row or
-    column is repeated. Cut what comes back with `cut_to`. Raises ValueError: a side does not fit and is to be refused.
+    The padding mirrors the image; if a side is too short for that, its last row or column is repeated. `cut_to` undoes
+    it. Raises ValueError: a side is not a multiple, and `on_indivisible` is "refuse".
     """
     height, width = image.shape[-2:]
     padded_height, padded_width = padded_size(height, width, multiple)
@@ -334,14 +334,14 @@ def pad_to_multiple(image: Tensor, multiple: int, on_indivisible: OnIndivisible)
     if on_indivisible != "pad":
         raise ValueError(
             f"image: got {width}x{height} pixels, expected multiples of {multiple}; "
-            "on_indivisible='pad' mirrors the edges and cuts them off again"
+            "on_indivisible='pad' mirrors the edges and crops them off again"
         )
     down, right = padded_height - height, padded_width - width
     mode = "reflect" if down < height and right < width else "replicate"
-    # Integer images cannot be mirrored by torch; float32 holds every uint8 exactly.
+    # torch cannot mirror integer images; float32 represents every uint8 exactly.
     return F.pad(image.float(), (0, right, 0, down), mode=mode).to(image.dtype)
 
 
 def cut_to(image: Tensor, height: int, width: int) -> Tensor:
-    """The upper left (…, height, width) of images: what `pad_to_multiple` was given."""
+    """Crop images to the upper left (…, height, width), which undoes `pad_to_multiple`."""
     return image[..., :height, :width]

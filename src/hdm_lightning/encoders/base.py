@@ -1,6 +1,6 @@
-"""The two protocols behind which every frozen encoder stands: text to context, image to latent and back.
+"""The protocols of all frozen encoders: text to context, image to latent and back.
 
-Encoders are plain objects, not submodules, so that they stay out of a training module's parameters, state dict and
+Encoders are plain objects, not submodules, so they stay out of a training module's parameters, state dict and
 train/eval switches; `to` moves them.
 
 Shapes: B batch, L tokens, f spatial factor, C latent channels.
@@ -20,7 +20,7 @@ from hdm_lightning.precision import encoder_dtype
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """A frozen language model that gives one vector per token."""
+    """A frozen language model that maps each token to a vector."""
 
     @property
     def width(self) -> int:
@@ -28,7 +28,7 @@ class TextEncoder(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What turns captions into the tokens that this encoder knows."""
+        """Tokenizer of this encoder's vocabulary."""
 
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device and return the encoder."""
@@ -38,7 +38,7 @@ class TextEncoder(Protocol):
 
         Args:
             tokens: int64 (B, L), padded on the right.
-            lengths: int64 (B,), true token counts, 1 … L; on the CPU, or wherever the host is not to wait for them.
+            lengths: int64 (B,), true token counts, 1 … L; on the CPU, or on a device to spare the host a wait.
 
         Returns:
             (B, L, width) on the device of `tokens`, in the encoder's dtype. Rows past a length are zero; the
@@ -48,7 +48,7 @@ class TextEncoder(Protocol):
 
 @runtime_checkable
 class ImageAutoencoder(Protocol):
-    """A frozen autoencoder with normalised latents."""
+    """A frozen autoencoder with normalized latents."""
 
     @property
     def channels(self) -> int:
@@ -66,48 +66,48 @@ class ImageAutoencoder(Protocol):
 
         Args:
             image: float (B, 3, H, W) in [−1, 1], H and W divisible by `factor`.
-            noise: standard normal (B, C, H/f, W/f) to sample the posterior with; None takes its mean.
+            noise: standard normal (B, C, H/f, W/f) to sample the posterior with; None uses its mean.
 
         Returns:
             float32 (B, C, H/f, W/f): (z − mean) / std per channel.
         """
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Decode normalised latents (B, C, h, w) to float32 images (B, 3, h·f, w·f) in [−1, 1]."""
+        """Decode normalized latents (B, C, h, w) to float32 images (B, 3, h·f, w·f) in [−1, 1]."""
 
     def save(self, folder: Path) -> None:
-        """Write weights and normalisation to a folder, to be loaded by its path."""
+        """Write weights and normalization to a folder that can be loaded by its path."""
 
 
 class PosteriorAutoencoder(ImageAutoencoder, Protocol):
-    """A frozen autoencoder whose posteriors can be kept on disk and used later as if it had just encoded."""
+    """A frozen autoencoder whose posteriors can be stored on disk and used later in place of encoding."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that posteriors depend on besides the image: the same in any place and dtype."""
+        """Hash of all that posteriors depend on besides the image; independent of path and dtype."""
 
     def from_moments(self, moments: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """What `encode` gives, of mean and standard deviation of the posterior (B, 2, C, h, w), as it has them before
-        it normalises, of any float dtype; without noise the mean (B, 1, C, h, w) is enough.
+        """Compute the result of `encode` from the posterior's mean and standard deviation (B, 2, C, h, w), of any
+        float dtype and not normalized; without noise the mean (B, 1, C, h, w) is enough.
         """
 
 
 def posteriors_of(autoencoder: ImageAutoencoder) -> PosteriorAutoencoder:
-    """The autoencoder, which can take latents from disk.
+    """Return the autoencoder as one that can use latents from disk.
 
     Raises:
-        UserError: it has no such methods.
+        UserError: it lacks the methods for that.
     """
     needed = ("fingerprint", "from_moments")
-    # Looked for, not asked for: a fingerprint takes seconds.
+    # A static lookup, as computing a fingerprint takes seconds.
     if any(getattr_static(autoencoder, name, None) is None for name in needed):
         what = f"{type(autoencoder).__name__} cannot use latents from disk: it lacks one of {', '.join(needed)}"
-        raise UserError(what, where="autoencoder", hint="train on the images, or give it these methods")
+        raise UserError(what, where="autoencoder", hint="train on the images, or add these methods")
     return cast(PosteriorAutoencoder, autoencoder)
 
 
 class TextEncoderAround:
-    """A text encoder around another one, whose width, tokenizer and device it has."""
+    """Base of text encoders that wrap another one and share its width, tokenizer and device."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
@@ -119,7 +119,7 @@ class TextEncoderAround:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the encoder."""
+        """The encoder's tokenizer."""
         return self.encoder.tokenizer
 
     def to(self, device: torch.device | str) -> Self:
@@ -129,28 +129,28 @@ class TextEncoderAround:
 
     @property
     def fingerprint(self) -> str:
-        """See `fingerprint_of`; UserError where the encoder has none."""
+        """See `fingerprint_of`; UserError if the encoder has none."""
         return fingerprint_of(self.encoder)
 
     def compile_blocks(self) -> None:
-        """Compile the encoder, if it can be."""
+        """Compile the encoder if it supports that."""
         compile_encoders(self.encoder)
 
 
 def fingerprint_of(encoder: TextEncoder) -> str:
-    """Hash of all that a text encoder's states depend on besides the tokens, which tells whether stored ones are its.
+    """Return the hash of all that a text encoder's states depend on besides the tokens; it identifies stored states.
 
     Raises:
-        UserError: it has none.
+        UserError: the encoder has no fingerprint.
     """
     if getattr_static(encoder, "fingerprint", None) is None:
         what = f"{type(encoder).__name__} cannot use text states from disk: it has no fingerprint"
-        raise UserError(what, where="text_encoder", hint="set data.text_states=null, or give it that property")
+        raise UserError(what, where="text_encoder", hint="set data.text_states=null, or add that property")
     return str(encoder.fingerprint)  # type: ignore[attr-defined]
 
 
 def compile_encoders(*encoders: Any) -> None:
-    """Compile the encoders of this project among these, block by block, for the shapes that come."""
+    """Compile those encoders that support it, block by block, for each input shape."""
     for encoder in encoders:
         if (compile_blocks := getattr(encoder, "compile_blocks", None)) is not None:
             compile_blocks()
@@ -160,10 +160,10 @@ def place(model: nn.Module, device: torch.device | str, *, auto: bool) -> None:
     """Move a frozen model to a device.
 
     Args:
-        model: its parameters are all of one dtype.
-        device: where to.
+        model: all its parameters have the same dtype.
+        device: target device.
         auto: also cast the parameters to the dtype that suits the device. Buffers keep theirs: rotary frequencies
-            lose too much by it.
+            would lose too much precision.
     """
     if auto:
         dtype = encoder_dtype(torch.device(device))

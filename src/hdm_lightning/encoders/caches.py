@@ -1,4 +1,4 @@
-"""Encoders that remember: small sets show the same captions and crops again and again.
+"""Encoders with a cache, for small sets, whose captions and crops come back again and again.
 
 Shapes: B batch, L tokens, H×W image pixels, C latent channels.
 """
@@ -23,11 +23,11 @@ Key = TypeVar("Key")
 
 
 class _Recent(Generic[Key]):
-    """The tensors used last, in RAM.
+    """A least-recently-used cache of tensors in RAM.
 
     Attributes:
-        size: how many are kept.
-        hits, misses: how often what was asked for was among them, and how often not.
+        size: maximum number of tensors.
+        hits, misses: number of lookups that found their tensor, and that did not.
     """
 
     def __init__(self, size: int) -> None:
@@ -53,11 +53,11 @@ class _Recent(Generic[Key]):
 class CachedTextEncoder(TextEncoderAround, _Recent[tuple[int, ...]]):
     """Wraps a text encoder with a least-recently-used cache in RAM, keyed by a caption's token ids.
 
-    Encodings are kept in the encoder's dtype and without padding: length × width numbers a caption.
+    Encodings are kept in the encoder's dtype and without padding: length × width numbers per caption.
 
     Args:
-        encoder: what encodes captions not seen lately.
-        size: captions remembered, at least 1.
+        encoder: encodes captions that are not in the cache.
+        size: number of captions in the cache, at least 1.
     """
 
     def __init__(self, encoder: TextEncoder, size: int) -> None:
@@ -90,8 +90,8 @@ class CachedAutoencoder(_Recent[bytes]):
     whose crops come back.
 
     Args:
-        autoencoder: what encodes images not seen lately.
-        size: latents remembered, at least 1.
+        autoencoder: encodes images that are not in the cache.
+        size: number of latents in the cache, at least 1.
     """
 
     def __init__(self, autoencoder: ImageAutoencoder, size: int) -> None:
@@ -114,11 +114,11 @@ class CachedAutoencoder(_Recent[bytes]):
         return self
 
     def compile_blocks(self) -> None:
-        """Compile the autoencoder, if it can be."""
+        """Compile the autoencoder if it supports that."""
         compile_encoders(self.autoencoder)
 
     def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Encode images; see `ImageAutoencoder.encode`. With noise, whose result is never the same, nothing is kept."""
+        """Encode images; see `ImageAutoencoder.encode`. With noise nothing is cached, as results never repeat."""
         if noise is not None:
             return self.autoencoder.encode(image, noise=noise)
         keys = [hashlib.blake2b(row.numpy(), digest_size=16).digest() for row in image.cpu().contiguous()]
@@ -135,7 +135,7 @@ class CachedAutoencoder(_Recent[bytes]):
 
     @property
     def fingerprint(self) -> str:
-        """See `PosteriorAutoencoder.fingerprint`; UserError where the autoencoder has none."""
+        """See `PosteriorAutoencoder.fingerprint`; UserError if the autoencoder has none."""
         return posteriors_of(self.autoencoder).fingerprint
 
     def from_moments(self, moments: Tensor, *, noise: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""A pretrained vision-language model that says what is in images, by transformers' auto classes."""
+"""Pretrained vision-language models that describe images, loaded by transformers' auto classes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,31 +19,31 @@ NO_TORCHVISION = "torchvision"
 
 
 class Said(NamedTuple):
-    """What a model said of an image, and whether it had to stop before its end."""
+    """A model's answer for an image, and whether it was cut at the token limit."""
 
     text: str
     cut: bool
 
 
 class Captioner:
-    """A model and its processor on one device. Equal images in equal batches give equal texts: nothing is drawn.
+    """A model and its processor on one device. Decoding is greedy: equal batches of images give equal texts.
 
     Args:
-        model, processor: as transformers reads them.
-        max_tokens: of one answer.
+        model, processor: as loaded by transformers.
+        max_tokens: maximum length of an answer.
     """
 
     def __init__(self, model: Any, processor: Any, max_tokens: int) -> None:
         self.model, self.processor, self.max_tokens = model, processor, max_tokens
         tokenizer = processor.tokenizer
-        tokenizer.padding_side = "left"  # an answer goes on from the prompt's last token
+        tokenizer.padding_side = "left"  # an answer continues from the prompt's last token
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         ends = model.generation_config.eos_token_id
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     def describe(self, images: Sequence[Image.Image], prompt: str) -> list[Said]:
-        """What the model answers to a prompt, image by image.
+        """Return the model's answer to a prompt for each image.
 
         Args:
             images: RGB, of any size.
@@ -51,7 +51,7 @@ class Captioner:
         """
         text = self._spelled(prompt)
         more = {} if text is None else {"text": [text] * len(images), "padding": True}
-        # With a chat template, images of several turns are told apart by lists.
+        # With a chat template, the processor takes a list of images per conversation.
         grouped = [[image] for image in images] if self._chats else list(images)
         inputs = self.processor(images=grouped, return_tensors="pt", **more).to(self.model.device)
         inputs = {name: self._as_model(each) for name, each in inputs.items()}
@@ -65,7 +65,7 @@ class Captioner:
         return bool(getattr(self.processor, "chat_template", None))
 
     def _spelled(self, prompt: str) -> str | None:
-        """The prompt as the model was taught to be asked; None where it is asked nothing."""
+        """Return the prompt in the model's own format; None if it takes no text."""
         if self._chats:
             parts = [{"type": "image"}, *([{"type": "text", "text": prompt}] if prompt else [])]
             asked = [{"role": "user", "content": parts}]
@@ -81,7 +81,7 @@ class Captioner:
         return value.to(self.model.dtype) if floating else value
 
     def _answers(self, tokens: torch.Tensor, asked: torch.Tensor | None, prompt: str) -> list[Said]:
-        """Texts without what was asked, which some models repeat."""
+        """Decode the answers without the prompt, which some models repeat."""
         length = 0 if asked is None else asked.shape[1]
         if asked is not None and tokens.shape[1] >= length and bool((tokens[:, :length] == asked).all()):
             tokens = tokens[:, length:]
@@ -93,19 +93,19 @@ class Captioner:
 
 
 def _without(text: str, prompt: str) -> str:
-    """An answer without the prompt at its beginning, as BLIP gives it in its own spelling."""
+    """Remove the prompt from the start of an answer; BLIP repeats it in its own spelling."""
     said, asked = text.split(), prompt.split()
     repeats = bool(asked) and [word.lower() for word in said[: len(asked)]] == [word.lower() for word in asked]
     return " ".join(said[len(asked) :]) if repeats else text.strip()
 
 
 def locate_captioner(name: str, *, where: str) -> Path:
-    """The folder of a vision-language model, downloaded from the hub at most once; see `locate_model`."""
+    """Return the folder of a vision-language model, downloading it at most once; see `locate_model`."""
     return locate_model(name, where=where, required=FILES, download=DOWNLOAD)
 
 
 def captioner_fingerprint(name: str, *, where: str) -> str:
-    """What changes with a model's files: a hash of its small ones, and of the sizes of its weights."""
+    """Return a hash of a model's small files and of the sizes of its weights files."""
     digest = hashlib.sha256()
     for file in sorted(locate_captioner(name, where=where).iterdir()):
         if file.suffix in (".json", ".jinja"):
@@ -116,23 +116,23 @@ def captioner_fingerprint(name: str, *, where: str) -> str:
 
 
 def load_captioner(name: str, *, device: str, dtype: str = "auto", max_tokens: int = 256, where: str) -> Captioner:
-    """A vision-language model that transformers knows itself; code that lies in its folder is never run.
+    """Load a vision-language model that transformers supports natively; code in its folder is never run.
 
     Args:
         name: a folder, `package:NAME/FOLDER`, or a hub name OWNER/NAME.
         device: such as `cuda:0`.
         dtype: `auto` is bfloat16 on CUDA that has it, else float32.
-        max_tokens: of one answer.
-        where: what to name in errors.
+        max_tokens: maximum length of an answer.
+        where: option to name in errors.
 
     Raises:
-        UserError: there is no such model, or it is none that describes images.
+        UserError: there is no such model, or it cannot describe images.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415  (seconds to import)
 
     folder = locate_captioner(name, where=where)
     chosen = parse_dtype(dtype, where="--dtype") or encoder_dtype(device)
-    hint = "name a model of the kind image-text-to-text that transformers knows without code of its own"
+    hint = "name an image-text-to-text model that transformers supports without custom code"
     safe = any(folder.glob("*.safetensors"))
     with readable(_READING, folder, where=where, hint=hint):
         model = AutoModelForImageTextToText.from_pretrained(
@@ -144,5 +144,5 @@ def load_captioner(name: str, *, device: str, dtype: str = "auto", max_tokens: i
         if not isinstance(error, ImportError) or NO_TORCHVISION not in str(error):
             raise UserError(f"{_READING} from {folder} ({first_line(error)})", where=where, hint=hint) from error
         what = "the model's processor needs torchvision, which is not installed"
-        raise UserError(what, where=where, hint="pip install torchvision, of the version of your torch") from error
+        raise UserError(what, where=where, hint="pip install torchvision, in the version for your torch") from error
     return Captioner(model.eval().requires_grad_(False).to(device), processor, max_tokens)

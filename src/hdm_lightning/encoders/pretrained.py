@@ -1,6 +1,6 @@
-"""Pretrained models: where their files are, and what is read of them without running anything that lies there.
+"""Pretrained models: finding their files, and reading them without running any code they contain.
 
-A model lies in a folder, an installed package, the hub's cache, or is downloaded once.
+A model is in a folder, in an installed package, in the hub's cache, or is downloaded once.
 """
 
 import importlib.util
@@ -20,33 +20,33 @@ from hdm_lightning.whole_files import write_json
 
 PACKAGE_SCHEME = "package:"
 RUNS, FINAL = "runs", "final"
-"""Where trainings write unless told otherwise, and the folder of what they made."""
+"""Default parent folder of training runs, and the folder of a run's result."""
 LONGEST_CONTEXT = 1_000_000
-"""Tokens of text; of a file that says more it is not believed."""
+"""Maximum context length in tokens that is accepted from a file."""
 _NAMED = ("_name_or_path", "name_or_path")
-# A run's final/ lies in RUNS/NAME/ of the folder that training was started in.
+# A run's final/ is in RUNS/NAME/ of the folder that training was started in.
 _LEVELS_ABOVE = 3
-# Names that could not be had, with the reason and when: a command's next request does not wait for the network again,
-# while a session that goes on may have logged in since.
+# Names that could not be downloaded, with the reason and time: a command's next request need not wait for the network
+# again, but in a long session the user may have logged in since.
 _unreachable: dict[str, tuple[str, float]] = {}
 _REMEMBERED_S = 60.0
 
 OWN_CODE_ONLY = {"local_files_only": True, "trust_remote_code": False}
-"""Left open, `trust_remote_code` asks on the terminal, and one `y` runs the folder's Python files."""
+"""If `trust_remote_code` is not set, transformers asks on the terminal, and a `y` runs the folder's Python files."""
 
 UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError),
     pickle.UnpicklingError,
 )
-"""What the readers raise for folders that transformers and diffusers cannot read, or only by code that lies there.
+"""Exceptions of transformers and diffusers for folders that they cannot read, or only by running code from them.
 
-Both take the values of a config.json as they stand: `act_fn: true` is an AttributeError, groups of 0 divide by zero.
+Both use the values of a config.json unchecked: `act_fn: true` is an AttributeError, groups of 0 divide by zero.
 """
 
 
 @contextmanager
 def readable(reading: str, folder: Path, *, where: str, hint: str | None = None) -> Iterator[None]:
-    """Inside the with statement, what readers raise is a UserError: "`reading` from `folder` (first line)"."""
+    """Inside the with statement, turn readers' exceptions into a UserError: "`reading` from `folder` (first line)"."""
     try:
         yield
     except UNREADABLE as error:
@@ -54,11 +54,11 @@ def readable(reading: str, folder: Path, *, where: str, hint: str | None = None)
 
 
 NO_SDPA = "scaled_dot_product_attention"
-"""What transformers' refusal of an architecture without it says."""
+"""Part of transformers' error message for architectures without it."""
 
 
 def read_transformer(folder: Path, **options: Any) -> Any:
-    """A transformers model, its attention computed by torch whatever kernels its config.json names.
+    """Load a transformers model with torch's attention, whatever kernels its config.json names.
 
     Raises Exception: one of `UNREADABLE`.
     """
@@ -68,7 +68,7 @@ def read_transformer(folder: Path, **options: Any) -> Any:
     options = {**OWN_CODE_ONLY, "use_safetensors": has_safetensors, **options}
 
     def read(attention: str) -> Any:
-        # A key of config.json outdoes the argument, unless the configuration is read first.
+        # A key in config.json overrides the argument unless the configuration is passed in.
         config = read_transformer_config(folder)
         return AutoModel.from_pretrained(str(folder), config=config, attn_implementation=attention, **options)
 
@@ -81,14 +81,14 @@ def read_transformer(folder: Path, **options: Any) -> Any:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """A transformers tokenizer. Raises Exception: one of `UNREADABLE`."""
+    """Load a transformers tokenizer. Raises Exception: one of `UNREADABLE`."""
     from transformers import AutoTokenizer  # noqa: PLC0415  (seconds to import)
 
     return AutoTokenizer.from_pretrained(str(folder), **OWN_CODE_ONLY)
 
 
 def read_transformer_config(folder: Path) -> Any:
-    """The configuration of a transformers model. Raises Exception: one of `UNREADABLE`."""
+    """Load the configuration of a transformers model. Raises Exception: one of `UNREADABLE`."""
     from transformers import AutoConfig  # noqa: PLC0415  (seconds to import)
 
     return AutoConfig.from_pretrained(str(folder), **OWN_CODE_ONLY)
@@ -97,23 +97,23 @@ def read_transformer_config(folder: Path) -> Any:
 def locate_model(
     name_or_path: str, *, where: str, required: Sequence[str], download: Sequence[str] | None = None, **hub: Any
 ) -> Path:
-    """The local folder that holds a pretrained model, downloaded from the hub at most once.
+    """Return the local folder of a pretrained model, downloading it from the hub at most once.
 
-    The hub is not asked for what was meant as a folder; see `is_local_path`.
+    The hub is not asked for names that are meant as folders; see `is_local_path`.
 
     Args:
         name_or_path: a folder; `package:NAME/FOLDER` for files inside an installed Python package; or a hub
             name `OWNER/NAME`, with an optional folder inside it, `OWNER/NAME/FOLDER`.
         where: the configuration key or argument to name in errors.
-        required: glob patterns; the folder must hold a match for at least one of each `|`-separated group.
-        download: glob patterns of what to fetch from the hub; None takes the single patterns of `required`.
+        required: glob patterns; the folder must contain a match for at least one of each `|`-separated group.
+        download: glob patterns of files to download from the hub; None uses the single patterns of `required`.
         hub: further options of `huggingface_hub.snapshot_download`, such as `revision`.
 
     Raises:
-        UserError: if there is no such model, saying what to download and where to put it.
+        UserError: there is no such model; says what to download and where to put it.
     """
     if not name_or_path:
-        raise UserError("is empty", where=where, hint="give a hub name, a folder or package:NAME/FOLDER")
+        raise UserError("is empty", where=where, hint="set a hub name, a folder or package:NAME/FOLDER")
     if name_or_path.startswith(PACKAGE_SCHEME):
         return _require(_package_folder(name_or_path, where), name_or_path, where, required)
     folder = Path(name_or_path).expanduser()
@@ -123,14 +123,14 @@ def locate_model(
         raise UserError(
             f"there is no folder {name_or_path!r}",
             where=where,
-            hint="give an existing folder, a hub name OWNER/NAME, or package:NAME/FOLDER",
+            hint="use an existing folder, a hub name OWNER/NAME, or package:NAME/FOLDER",
         )
     patterns = list(download or [p for group in required for p in group.split("|")])
     return _hub_folder(name_or_path, where, required, patterns, hub)
 
 
 def same_model(first: str, second: str) -> bool:
-    """Whether two names of a pretrained model lead to one folder, asked of this machine alone, without a download."""
+    """Return whether two model names refer to the same folder on this machine; nothing is downloaded."""
     if first == second:
         return True
     folders = [_folder_here(name) for name in (first, second)]
@@ -138,7 +138,7 @@ def same_model(first: str, second: str) -> bool:
 
 
 def _folder_here(name: str) -> Path | None:
-    """The folder that a name leads to, if it is on this machine."""
+    """Return the folder that a name refers to, if it is on this machine."""
     try:
         found = _package_folder(name, "") if name.startswith(PACKAGE_SCHEME) else Path(name).expanduser()
     except UserError:
@@ -152,9 +152,9 @@ def _folder_here(name: str) -> Path | None:
 
 
 def is_local_path(name: str) -> bool:
-    """Whether a name that leads nowhere here was meant as a folder, so that the hub is not asked for it.
+    """Return whether a name that does not exist here is meant as a folder, so the hub is not asked for it.
 
-    It begins as paths do, lies below a folder that exists here or below `runs`, or names a run's `final`.
+    It starts like a path, is below an existing folder or below `runs`, or contains a run's `final`.
     """
     parts = name.split("/")
     if name[:1] in (".", "/", "~") or "\\" in name or not all(parts):
@@ -163,13 +163,13 @@ def is_local_path(name: str) -> bool:
 
 
 def require_there(name: str, hint: str) -> None:
-    """Raise UserError where a model's name leads nowhere here and was meant as a path."""
+    """Raise UserError if a model's name is meant as a path and does not exist."""
     if ("/" not in name or is_local_path(name)) and not Path(name).exists():
         raise UserError("does not exist", where=name, hint=hint)
 
 
 def lies_here(name: str) -> bool:
-    """Whether a model's name is a folder of this machine, which may have a hub's name or a plain one such as `bert`."""
+    """Return whether a model's name is a folder on this machine, even one named like a hub model or just `bert`."""
     return is_local_path(name) or Path(name).expanduser().is_dir()
 
 
@@ -187,7 +187,7 @@ def _require(folder: Path, name: str, where: str, required: Sequence[str]) -> Pa
         raise UserError(
             f"the folder of {name!r} lacks {', '.join(missing)}",
             where=where,
-            hint="give the folder that save_pretrained wrote, or download the model again",
+            hint="use the folder that save_pretrained wrote, or download the model again",
         )
     return folder
 
@@ -204,7 +204,7 @@ def _package_folder(spelling: str, where: str) -> Path:
     folders = [Path(root) / inside for root in spec.submodule_search_locations]
     existing = [folder for folder in folders if folder.is_dir()]
     if not existing:
-        raise UserError(f"the Python package {package!r} holds no folder {inside!r}", where=where)
+        raise UserError(f"the Python package {package!r} contains no folder {inside!r}", where=where)
     return existing[0]
 
 
@@ -219,19 +219,19 @@ def _hub_folder(
         folder, reason = _snapshot(repo_id, subfolder, patterns, **{**hub, "local_files_only": local_files_only})
         if folder is not None and _complete(folder, required):
             return folder
-        if not local_files_only and folder is None:  # one that lacks a file may have what is asked for next
+        if not local_files_only and folder is None:  # an incomplete one may have what is asked for next
             _unreachable[name] = (reason, time.monotonic())
     reason = reason if asked else known or reason
     raise UserError(
         f"the model {name!r} is not on this machine and could not be downloaded ({reason})",
         where=where,
         hint=f"on a machine with network run `hf download {repo_id}` and either copy the folder here and "
-        "give its path, or put it in the hub cache ($HF_HOME/hub); gated models need `hf auth login` first",
+        "use its path, or put it in the hub cache ($HF_HOME/hub); gated models need `hf auth login` first",
     )
 
 
 def _snapshot(repo_id: str, subfolder: str, patterns: Sequence[str], **hub: Any) -> tuple[Path | None, str]:
-    """The snapshot's folder, or None; and what to say if it is not enough."""
+    """Return the snapshot's folder or None, and the reason to report if that is not enough."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415  (slow import, not needed for local folders)
 
     prefix = f"{subfolder}/" if subfolder else ""
@@ -250,12 +250,12 @@ def _snapshot(repo_id: str, subfolder: str, patterns: Sequence[str], **hub: Any)
 
 @dataclass(frozen=True)
 class TextEncoderSource:
-    """Which text encoder a network was trained with.
+    """The text encoder that a network was trained with.
 
     Args:
         name: hub name, folder or package, as for `load_text_encoder`.
-        layer: which hidden state.
-        context_length: tokens a caption is cut to.
+        layer: index of the hidden state.
+        context_length: maximum number of tokens of a caption.
     """
 
     name: str
@@ -264,24 +264,24 @@ class TextEncoderSource:
 
     @classmethod
     def from_json(cls, written: Any) -> "TextEncoderSource":
-        """The source that a file describes. Raises ValueError: it is no mapping of these fields, or of wrong types."""
+        """Read the source from a file's fields. Raises ValueError: not a mapping of these fields, or wrong types."""
         if not isinstance(written, Mapping):
             raise ValueError(f"text_encoder is {written!r}, expected name, layer and context_length")
         source = cls(**{key: value for key, value in written.items() if key in cls.__dataclass_fields__})
         numbers = (source.layer, source.context_length)
         if not isinstance(source.name, str) or not all(type(number) is int for number in numbers):
-            raise ValueError(f"text_encoder is {dict(written)}, expected a name and whole numbers")
+            raise ValueError(f"text_encoder is {dict(written)}, expected a name and integers")
         if not 1 <= source.context_length <= LONGEST_CONTEXT:
             raise ValueError(f"context_length is {source.context_length}, expected 1 to {LONGEST_CONTEXT}")
         return source
 
     def kept(self) -> "TextEncoderSource":
-        """The same with a folder's path in full, so that the network finds it from wherever it is used."""
+        """Return a copy with a folder's path made absolute, so it is found from any working directory."""
         folder = Path(self.name).expanduser()
         return replace(self, name=os.path.abspath(folder)) if folder.is_dir() else self
 
     def found_from(self, folder: Path) -> "TextEncoderSource":
-        """The same with a path that leads nowhere from here looked up beside the model's folder and above it."""
+        """Return a copy where a path that does not exist here is looked up in the model's folder and those above it."""
         if Path(self.name).expanduser().is_dir() or self.name.startswith(PACKAGE_SCHEME):
             return self
         above = folder.resolve().parents[:_LEVELS_ABOVE]
@@ -290,24 +290,24 @@ class TextEncoderSource:
 
 
 def require_finite_model(model: Any, name: str, where: str) -> None:
-    """Raise UserError unless all weights of a model are numbers; `name` says in the error which one it is."""
+    """Raise UserError unless all weights of a model are finite; `name` identifies it in the error."""
     for key, value in model.state_dict().items():
         if not value.is_floating_point() or value.is_meta:
             continue
         if not (value.float() if value.dtype.itemsize < 2 else value).isfinite().all():
-            hint = "get it again, or take an earlier checkpoint of its training"
-            raise UserError(f"the weights of {name} hold NaN or infinity, in {key}", where=where, hint=hint)
+            hint = "get it again, or use an earlier checkpoint of its training"
+            raise UserError(f"the weights of {name} contain NaN or infinity, in {key}", where=where, hint=hint)
 
 
 def forget_places(folder: Path) -> None:
-    """Take out of the JSON files below a folder from where on this machine its models were read.
+    """Remove from the JSON files below a folder the local paths that its models were loaded from.
 
-    Libraries note that where they save, under `_name_or_path` and `name_or_path`; a hub's name stays.
+    Libraries save these under `_name_or_path` and `name_or_path`; hub names stay.
     """
     for path in folder.rglob("*.json"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:  # not for us to put right
+        except ValueError:  # not ours to repair
             continue
         if not isinstance(content, dict):
             continue

@@ -1,4 +1,4 @@
-"""Any transformers model as a frozen text encoder: one hidden state per token, padding without influence.
+"""Any transformers model as a frozen text encoder: one hidden state per token, unaffected by padding.
 
 Shapes: B batch, L tokens.
 """
@@ -34,13 +34,13 @@ MAX_TOKENS = 65_536
 MODEL_FILES = ["config.json", "*.safetensors|*.bin"]
 MODEL_DOWNLOAD = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
 
-# Where composite models keep the part that reads text.
+# Attributes of composite models that hold the text part.
 TEXT_TOWERS = ("text_model", "language_model")
 
 CAUSAL = ("qwen2", "qwen3", "gemma3_text")
-"""Architectures that take a mask for each kind of layer, and none as the plain causal one."""
+"""Architectures that take a mask for each kind of layer, where None means the plain causal mask."""
 
-# Field of a model's configuration: its later blocks are cut off, so that its result is the output of the last block.
+# Field of a model's configuration: later blocks were dropped, so the result is the raw output of the last block left.
 _CUT = "hidden_state_of_last_block"
 
 
@@ -55,22 +55,22 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Load a frozen text encoder, with its tokenizer, on the CPU.
 
-    A causal language model gives its base model's final hidden state, its unidirectional attention kept; a
-    bidirectional one its last hidden state; of an encoder–decoder only the encoder is used.
+    Causal and bidirectional models return the last hidden state of the base model, with their own kind of attention;
+    of an encoder–decoder only the encoder is used.
 
     Args:
         name: folder, hub name `OWNER/NAME`, or `package:NAME/FOLDER` for an installed Python package.
         dtype: dtype of the weights, the computation (also under autocast) and the result; `auto` follows
             the device that the encoder is moved to: bfloat16 on CUDA that has it, else float32.
-        layer: which hidden state, numbered as in transformers: −1 the final one (after the final norm),
-            −2 the output of the last block but one, k > 0 the output of block k (of the last block: after the
+        layer: index of the hidden state, as in transformers: −1 is the final one (after the final norm),
+            −2 the output of the second to last block, k > 0 the output of block k (of the last block: after the
             final norm). Later blocks are dropped.
-        max_tokens: of the captions encoded at once, together, padding included; one caption always is.
-        cache_size: captions whose encodings are remembered in RAM; 0 remembers none.
+        max_tokens: total tokens of the captions encoded at once, padding included; a longer caption goes alone.
+        cache_size: number of captions whose encodings are cached in RAM; 0 turns the cache off.
         where: configuration key to name in errors.
 
     Raises:
-        UserError: if the model cannot be had or read, or has no such layer.
+        UserError: the model is not available or cannot be read, or has no such layer.
     """
     chosen = parse_dtype(dtype, where=sibling_key(where, "dtype"))
     model = cut_after(read_text_model(name, chosen or torch.float32, where=where), layer, where=where)
@@ -84,11 +84,11 @@ class TransformersTextEncoder:
     """A frozen transformers model behind the `TextEncoder` protocol; see `load_text_encoder`.
 
     Args:
-        model: returns `last_hidden_state` from `input_ids` and `attention_mask`; `cut_after` chooses another state.
-        tokenizer: of the model; None where tokens come from elsewhere.
-        max_tokens: of the captions encoded at once, together, padding included; one caption always is.
-        auto: whether `to` also casts the weights to what suits the device.
-        fingerprint: gives the model's; None hashes the weights as they are in memory.
+        model: returns `last_hidden_state` from `input_ids` and `attention_mask`; `cut_after` selects another state.
+        tokenizer: the model's tokenizer; None if tokens come from elsewhere.
+        max_tokens: total tokens of the captions encoded at once, padding included; a longer caption goes alone.
+        auto: whether `to` also casts the weights to the dtype that suits the device.
+        fingerprint: computes the model's fingerprint; None hashes the weights in memory.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class TransformersTextEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `fingerprint_of`; takes a second for each gigabyte of weights."""
+        """See `fingerprint_of`; takes a second per gigabyte of weights."""
         return self._fingerprint()
 
     @property
@@ -139,10 +139,10 @@ class TransformersTextEncoder:
     def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Encode captions; see `TextEncoder.encode`.
 
-        Lengths on the CPU are looked at: captions are taken in order of length, so that a part carries little padding.
-        Lengths on a device, which would have to be waited for, are not: captions are encoded as they are padded.
+        With lengths on the CPU, captions are sorted by length, so each part has little padding. Lengths on a device
+        are not read, as the host would have to wait for them: captions are encoded as they are padded.
         """
-        # A model that accelerate offloads fetches its weights to the tokens, wherever they lie now.
+        # A model that accelerate offloads moves its weights to the tokens' device.
         offloaded = hasattr(self.model, "_hf_hook")
         device = tokens.device if offloaded else next(self.model.parameters()).device
         if lengths.device.type != "cpu":
@@ -158,14 +158,14 @@ class TransformersTextEncoder:
         return context
 
     def compile_blocks(self) -> None:
-        """Compile each block by itself, for the shapes that come; blocks that are alike share a graph."""
-        # The output of the last block of a model that was cut is read by a hook, anew at every call.
+        """Compile each block separately, for each input shape; identical blocks share a graph."""
+        # In a model that was cut, a new hook at every call reads the output of the last block.
         blocks = list(_blocks(self.model) or ())
         for block in blocks[: -1 if getattr(self.model.config, _CUT, False) else None]:
             block.compile(dynamic=False)
 
     def _encode_as_padded(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Without a look at any value, in parts of as many rows each as there can be."""
+        """Encode without reading any value on the host, in parts of as many rows as `max_tokens` allows."""
         length = tokens.shape[1]
         mask = torch.arange(length, device=tokens.device) < lengths.unsqueeze(1)
         unmasked = no_masks(self.model.config, length)
@@ -177,7 +177,7 @@ class TransformersTextEncoder:
         return torch.cat(hidden).masked_fill(~mask.unsqueeze(-1), 0)
 
     def _parts(self, counts: list[int]) -> Iterator[list[int]]:
-        """Rows to encode at once, the longest captions first."""
+        """Yield the rows to encode at once, the longest captions first."""
         order = sorted(range(len(counts)), key=counts.__getitem__, reverse=True)
         while order:
             size = max(1, self.max_tokens // counts[order[0]])
@@ -185,7 +185,7 @@ class TransformersTextEncoder:
             order = order[size:]
 
     def _hidden(self, tokens: Tensor, mask: Any) -> Tensor:
-        """Hidden states of tokens (B,L); the mask is what transformers takes for one."""
+        """Return the hidden states of tokens (B,L); `mask` is passed to transformers as `attention_mask`."""
         arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "return_dict": True}
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
@@ -203,10 +203,10 @@ class TransformersTextEncoder:
 
 
 def text_width(name: str, *, where: str = "text_encoder.name") -> int:
-    """Width of a text encoder's hidden states, from its configuration file alone.
+    """Return the width of a text encoder's hidden states, from its configuration file alone.
 
     Raises:
-        UserError: there is none, or transformers cannot read its configuration.
+        UserError: there is no such model, or transformers cannot read its configuration.
     """
     folder = locate_model(name, where=where, required=MODEL_FILES)
     try:
@@ -215,15 +215,15 @@ def text_width(name: str, *, where: str = "text_encoder.name") -> int:
         raise UserError(
             f"transformers cannot read the configuration of a text encoder from {folder} ({first_line(error)})",
             where=where,
-            hint="give a folder written by save_pretrained, of an architecture that transformers knows",
+            hint="use a folder written by save_pretrained, of an architecture that transformers knows",
         ) from error
     return width
 
 
 def text_fingerprint(name: str, layer: int = -1, *, where: str = "text_encoder.name") -> str:
-    """SHA-256, 32 hexadecimal digits, of the files of a text encoder's weights and of which hidden state is taken.
+    """Return the SHA-256, 32 hexadecimal digits, of a text encoder's configuration, weights files and layer.
 
-    Raises UserError: the model cannot be had.
+    Raises UserError: the model is not available.
     """
     folder = locate_model(name, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
@@ -243,11 +243,11 @@ def _weights_fingerprint(model: nn.Module) -> str:
 
 
 def no_masks(config: Any, length: int) -> dict[str, None] | None:
-    """In place of a mask for captions padded on the right to `length`, what makes a causal model use none.
+    """Return the `attention_mask` that makes a causal model use no mask for captions padded on the right to `length`.
 
-    No token of a causal model sees what is behind it, so that padding there has no part in any other state. A mask
-    would shut out the fastest kernel, and transformers would wait for the device to find out whether it masks anything.
-    None for a model that needs one, or that is not known not to.
+    No token of a causal model sees later ones, so padding on the right affects no other state. A mask would rule out
+    the fastest kernel, and transformers would wait for the device to find out whether it masks anything.
+    None for a model that needs a mask, or is not known to do without.
     """
     known = config.model_type in CAUSAL and config._attn_implementation == "sdpa"
     if not known or getattr(config, "use_bidirectional_attention", False):
@@ -259,9 +259,9 @@ def no_masks(config: Any, length: int) -> dict[str, None] | None:
 
 
 def read_text_model(name: str, dtype: torch.dtype, *, where: str) -> nn.Module:
-    """The whole transformers model of a name, or the part of it that turns tokens into hidden states.
+    """Load a transformers model, or the part of it that turns tokens into hidden states.
 
-    Raises UserError: it cannot be had or read.
+    Raises UserError: it is not available or cannot be read.
     """
     folder = locate_model(name, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
     model = _text_tower(_read_model(folder, dtype, where))
@@ -270,7 +270,7 @@ def read_text_model(name: str, dtype: torch.dtype, *, where: str) -> nn.Module:
 
 
 def cut_after(model: Any, layer: int, *, where: str = "text_encoder.name") -> nn.Module:
-    """The model with the blocks after hidden state `layer` dropped, in place; unchanged if that was done before.
+    """Drop the blocks after hidden state `layer` in place, unless that was done before, and return the model.
 
     `layer` counts as in `load_text_encoder`. Raises UserError: there is no such layer.
     """
@@ -281,33 +281,33 @@ def cut_after(model: Any, layer: int, *, where: str = "text_encoder.name") -> nn
     blocks = _blocks(model)
     if not 1 <= kept <= depth or blocks is None:
         raise UserError(
-            f"layer {layer} was asked for, and the model has {depth} blocks",
+            f"layer {layer} was requested, but the model has {depth} blocks",
             where=sibling_key(where, "layer"),
             hint=f"choose −1 (final hidden state), −2 … −{depth}, or 1 … {depth}",
         )
     if kept < depth:
         del blocks[kept:]
         model.config.update({"num_hidden_layers": kept, _CUT: True})
-        if getattr(model.config, "layer_types", None):  # of each block, in newer architectures
+        if getattr(model.config, "layer_types", None):  # one per block, in newer architectures
             model.config.layer_types = list(model.config.layer_types[:kept])
     return model
 
 
 def _blocks(model: Any) -> Any:
-    """The list of a transformers model's blocks, None if it has no such list."""
+    """Return the list of a transformers model's blocks, or None if it has no such list."""
     depth = int(model.config.num_hidden_layers)
     return next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
 
 
 def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
-    hint = "give a folder written by save_pretrained, of an architecture that transformers knows"
+    hint = "use a folder written by save_pretrained, of an architecture that transformers knows"
     with readable("transformers cannot read a model", folder, where=where, hint=hint), _quiet_transformers():
         return read_transformer(folder, dtype=dtype)
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bar, and no report of the output layer that is left out on purpose."""
+    """Hide the progress bar, and the report about the output layer, which is left out on purpose."""
     from transformers.utils import logging  # noqa: PLC0415
 
     bar_was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -332,7 +332,7 @@ def _checked_counts(tokens: Tensor, lengths: Tensor) -> list[int]:
 
 
 def _text_tower(model: Any) -> nn.Module:
-    """The part of a transformers model that turns tokens into hidden states."""
+    """Return the part of a transformers model that turns tokens into hidden states."""
     if getattr(model.config, "is_encoder_decoder", False):
         return model.get_encoder()
     for name in TEXT_TOWERS:

@@ -1,4 +1,4 @@
-"""Captions to padded token ids, in whichever process needs them."""
+"""Captions to padded token ids, in any process."""
 
 from typing import Any, Self
 
@@ -7,19 +7,19 @@ from hdm_lightning.encoders.pretrained import locate_model, read_tokenizer, read
 TOKENIZER_FILES = ["tokenizer_config.json|tokenizer.json|vocab.txt|*.model"]
 TOKENIZER_DOWNLOAD = ["*.json", "*.txt", "*.model", "*.jinja"]
 REMEMBERED = 20_000
-"""Captions of small sets come back; of large sets a few are kept, in memory that does not grow."""
+"""Captions cached: all of a small set, a few of a large one, in bounded memory."""
 LONGEST_REMEMBERED = 2_000
-"""Letters."""
+"""Characters of the longest caption cached."""
 
 
 class Tokenizer:
     """A text encoder's vocabulary; `bind` makes it a function of a caption.
 
-    Cheap to construct and to pickle: the vocabulary is read on first use in each process.
+    Cheap to construct and to pickle: each process reads the vocabulary on first use.
 
     Args:
         name: as for `load_text_encoder`.
-        loaded: the transformers tokenizer, if it is there already.
+        loaded: the transformers tokenizer, if already loaded.
         where: configuration key to name in errors.
     """
 
@@ -34,23 +34,23 @@ class Tokenizer:
 
     @property
     def transformers(self) -> Any:
-        """The tokenizer of transformers. Raises UserError: if its files cannot be had."""
+        """The transformers tokenizer. Raises UserError: its files are not available."""
         if self._loaded is None:
             self._loaded = _load(self.name, self.where)
         return self._loaded
 
     def load(self) -> Self:
-        """Read the vocabulary now, so that a missing one is reported before training starts."""
+        """Read the vocabulary now, so a missing one is reported before training starts."""
         assert self.transformers is not None
         return self
 
     def bind(self, context_length: int) -> "CaptionTokenizer":
-        """Captions to this many token ids each."""
+        """Return a function from a caption to `context_length` token ids."""
         return CaptionTokenizer(self, context_length)
 
 
 class CaptionTokenizer:
-    """A caption's token ids, truncated and padded on the right to a fixed context length; may be pickled.
+    """Maps a caption to token ids, truncated or padded on the right to a fixed context length; can be pickled.
 
     Args:
         tokenizer: the vocabulary.
@@ -75,7 +75,7 @@ class CaptionTokenizer:
             becomes one padding token.
 
         Raises:
-            UserError: if the tokenizer's files cannot be had.
+            UserError: the tokenizer's files are not available.
         """
         known = self._remembered.get(caption)
         if known is None:
@@ -85,7 +85,7 @@ class CaptionTokenizer:
         return known
 
     def left_out(self, caption: str) -> tuple[int, str]:
-        """How many tokens of a caption do not fit, and the text that they stand for, as far as that is known."""
+        """Return how many tokens of a caption do not fit, and their text."""
         if self(caption)[1] < self.context_length:
             return 0, ""
         tokenizer = self.tokenizer.transformers
@@ -104,12 +104,12 @@ class CaptionTokenizer:
 
 
 def _characters(caption: str) -> str:
-    """A caption without halves of pairs, which a JSON text may escape and which are no characters."""
+    """Replace lone surrogates, which JSON can escape but which are not characters."""
     return caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _load(name: str, where: str) -> Any:
     folder = locate_model(name, where=where, required=TOKENIZER_FILES, download=TOKENIZER_DOWNLOAD)
-    hint = "give a folder with tokenizer.json and tokenizer_config.json"
+    hint = "use a folder with tokenizer.json and tokenizer_config.json"
     with readable("transformers cannot read a tokenizer", folder, where=where, hint=hint):
         return read_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""The diffusers folder of an AutoencoderKL: what it must hold, its configuration, and its model, each checked.
+"""The diffusers folder of an AutoencoderKL: find, read, check and write its configuration and its weights.
 
 Shapes: image (B,3,f·H,f·W); latent (B,C,H,W).
 """
@@ -41,21 +41,21 @@ AutoencoderKL = Any
 """A diffusers AutoencoderKL, whose classes carry no types and take seconds to import."""
 
 INSIDE = (VAE_FOLDER, FINAL, f"{FINAL}/{VAE_FOLDER}")
-"""Where an autoencoder lies in a pipeline's folder and in a run's."""
+"""Subfolders of a pipeline's and a run's folder that may contain an autoencoder."""
 
 _CELLS = 4
 _WIDEST = 65_536
-"""Channels; of a file that says more it is not believed."""
-# What the tensors do not tell; the same in every Stable Diffusion autoencoder.
+"""Maximum number of channels that is accepted from a file."""
+# Cannot be inferred from the tensors; the same in every Stable Diffusion autoencoder.
 _NORM_GROUPS = 32
-_HINT = "give a folder written by AutoencoderKL.save_pretrained"
+_HINT = "use a folder written by AutoencoderKL.save_pretrained"
 
 
 def locate_autoencoder(name: str, *, where: str, made_by: str | None = None) -> Path:
-    """The folder of an AutoencoderKL, downloaded from the hub at most once; see `encoders.pretrained.locate_model`.
+    """Return the folder of an AutoencoderKL, downloading it at most once; see `encoders.pretrained.locate_model`.
 
     `name` is its folder; a run, its `final/`, or any folder with an autoencoder in `vae/`; a hub name; or
-    `package:NAME/FOLDER`. `made_by` is the command that trains it, for the message where its run is not there.
+    `package:NAME/FOLDER`. `made_by` is the command that trains it, for the hint if its run does not exist.
     Raises UserError: there is none.
     """
     path = Path(name).expanduser()
@@ -67,7 +67,7 @@ def locate_autoencoder(name: str, *, where: str, made_by: str | None = None) -> 
 
 
 def is_autoencoder(folder: Path) -> bool:
-    """Whether a folder has the configuration of an AutoencoderKL."""
+    """Return whether a folder has the configuration of an AutoencoderKL."""
     try:
         read_config(folder, where="")
     except UserError:
@@ -76,10 +76,10 @@ def is_autoencoder(folder: Path) -> bool:
 
 
 def _no_run(path: Path, name: str, where: str, made_by: str | None) -> UserError:
-    """What to say of a run of hdm-train-vae that is not there, or not finished."""
+    """Return the error for a run of hdm-train-vae that does not exist or is not finished."""
     run = path.parent
     if run.is_dir():
-        hint = "the same hdm-train-vae command continues it until it is finished"
+        hint = "run the same hdm-train-vae command again to finish it"
         return UserError(f"the run {str(run)!r} has not written its {FINAL}/ yet", where=where, hint=hint)
     named = f"name={run.name}" if str(run.parent) == RUNS else f"run_dir={run}"
     command = made_by if made_by and named in made_by.split() else f"hdm-train-vae data.train=SHARDS {named}"
@@ -87,12 +87,12 @@ def _no_run(path: Path, name: str, where: str, made_by: str | None) -> UserError
 
 
 def read_config(folder: Path, *, where: str) -> dict[str, Any]:
-    """Fields of a folder's AutoencoderKL. Raises UserError: it is no JSON, or that of another model."""
+    """Read the configuration of a folder's AutoencoderKL. Raises UserError: not JSON, or of another model."""
     file = folder / "config.json"
     written = read_object(file, hint=_HINT)
     kind, widths = written.get("_class_name", "AutoencoderKL"), written.get("block_out_channels")
     if kind != "AutoencoderKL" or widths is None:
-        raise UserError(f"is no AutoencoderKL ({file} says {kind})", where=where, hint=_HINT)
+        raise UserError(f"is not an AutoencoderKL ({file} says {kind})", where=where, hint=_HINT)
     sizes = [*widths, written.get("latent_channels", 4)] if isinstance(widths, list) else []
     if len(sizes) < 2 or not all(type(size) is int and 0 < size <= _WIDEST for size in sizes):
         what = f"has block_out_channels {widths} and latent_channels {written.get('latent_channels')}"
@@ -101,19 +101,19 @@ def read_config(folder: Path, *, where: str) -> dict[str, Any]:
 
 
 def factor_of(config: Mapping[str, Any]) -> int:
-    """Image pixels per latent cell along one side, of an AutoencoderKL's fields."""
+    """Return the image pixels per latent cell along one side, from an AutoencoderKL's configuration."""
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 def channels_of(config: Mapping[str, Any]) -> int:
-    """Latent channels, of an AutoencoderKL's fields; 4 where these do not tell, as in diffusers."""
+    """Return the latent channels from an AutoencoderKL's configuration; 4 if not stated, as in diffusers."""
     return int(config.get("latent_channels", 4))
 
 
 def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> AutoencoderKL:
-    """The AutoencoderKL of a folder with a config.json and weights.
+    """Load the AutoencoderKL of a folder with a config.json and weights.
 
-    Raises UserError: these do not belong together, weights are missing, or it takes no RGB images.
+    Raises UserError: these do not fit each other, weights are missing, or it does not take RGB images.
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
@@ -127,7 +127,7 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    if missing := loading["missing_keys"]:  # diffusers leaves them random and says so in a warning alone
+    if missing := loading["missing_keys"]:  # diffusers only warns and leaves them random
         what = f"{folder} lacks {len(missing)} weights, {missing[0]} among them"
         raise UserError(what, where=where, hint=_HINT)
     check_shapes(model, where=where)
@@ -136,9 +136,9 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
 
 
 def write_autoencoder(model: AutoencoderKL, folder: Path, weights: Path | None = None) -> None:
-    """Write a diffusers folder, each file whole or not at all and readable as the umask says; config.json comes last.
+    """Write a diffusers folder, each file atomically and with the umask's permissions, config.json last.
 
-    `weights` is a file to copy in place of the model's own weights.
+    `weights` is a file to copy instead of writing the model's own weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if weights is not None and not _same_file(weights, folder / WEIGHTS_FILE):
@@ -158,17 +158,17 @@ def _same_file(first: Path, second: Path) -> bool:
 
 
 def check_shapes(model: AutoencoderKL, *, where: str) -> None:
-    """Send an image without contents through an AutoencoderKL of this configuration; nothing is computed.
+    """Run an AutoencoderKL of this configuration on the meta device to check its shapes; nothing is computed.
 
-    Raises UserError: it cannot encode RGB images, or gives back another size.
+    Raises UserError: it cannot encode RGB images, or returns another size.
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
     factor = factor_of(model.config)
     side = factor * _CELLS
     hint = (
-        "give down_block_types, up_block_types and block_out_channels the same length, "
-        "3 in_channels and out_channels, and at least one latent channel"
+        "make down_block_types, up_block_types and block_out_channels equally long, "
+        "with 3 in_channels and out_channels and at least one latent channel"
     )
     try:
         with torch.device("meta"):
@@ -178,7 +178,7 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
     except UNREADABLE as error:
         raise UserError(f"cannot encode an image ({first_line(error)})", where=where, hint=hint) from error
     if shape != (1, 3, side, side):
-        what = f"gives back {shape} of an image of {(1, 3, side, side)}"
+        what = f"returns {shape} for an image of {(1, 3, side, side)}"
         raise UserError(what, where=where, hint=hint)
     if tuple(latent.shape[1:]) != (channels_of(model.config), _CELLS, _CELLS):
         what = f"has a latent of {tuple(latent.shape[1:])} for an image of {_CELLS} × {_CELLS} cells of {factor} px"
@@ -199,9 +199,9 @@ _OF_THE_ENCODER = (
 
 
 def folder_fingerprint(folder: Path, *, where: str) -> str:
-    """`encoder_fingerprint` of the AutoencoderKL of a folder, for which the encoder's half alone is read.
+    """Return the `encoder_fingerprint` of a folder's AutoencoderKL, reading only its encoder half.
 
-    Raises UserError: its configuration or that half is not whole; see `read_autoencoder`.
+    Raises UserError: its configuration or that half is incomplete; see `read_autoencoder`.
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
@@ -219,16 +219,16 @@ def folder_fingerprint(folder: Path, *, where: str) -> str:
 
 
 def encoder_fingerprint(model: AutoencoderKL) -> str:
-    """SHA-256, 32 hexadecimal digits, of all that a model's posteriors depend on: shape and weights of its encoder.
+    """Return the SHA-256, 32 hexadecimal digits, of all that posteriors depend on: the encoder's shape and weights.
 
-    Neither the decoder nor the normalisation of the latents counts. Weights count as float32, so that a file in half
-    precision and what was loaded from it agree.
+    Neither the decoder nor the normalization of the latents counts. Weights are hashed in float32, so a file in half
+    precision and the model loaded from it agree.
     """
     return _fingerprint(model, model.state_dict().__getitem__)
 
 
 def _fingerprint(model: AutoencoderKL, tensor_of: Callable[[str], Tensor]) -> str:
-    """The fingerprint of a model's configuration with the tensors that a function gives of their names."""
+    """Return the fingerprint of a model's configuration with the tensors that `tensor_of` returns by name."""
     shape = {name: model.config.get(name) for name in _OF_THE_ENCODER}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     for name, _ in _encoder_half(model):
@@ -244,9 +244,9 @@ def _encoder_half(model: AutoencoderKL) -> list[tuple[str, Tensor]]:
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The constructor arguments of the AutoencoderKL that has these tensors, for files that carry no config.json.
+    """Infer the constructor arguments of an AutoencoderKL from its tensors, for files without a config.json.
 
-    Raises ValueError: a tensor that every AutoencoderKL has is missing, or one that tells its shape.
+    Raises ValueError: a tensor that every AutoencoderKL has, or that its shape is inferred from, is missing.
     """
     if "encoder.conv_out.weight" not in tensors or "decoder.conv_in.weight" not in tensors:
         raise ValueError("tensors: no encoder.conv_out.weight or decoder.conv_in.weight, expected an AutoencoderKL")
@@ -254,7 +254,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     tell = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
     missing = [name for name in tell if name not in tensors]
     if missing:
-        raise ValueError(f"tensors: no {missing[0]}; the shape of an AutoencoderKL like that needs its config.json")
+        raise ValueError(f"tensors: no {missing[0]}; this kind of AutoencoderKL needs its config.json")
     widths = [tensors[name].shape[0] for name in tell]
     return {
         "in_channels": tensors["encoder.conv_in.weight"].shape[1],

@@ -1,4 +1,4 @@
-"""Writing captions in any script: each run of characters in the first font of this machine that has them."""
+"""Render captions in any script: each run of characters in the first installed font that has them."""
 
 import os
 import re
@@ -13,31 +13,31 @@ from PIL import ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _NOBODYS = "\U0010ffff"
-"""A character that no font has: what is drawn as it is missing."""
+"""A character that no font has, so it renders as the font's missing glyph."""
 
 _WORDS = re.compile(r"\S+\s*|\s+")
 _UNSEEN = ("Mn", "Me", "Cf", "Cc")
-"""Categories of characters that have no shape of their own."""
+"""Unicode categories of characters without a glyph of their own."""
 
 _ENDINGS = (".ttf", ".otf", ".ttc")
 _PREFERRED = ("notosanscjk", "notosans", "dejavusans", "unifont", "droidsansfallback", "wqy", "ipag", "arialunicode")
-"""Beginnings of file names that are tried first, for the many scripts that they have."""
+"""File name prefixes of fonts to try first, as they cover many scripts."""
 
 _STYLES = ("bold", "italic", "oblique", "light", "thin", "condensed", "mono", "serif", "black", "math")
-"""Parts of file names of fonts that are tried later."""
+"""Words in file names of fonts to try later."""
 
 _EMPTY = ("lastresort", "adobeblank")
-"""Fonts that have a box, or nothing, for every character."""
+"""Fonts with a box or nothing for every character."""
 
 
 class CaptionFont:
-    """The fonts of this machine, as one that has all of their characters.
+    """All fonts of this machine, used as one.
 
-    What none of them has is written as the name of its script and a count, as in ``[CJK x7]``.
+    Characters that no font has are written as the name of their script and a count, as in ``[CJK x7]``.
 
     Args:
-        size_px: size of the letters.
-        files: fonts to choose from where Pillow's own lacks a character; None looks in the system's folders.
+        size_px: font size.
+        files: fonts to try where Pillow's default font lacks a character; None searches the system's font folders.
     """
 
     def __init__(self, size_px: int, files: list[Path] | None = None) -> None:
@@ -47,20 +47,20 @@ class CaptionFont:
         self._of: dict[str, Font | None] = {}
 
     def getlength(self, text: str) -> float:
-        """Width of a text in pixels."""
+        """Return the width of a text in pixels."""
         return sum(font.getlength(run) for font, run in self._runs(text))
 
     def write(
         self, draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, fill: tuple[int, int, int]
     ) -> None:
-        """Write a line of text with its upper left corner at a place; all fonts stand on one base line."""
+        """Write a line of text with its upper left corner at `place`; all fonts share one baseline."""
         left, top = place
         for font, run in self._runs(text):
             draw.text((left, top + _ascent(self._first) - _ascent(font)), run, fill=fill, font=font)
             left += font.getlength(run)
 
     def _runs(self, text: str) -> Iterator[tuple[Font, str]]:
-        """A text in pieces of one font each: all of it, or word by word, or character by character."""
+        """Split a text into runs of one font each: the whole text, or words, or characters."""
         font = self._font_of(text)
         words = _WORDS.findall(text)
         if font is not None:
@@ -74,7 +74,7 @@ class CaptionFont:
                 yield (self._first, _in_words(piece)) if each is None else (each, piece)
 
     def _font_of(self, text: str) -> Font | None:
-        """The first font that has all characters of a text; None where none has."""
+        """Return the first font that has all characters of a text, or None."""
         characters = {each for each in text if not (each.isspace() or unicodedata.category(each) in _UNSEEN)}
         key = "".join(sorted(characters))
         if key not in self._of:
@@ -95,7 +95,7 @@ class CaptionFont:
 
 
 def _with_marks(text: str) -> list[str]:
-    """The characters of a text, each with what has no shape of its own behind it."""
+    """Split a text into characters, each with the combining and invisible characters that follow it."""
     clusters: list[str] = []
     for each in text:
         if clusters and unicodedata.category(each) in _UNSEEN:
@@ -113,7 +113,7 @@ def _opened(path: Path, size_px: int) -> Font | None:
 
 
 def _has(font: Font, character: str) -> bool:
-    """Whether a font has a shape of its own for a character."""
+    """Return whether a font has a glyph of its own for a character."""
     if not isinstance(font, ImageFont.FreeTypeFont):
         return character.isascii()
     drawn, missing = font.getmask(character), font.getmask(_NOBODYS)
@@ -125,14 +125,14 @@ def _ascent(font: Font) -> int:
 
 
 def _in_words(piece: str) -> str:
-    """Characters that cannot be drawn, as the first words of their names: ``[CJK x7]``."""
+    """Describe characters that no font has by the first words of their Unicode names: ``[CJK x7]``."""
     names = [unicodedata.name(character, "character").split()[0] for character in piece if not character.isspace()]
     counted = {name: names.count(name) for name in dict.fromkeys(names)}
     return "".join(f"[{name} x{count}]" for name, count in counted.items())
 
 
 def _installed() -> list[Path]:
-    """The font files of this machine, those with many scripts first."""
+    """List the font files of this machine, those with many scripts first."""
     found = {path for folder in _folders() for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS}
 
     def rank(path: Path) -> tuple[int, int, str]:

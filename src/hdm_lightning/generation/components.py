@@ -1,4 +1,4 @@
-"""The parts of the pipeline that diffusers does not have: the XUT and the flow's solver as it saves and loads them."""
+"""The pipeline components that diffusers lacks: the XUT and the flow's solver, in a form it can save and load."""
 
 import inspect
 from typing import Any, Self
@@ -17,7 +17,7 @@ from hdm_lightning.models import XUT, XUTConfig
 
 
 class XUTTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
-    """An XUT that diffusers saves, loads, moves, offloads and adapts; called as the XUT itself.
+    """An XUT that diffusers can save, load, move, offload and adapt; called like the XUT itself.
 
     Args:
         fields: those of `XUTConfig`.
@@ -29,12 +29,12 @@ class XUTTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         self.register_to_config(**config.to_json())
         self.network = XUT(config)
 
-    # diffusers reads off the signature which fields of a config.json are the constructor's.
+    # diffusers takes from the signature which fields of a config.json to pass to the constructor.
     __init__.__signature__ = inspect.signature(XUTConfig.__init__)  # type: ignore[attr-defined]
 
     @classmethod
     def around(cls, network: XUT) -> Self:
-        """The same for a network that is there already, which is not copied."""
+        """Wrap an existing network, without copying it."""
         transformer = cls.__new__(cls)
         ModelMixin.__init__(transformer)
         transformer.register_to_config(**network.config.to_json())
@@ -47,13 +47,13 @@ class XUTTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
 
 
 class FlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """The times of the flow, from noise at 1 to the image at 0, and the solver that follows it along them.
+    """The time grid of the flow, from noise at 1 to the image at 0, and the solver that integrates along it.
 
-    A solver asks for velocities as it needs them, some twice a step, so there is no `step` to be called from outside.
+    A solver evaluates the velocity when it needs to, sometimes twice a step, so there is no `step` method.
 
     Args:
         solver: a name in `diffusion.sampling.SOLVERS`.
-        shift: of the time grid; above 1 spends more steps near noise.
+        shift: time-grid shift; above 1 spends more steps near noise.
 
     Raises:
         ValueError: there is no such solver, or the shift is out of its range.
@@ -70,19 +70,19 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         times.shifted_grid(1, shift)
 
     def grid(self, steps: int, *, start: float = 1.0) -> Tensor:
-        """`steps` + 1 decreasing times from `start` to 0, float64 on the CPU."""
+        """Return `steps` + 1 decreasing times from `start` to 0, float64 on the CPU."""
         return times.shifted_grid(steps, self.config.shift, start=start)
 
     def solve(
         self, velocity: sampling.Velocity, x: Tensor, grid: Tensor, on_step: sampling.OnStep | None = None
     ) -> Tensor:
-        """The state at the grid's last time, from `x` (B, …) at its first; see `diffusion.sampling`."""
+        """Integrate `x` (B, …) from the grid's first time to its last; see `diffusion.sampling`."""
         solver = sampling.SOLVERS[self.config.solver]
         return solver(velocity, x, grid) if on_step is None else solver(velocity, x, grid, on_step)
 
 
 def model_of(encoder: Any) -> Any:
-    """The model in a frozen encoder, which diffusers can move and save; anything else as it is."""
+    """Return the model inside a frozen encoder, which diffusers can move and save; anything else unchanged."""
     if isinstance(encoder, CachedAutoencoder):
         encoder = encoder.autoencoder
     if isinstance(encoder, CachedTextEncoder):

@@ -1,4 +1,4 @@
-"""Many images on one sheet, each above its caption."""
+"""Contact sheets: many images on one sheet, each above its caption."""
 
 import math
 import re
@@ -14,14 +14,14 @@ INK = (32, 32, 32)
 ELLIPSIS = "…"
 _SPACELESS = r"\u0e00-\u0eff\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
 PIECES = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+\s*|\s+")
-"""What a line may end behind: a word with the space behind it, a character of Thai, Lao, Chinese or Japanese."""
+"""Pieces that a line may end with: a word and the space after it, or a character of Thai, Lao, Chinese or Japanese."""
 FRAME = (208, 208, 208)
 FONT_PX = 14
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """An image as it will be shown, and the lines below it."""
+    """An image at its final size, and the lines of text below it."""
 
     image: Image.Image
     lines: list[str]
@@ -38,20 +38,20 @@ def contact_sheet(
 ) -> Image.Image:
     """Lay images out in rows, each with its caption below.
 
-    A thin frame shows where a white image ends. Captions may be in any script that a font of this machine has.
-    Small images are enlarged by whole factors up to the cell, so that pixels stay visible as pixels; larger ones
-    keep their size and widen their column.
+    A thin frame shows where a white image ends. Captions may be in any script that an installed font has. Small
+    images are enlarged by whole factors up to the cell, so pixels stay crisp; larger ones keep their size and widen
+    their column.
 
     Args:
         images: at least one, of any sizes.
-        captions: one each; wrapped, and cut with an ellipsis after `caption_lines`.
-        columns: images in a row; None makes the sheet about square.
+        captions: one per image; wrapped, and cut with an ellipsis after `caption_lines`.
+        columns: images per row; None makes the sheet about square.
         title: a line above the images, if not empty.
-        cell_px: smallest width of a column.
-        caption_lines: lines kept for captions.
+        cell_px: minimum width of a column.
+        caption_lines: maximum lines of a caption.
 
     Raises:
-        ValueError: if there are no images or not one caption each.
+        ValueError: there are no images, or not one caption per image.
     """
     if not images or len(images) != len(captions):
         raise ValueError(f"captions: got {len(captions)} for {len(images)} images, expected one each")
@@ -68,7 +68,7 @@ def contact_sheet(
 
 
 def _painted(rows: Sequence[Sequence[_Cell]], widths: Sequence[int], title: str, font: CaptionFont) -> Image.Image:
-    """The sheet of rows of cells; images of a row stand on one line, their captions begin at one height."""
+    """Paint rows of cells; the images of a row share a baseline, and their captions start at the same height."""
     margin, line_px = FONT_PX // 2 + 1, round(FONT_PX * 1.3)
     image_heights = [max(cell.image.height for cell in row) for row in rows]
     text_heights = [max(len(cell.lines) for cell in row) * line_px for row in rows]
@@ -91,9 +91,9 @@ def _painted(rows: Sequence[Sequence[_Cell]], widths: Sequence[int], title: str,
 
 
 def wrap_caption(caption: str, font: CaptionFont, width_px: int, lines: int) -> list[str]:
-    """A caption broken into at most `lines` lines no wider than `width_px`, the last one cut with an ellipsis.
+    """Break a caption into at most `lines` lines no wider than `width_px`, the last one cut with an ellipsis.
 
-    Lines end between words, and within scripts that are written without spaces.
+    Lines break between words, and anywhere in scripts that are written without spaces.
     """
     broken = [""]
     for piece in PIECES.findall(" ".join(caption.split())):

@@ -1,4 +1,4 @@
-"""What `hdm-sample` is asked for, drawn: prompts, settings and the model from the command or from an earlier image."""
+"""Carry out a request of `hdm-sample`: prompts, settings and model come from the command or from an earlier image."""
 
 import codecs
 import re
@@ -22,7 +22,7 @@ SIZE_OF_IMAGE = "image"
 LONGEST_PROMPT = 100_000
 MOST_PROMPT_BYTES = 1 << 26
 MOST_IMAGES = 1_000_000
-"""Letters; a tokenizer takes seconds and gigabytes for more, of which a model reads the first few hundred words."""
+"""Limits of one call. LONGEST_PROMPT is in characters: a tokenizer takes seconds and gigabytes for more."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -30,9 +30,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""How files begin that say their encoding; that of UTF-16 is the beginning of that of UTF-32."""
+"""Byte order marks and their encodings; UTF-32 comes first, as its mark begins with that of UTF-16."""
 _OTHER_PROGRAMS = re.compile(r"\s--(?:n|w|h|d|l|s|cfg|neg|seed|steps)\s+\S")
-"""Options of a prompt's own, as files for kohya's scripts have them."""
+"""Options of a single prompt, as in prompt files for kohya's scripts."""
 
 
 def draw_request(
@@ -45,15 +45,15 @@ def draw_request(
     progress: Callable[[str, int, int], None],
     load: Callable[[Path, LoadOptions], LoadedModel] = load_pipeline,
 ) -> list[Path]:
-    """Draw, write each image as soon as it is there, and the contact sheet at the end; the files.
+    """Generate images, write each as soon as it is done, then the contact sheet; return the files.
 
     Args:
-        request, machine: what to draw, and with which model.
-        overrides: of the model's or the earlier image's `SamplingSettings`.
-        device: where.
-        warn: called with what may surprise.
-        progress: called with (what is being done, solver steps done, in all).
-        load: what loads the model; who draws often has it in memory.
+        request, machine: what to generate, and with which model.
+        overrides: `SamplingSettings` that replace those of the model or the earlier image.
+        device: where to compute.
+        warn: called with each warning.
+        progress: called with (description, solver steps done, total steps).
+        load: loads the model; frequent callers can return one from memory.
 
     Raises:
         UserError: something is missing or does not fit; names the option.
@@ -64,9 +64,9 @@ def draw_request(
     prompts = _prompts(request, record, warn)
     image = request.image or (Path(record.image) if record and record.image else None)
     if "strength" in overrides and image is None:
-        raise UserError("is given without an image to start from", where="--strength", hint="add --image FILE")
+        raise UserError("needs an image to start from", where="--strength", hint="add --image FILE")
     if image is not None and not image.is_file():
-        raise UserError("does not exist", where=str(image), hint="give the image to start from with --image FILE")
+        raise UserError("does not exist", where=str(image), hint="pass an existing start image with --image FILE")
     loaded_with = loading_choices(request.model, machine, record, device)
     uses = adapter_uses(request.model, machine, record)
     model = request.model or (record.model if record else "")
@@ -88,7 +88,7 @@ def draw_request(
 def _writer(
     folder: Path, loaded: LoadedModel, image: Path | None, loaded_with: dict[str, str], uses: tuple[AdapterUse, ...]
 ) -> ImageWriter:
-    """What writes the images, and what they were made with."""
+    """Create the writer, which also records what the images are made with."""
     try:
         return ImageWriter(
             folder,
@@ -102,42 +102,42 @@ def _writer(
             ],
         )
     except OSError as error:
-        raise UserError(f"cannot be made ({error})", where=f"--out {folder}", hint="give a folder") from error
+        raise UserError(f"cannot be created ({error})", where=f"--out {folder}", hint="use a folder") from error
 
 
 def _prompts(request: DrawingRequest, record: ImageRecord | None, warn: Callable[[str], None]) -> list[str]:
-    """The prompts from the command line and the file, or that of the image to repeat, or else from standard input."""
+    """Return the prompts of the command line and the file, else that of the image to repeat, else standard input's."""
     prompts, file = [prompt.strip() for prompt in request.prompts], request.prompt_file
     for prompt in prompts:
-        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in prompt):  # how Python shows bytes that are no UTF-8
-            what = f"{prompt[:40]!r} holds bytes that are not UTF-8"
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in prompt):  # Python's escapes for bytes that are not UTF-8
+            what = f"{prompt[:40]!r} contains bytes that are not UTF-8"
             raise UserError(what, where="prompts", hint="convert them: iconv -f LATIN1 -t UTF-8 OLD > NEW")
     if record is not None and not prompts and not file:
         return [record.prompt]
     if file and file != "-":
         try:
-            with open(file, "rb") as content:  # a pipe, too, such as <(head -5 PROMPTS)
+            with open(file, "rb") as content:  # or a pipe, such as <(head -5 PROMPTS)
                 prompts += _prompt_lines(content.read(MOST_PROMPT_BYTES + 1), f"--prompts {file}", warn)
         except OSError as error:
             what = f"cannot be read ({error.strerror})"
-            raise UserError(what, where=f"--prompts {file}", hint="give a file with a prompt a line") from error
+            raise UserError(what, where=f"--prompts {file}", hint="use a file with one prompt per line") from error
     elif file or (not prompts and not sys.stdin.isatty()):
         read = getattr(sys.stdin, "buffer", sys.stdin).read(MOST_PROMPT_BYTES + 1)
         prompts += _prompt_lines(read if isinstance(read, bytes) else read.encode(), "standard input", warn)
     if not prompts:
-        hint = 'give them as arguments, hdm-sample MODEL "a red circle", with --prompts FILE, or on standard input'
+        hint = 'pass them as arguments, hdm-sample MODEL "a red circle", with --prompts FILE, or on standard input'
         raise UserError("there are none", where="prompts", hint=hint)
     if (longest := max(map(len, prompts))) > LONGEST_PROMPT:
-        what = f"one has {longest:,} letters, more than {LONGEST_PROMPT:,}"
-        raise UserError(what, where="prompts", hint="the model reads a few hundred words at most")
+        what = f"one has {longest:,} characters, more than {LONGEST_PROMPT:,}"
+        raise UserError(what, where="prompts", hint="shorten it; the model reads a few hundred words at most")
     return prompts
 
 
 def _prompt_lines(content: bytes, where: str, warn: Callable[[str], None]) -> list[str]:
-    """The prompts of a text, one a line: UTF-8, or UTF-16 or UTF-32 with its mark; no blank lines and no comments."""
+    """Parse one prompt per line, without blank lines and comments: UTF-8, or UTF-16 or UTF-32 with a mark."""
     if len(content) > MOST_PROMPT_BYTES:
-        what = f"holds more than {MOST_PROMPT_BYTES:,} bytes"
-        raise UserError(what, where=where, hint="draw a part of it at a time: split -l 10000 PROMPTS")
+        what = f"has more than {MOST_PROMPT_BYTES:,} bytes"
+        raise UserError(what, where=where, hint="use a part of it at a time: split -l 10000 PROMPTS")
     marked = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         lines = [line.strip() for line in content.decode(marked).split("\n")]
@@ -146,19 +146,19 @@ def _prompt_lines(content: bytes, where: str, warn: Callable[[str], None]) -> li
         raise UserError(what, where=where, hint="convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW") from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if comments := sum(line.startswith("#") for line in lines):
-        warn(f"{where}: {comments} line(s) that begin with # are taken for comments")
+        warn(f"{where}: {comments} line(s) that begin with # are skipped as comments")
     if foreign := [line for line in prompts if _OTHER_PROGRAMS.search(line)]:
-        what = f"{foreign[0][:60]!r} has options of another program, which are drawn as text"
-        warn(f"{where}: {what}; here --negative-prompt, --size, --seed and the like serve all prompts")
+        what = f"{foreign[0][:60]!r} has options of another program, which are read as text"
+        warn(f"{where}: {what}; here --negative-prompt, --size, --seed and the like apply to all prompts")
     return prompts
 
 
 def loading_choices(
     model: str | None, machine: DrawingMachine, record: ImageRecord | None, device: torch.device
 ) -> dict[str, str]:
-    """Precision and named encoders: from the command, else from the image to repeat.
+    """Return the precision and the encoders to load: the command's, else those of the image to repeat.
 
-    Where the command names another model than the image's, that model's own encoders serve.
+    If the command names a model, its own encoders are used, and only the precision comes from the image.
     """
     known = {"precision": dtype_name(default_dtype(device)), **(record.loaded_with if record else {})}
     if model is not None:
@@ -168,7 +168,7 @@ def loading_choices(
 
 
 def adapter_uses(model: str | None, machine: DrawingMachine, record: ImageRecord | None) -> tuple[AdapterUse, ...]:
-    """The adapters to draw with: the command's, else those of the image to repeat, where its model serves."""
+    """Return the adapters to use: the command's, else, unless it names a model, those of the image to repeat."""
     if machine.lora or record is None or model is not None:
         return tuple(map(AdapterUse.parse, machine.lora))
     return tuple(AdapterUse(each["name"], each["weight"]) for each in record.loras)
@@ -200,7 +200,7 @@ def _jobs(
     image: Path | None,
     warn: Callable[[str], None],
 ) -> list[DrawJob]:
-    """What to draw: the image's settings or the model's own, overridden by what the command says."""
+    """Plan the images, with the repeated image's settings or the model's own, overridden by the command's."""
     base = {**(record.settings.to_json() if record else loaded.sampling), **overrides}
     sizes = [_size(text, image) for text in request.size] or [{}]
     try:
@@ -211,31 +211,31 @@ def _jobs(
         _check_size(one, loaded.pipeline.size_multiple)
         if image is not None and is_cropped(image, one):
             size = f"{one.width}x{one.height}"
-            warn(f"{image} is scaled and cut about its center to {size}; --size image keeps all of it")
+            warn(f"{image} is scaled and center-cropped to {size}; --size image keeps all of it")
     seed = request.seed if request.seed is not None else (record.seed if record else 0)
     if (images := request.count * len(prompts) * len(settings)) > MOST_IMAGES:
-        what = f"{images:,} images are more than one call draws ({MOST_IMAGES:,})"
-        raise UserError(what, where="--count", hint="give a smaller one, and --seed to go on behind it")
+        what = f"{images:,} images exceed the limit of one call ({MOST_IMAGES:,})"
+        raise UserError(what, where="--count", hint="use a smaller count, then continue with --seed")
     if seed + request.count - 1 > MAX_SEED:
         raise UserError(f"counts up to {seed + request.count - 1}", where="--seed", hint=f"stay within {MAX_SEED}")
     return plan_jobs(prompts, seed, request.count, settings)
 
 
 def _size(text: str, image: Path | None) -> dict[str, int]:
-    """Width and height of WIDTHxHEIGHT, or of the image to start from."""
+    """Return width and height from WIDTHxHEIGHT or from the start image."""
     text = text.strip().lower()
     if text == SIZE_OF_IMAGE:
         if image is None:
-            raise UserError("image means the one to start from", where="--size image", hint="add --image FILE")
+            raise UserError("needs an image to start from", where="--size image", hint="add --image FILE")
         return dict(zip(("width", "height"), image_size(image), strict=True))
     match = re.fullmatch(r"(\d+)[x×](\d+)", text)
     if match is None:
-        raise UserError(f"{text!r} is no size", where="--size", hint="give WIDTHxHEIGHT, as in 768x512")
+        raise UserError(f"{text!r} is not a size", where="--size", hint="use WIDTHxHEIGHT, as in 768x512")
     return {"width": int(match[1]), "height": int(match[2])}
 
 
 def _check_size(settings: SamplingSettings, multiple: int) -> None:
     if settings.on_indivisible == "refuse" and (settings.height % multiple or settings.width % multiple):
         near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in (settings.width, settings.height))
-        what = f"{settings.width}x{settings.height} is not made of multiples of {multiple}"
-        raise UserError(what, where="--size", hint=f"give {near}, or add --on-indivisible pad")
+        what = f"both sides of {settings.width}x{settings.height} must be multiples of {multiple}"
+        raise UserError(what, where="--size", hint=f"use {near}, or add --on-indivisible pad")

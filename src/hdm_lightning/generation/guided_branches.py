@@ -1,4 +1,4 @@
-"""What guidance combines: prompts as the network reads them, and its predictions for each text and routing rate.
+"""The branches that guidance combines: the network's predictions for each encoded text and routing rate.
 
 Shapes: B images or prompts, L text tokens, D width of the text encoder, C latent channels, h×w latent, N image tokens,
 K kept tokens.
@@ -20,26 +20,26 @@ from hdm_lightning.models.routing import keep_from_scores
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Encoded prompts: context float32 (B, L, D), cut to the longest; `lengths` int64 (B,), None where all L count."""
+    """Encoded prompts: context float32 (B, L, D), cut to the longest; `lengths` int64 (B,), None if all L count."""
 
     context: Tensor
     lengths: Tensor | None
 
     @property
     def counts(self) -> Tensor:
-        """The tokens (B,) that count."""
+        """Number of tokens that count, (B,)."""
         batch, length = self.context.shape[:2]
         return torch.full((batch,), length, device=self.context.device) if self.lengths is None else self.lengths
 
 
 def cut_prompts(prompts: Sequence[str], tokenizer: CaptionTokenizer) -> list[str]:
-    """A sentence for each prompt that is longer than what the network reads: how much of it is left out."""
+    """Return a message for each prompt that is too long for the network: how much of it is cut."""
     told = []
     for prompt in dict.fromkeys(prompts):
         count, text = tokenizer.left_out(prompt) if hasattr(tokenizer, "left_out") else (0, "")
         if count:
-            what = f"{prompt[:40]!r}… is longer than the {tokenizer.context_length} tokens of text that the model reads"
-            told.append(f"{what}: the last {count} are left out" + (f", {text[-60:]!r}" if text else ""))
+            what = f"{prompt[:40]!r}… is longer than the {tokenizer.context_length} tokens that the model reads"
+            told.append(f"{what}: the last {count} are cut" + (f", {text[-60:]!r}" if text else ""))
     return told
 
 
@@ -56,7 +56,7 @@ def encode_texts(
 
 
 def joined(texts: Sequence[EncodedText]) -> EncodedText:
-    """Several batches of prompts as one, (ΣB, max L, D); the shorter ones padded with tokens that do not count."""
+    """Join several batches of prompts into one, (ΣB, max L, D), padding the shorter ones with masked tokens."""
     longest = max(text.context.shape[1] for text in texts)
     context = torch.cat([F.pad(text.context, (0, 0, 0, longest - text.context.shape[1])) for text in texts])
     if all(text.lengths is None and text.context.shape[1] == longest for text in texts):
@@ -65,7 +65,7 @@ def joined(texts: Sequence[EncodedText]) -> EncodedText:
 
 
 def computing_in(autocast: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Autocast to a lower precision; where there is None, things stay as they are."""
+    """Return a context that autocasts to a lower precision; None leaves the precision as it is."""
     return contextlib.nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
 
 
@@ -74,9 +74,9 @@ class View:
     """What all branches of a batch of images share.
 
     Attributes:
-        model: the network, or what is called like it.
+        model: the network, or a callable with its signature.
         positions: (1, N, 2) of the image tokens.
-        generators: one for each image: where its routing comes from.
+        generators: one per image, for its routing.
         autocast: lower precision to compute in, or None.
     """
 
@@ -86,7 +86,7 @@ class View:
     autocast: torch.dtype | None
 
     def keep(self, rate: float) -> Tensor | None:
-        """Image tokens (B, K) that pass through the U, drawn anew; None at rate 0, the dense network."""
+        """Draw the image tokens (B, K) that pass through the U; None at rate 0, where all do."""
         if rate == 0.0:
             return None
         tokens = self.positions.shape[1]
@@ -98,22 +98,22 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """The velocity of B prompts at one rate of tokens that skip the U; callable as `diffusion.sampling.Velocity`."""
+    """The velocity for B prompts at one rate of tokens that skip the U, as a `diffusion.sampling.Velocity`."""
 
     view: View
     text: EncodedText
     rate: float
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """The velocity (B, C, h, w) of this branch alone."""
+        """Return the velocity (B, C, h, w) of this branch alone."""
         return velocities([self], x, t)[0]
 
 
 def velocities(branches: Sequence[Branch], x: Tensor, t: float) -> list[Tensor]:
-    """The velocities (B, C, h, w) of branches at one point, those of equal routing rate in one pass of the network.
+    """Return the velocities (B, C, h, w) of branches at one state and time, with one network pass per routing rate.
 
-    Routing is drawn branch by branch, and texts that are padded to a common length read as if they were not, so that
-    the numbers are those of a pass for each branch, but for rounding.
+    Routing is drawn branch by branch and padding is masked, so apart from rounding the result equals that of a pass
+    for each branch.
     """
     keeps = [branch.view.keep(branch.rate) for branch in branches]
     found: dict[int, Tensor] = {}
@@ -126,7 +126,7 @@ def velocities(branches: Sequence[Branch], x: Tensor, t: float) -> list[Tensor]:
 
 
 def _one_pass(branches: Sequence[Branch], keep: Tensor | None, x: Tensor, t: float) -> Tensor:
-    """Velocities (branches·B, C, h, w) of branches of one routing rate."""
+    """Return the velocities (branches·B, C, h, w) of branches with the same routing rate."""
     view, text = branches[0].view, joined([branch.text for branch in branches])
     repeated = x.repeat(len(branches), 1, 1, 1)
     with computing_in(view.autocast, x.device):
@@ -147,7 +147,7 @@ def generators_of(
     seed: int | Sequence[int] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
 ) -> list[torch.Generator]:
-    """A generator for each of `count` images, of which `each` stand side by side for one prompt."""
+    """Return a generator for each of `count` images, of which `each` in a row have the same prompt."""
     if generator is not None:
         return [generator] * count if isinstance(generator, torch.Generator) else list(generator)
     if seed is None:

@@ -1,4 +1,4 @@
-"""Models of the hub, of this project's layout or published otherwise, and what their cards say of their license."""
+"""Models on the hub, in this project's layout or the published one, and the licenses that their cards state."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _RELEASED = "the HDM weights that were released in this layout are under CC-BY-N
 
 
 def hub_model(name: str, *, where: str = "MODEL", **hub: Any) -> Path:
-    """The folder or file of a model of the hub, or of a LoRA, downloaded at most once.
+    """Download a model or a LoRA from the hub, at most once, and return its folder or file.
 
     Args:
         name: OWNER/NAME, or OWNER/NAME/FILE.safetensors of a repository with several files.
@@ -30,7 +30,7 @@ def hub_model(name: str, *, where: str = "MODEL", **hub: Any) -> Path:
         hub: further options of `huggingface_hub.snapshot_download`, such as `revision`.
 
     Raises:
-        UserError: there is no such model, it cannot be had, or the repository has several.
+        UserError: there is no such model, it cannot be downloaded, or the repository has several.
     """
     parts = name.split("/")
     repository, file = "/".join(parts[:2]), "/".join(parts[2:])
@@ -49,28 +49,28 @@ def hub_model(name: str, *, where: str = "MODEL", **hub: Any) -> Path:
         return locate_model(name, where=where, required=[_UNET], download=DOWNLOAD, **hub)
     single = [each for each in files if each.endswith(".safetensors") and "/" not in each]
     if not single:
-        raise UserError(f"{name} holds neither {INDEX} nor a .safetensors file", where=where) from lacking
+        raise UserError(f"{name} contains neither {INDEX} nor a .safetensors file", where=where) from lacking
     if len(single) > 1:
         choice = " or ".join(f"{name}/{each}" for each in single[:3])
-        raise UserError(f"{name} has {len(single)} files of weights", where=where, hint=f"name one: {choice}")
+        raise UserError(f"{name} has {len(single)} weights files", where=where, hint=f"name one: {choice}")
     return _file(repository, single[0], where, hub)
 
 
 def license_note(path: Path, name: str, *, published: bool = False) -> str:
-    """What the card beside a downloaded model says of its license.
+    """Return what the card of a downloaded model says about its license.
 
     Args:
-        path: where it lies.
-        name: on the hub.
-        published: whether it has the layout of the released HDM weights, whose license is then named, too.
+        path: the downloaded file or folder.
+        name: its name on the hub.
+        published: whether it has the layout of the released HDM weights; their license is then mentioned, too.
     """
     folder = path if path.is_dir() else path.parent
     told = card_license(folder / CARD)
     released = f"; {_RELEASED}" if published else ""
     if told is None:
-        return f"{name} does not say under which license it is: ask its owner before images of it are used{released}"
+        return f"{name} does not state a license: ask its owner before you use its images{released}"
     told = told.removeprefix(OTHER)
-    kept = f"{name} is under {told}, by its card; it binds what may be done with the model and perhaps with its images"
+    kept = f"{name} is under {told}, according to its card; it applies to the model and perhaps to its images"
     return kept + (_NO_COMMERCE if _NON_COMMERCIAL.search(told) else "")
 
 
@@ -82,25 +82,25 @@ def _file(repository: str, file: str, where: str, hub: Mapping[str, Any]) -> Pat
     try:
         return Path(hf_hub_download(repository, file, **hub))
     except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
-        what = f"{repository}/{file} could not be had ({type(error).__name__}: {first_line(error, 120)})"
-        raise UserError(what, where=where, hint=f"download it by hand, hf download {repository} {file}") from error
+        what = f"{repository}/{file} could not be downloaded ({type(error).__name__}: {first_line(error, 120)})"
+        raise UserError(what, where=where, hint=f"download it by hand: hf download {repository} {file}") from error
 
 
 def _card(repository: str, hub: Mapping[str, Any]) -> None:
-    """Have the card beside the file, if there is one."""
+    """Download the card next to the file, if there is one."""
     from huggingface_hub import hf_hub_download  # noqa: PLC0415  (as above)
 
     try:
         hf_hub_download(repository, CARD, **hub)
-    except Exception:  # without a card the note says so
+    except Exception:  # without a card, the note says that no license is stated
         return
 
 
 def _listed(repository: str, hub: Mapping[str, Any]) -> list[str]:
-    """The files of a repository; none where the hub does not say."""
+    """List the files of a repository; empty if the hub does not answer."""
     from huggingface_hub import HfApi  # noqa: PLC0415  (as above)
 
     try:
         return list(HfApi(token=hub.get("token")).list_repo_files(repository, revision=hub.get("revision")))
-    except Exception:  # whoever asked has an error of its own to tell
+    except Exception:  # the caller raises its own error
         return []

@@ -1,4 +1,4 @@
-"""Images as files: PNGs that carry the record of their making, and images to start from.
+"""Image files: PNGs that record the settings they were generated with, and start images.
 
 Shapes: H×W pixels.
 """
@@ -30,25 +30,25 @@ RECORD_FORMAT = "hdm-lightning image 1"
 RECORD_KEY = "hdm-lightning"
 PRECISIONS = ("float32", "bfloat16", "float16")
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
-"""As what a pipeline gives its images; latents stay as they are."""
+"""Formats in which a pipeline returns images; "latent" returns the latents undecoded."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What an image was made from: enough to make it again.
+    """Everything needed to generate an image again.
 
     Args:
-        prompt: what it shows.
-        seed: where its noise comes from.
-        settings: how it was drawn.
+        prompt: its prompt.
+        seed: seed of its noise and routing.
+        settings: its sampling settings.
         model: path of the model as the user gave it.
         fingerprint: SHA-256 of the model's weights.
-        image: path of the image it started from (image-to-image), or None.
+        image: path of the start image (image-to-image), or None.
         image_sha256: SHA-256 of that file.
-        loaded_with: `precision`, and `text_encoder` and `vae` where others than the model's own were named.
-        loras: the adapters it was drawn with: `name`, `weight` and `sha256` of each.
+        loaded_with: `precision`, and `text_encoder` and `vae` if they replaced the model's own.
+        loras: the adapters used: `name`, `weight` and `sha256` of each.
     """
 
     prompt: str
@@ -62,17 +62,17 @@ class ImageRecord:
     loras: Sequence[Mapping[str, Any]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain values."""
+        """Return the record as plain values."""
         own = {**vars(self), "settings": self.settings.to_json(), "loaded_with": dict(self.loaded_with)}
         own["loras"] = [dict(each) for each in self.loras]
         return {"format": RECORD_FORMAT, "version": __version__, **own}
 
     @classmethod
     def from_json(cls, mapping: Mapping[str, Any]) -> "ImageRecord":
-        """The record that `to_json` wrote.
+        """Read the record that `to_json` wrote.
 
         Raises:
-            ValueError: if it is of another format, or a setting is unknown or out of its range.
+            ValueError: it has another format, or a setting is unknown or out of range.
         """
         if mapping.get("format") != RECORD_FORMAT:
             raise ValueError(f"format: got {mapping.get('format')!r}, expected {RECORD_FORMAT!r}")
@@ -91,7 +91,7 @@ class ImageRecord:
 
 
 def _require_kinds(mapping: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the key, unless the values of a record are of their kinds."""
+    """Raise ValueError, naming the key, if a value of a record has the wrong type."""
     kinds: dict[str, type | tuple[type, ...]] = {
         **dict.fromkeys(("prompt", "model", "fingerprint"), str),
         **dict.fromkeys(("image", "image_sha256"), (str, type(None))),
@@ -107,38 +107,38 @@ def _require_kinds(mapping: Mapping[str, Any]) -> None:
     if not 0 <= mapping["seed"] <= MAX_SEED:
         raise ValueError(f"seed: got {mapping['seed']}, expected 0 … 2⁶³ − 1")
     if not isinstance(loaded_with, dict) or not all(isinstance(value, str) for value in loaded_with.values()):
-        raise ValueError(f"loaded_with: got {loaded_with!r}, expected names by names")
+        raise ValueError(f"loaded_with: got {loaded_with!r}, expected a mapping of strings to strings")
     if not all(_is_use(each) for each in mapping.get("loras", ())):
-        raise ValueError(f"loras: got {mapping['loras']!r}, expected a name and a weight of each")
+        raise ValueError(f"loras: got {mapping['loras']!r}, expected a name and a weight for each")
     if loaded_with.get("precision", "float32") not in PRECISIONS:
         raise ValueError(f"precision: got {loaded_with['precision']!r}, expected one of {', '.join(PRECISIONS)}")
 
 
 def _is_use(lora: Any) -> bool:
-    """Whether a record's entry names a LoRA and its weight."""
+    """Return whether a record's entry has the name and the weight of a LoRA."""
     if not isinstance(lora, dict):
         return False
     weight = lora.get("weight")
     try:
         return isinstance(lora.get("name"), str) and isinstance(weight, int | float) and isfinite(weight)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer beyond the range of floats
         return False
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Images in [−1, 1] to uint8."""
+    """Convert images in [−1, 1] to uint8."""
     return ((image.float() + 1.0) * 127.5).round().clamp(0.0, 255.0).to(torch.uint8)
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """A uint8 tensor (3, H, W) as a PIL image."""
+    """Convert a uint8 tensor (3, H, W) to a PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
-    """Write uint8 (3, H, W) whole, with its record as JSON under "hdm-lightning" and the prompt under "Description".
+    """Write uint8 (3, H, W) atomically, with its record as JSON in "hdm-lightning" and the prompt in "Description".
 
-    Raises FileExistsError: there is a file of this name.
+    Raises FileExistsError: a file of this name exists.
     """
     text = PngImagePlugin.PngInfo()
     text.add_itxt(RECORD_KEY, json.dumps(record.to_json(), ensure_ascii=False))
@@ -148,55 +148,55 @@ def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
 
 
 def read_record(path: Path) -> ImageRecord:
-    """The record of an image that `write_png` wrote. Raises UserError: if the file is no such image."""
+    """Read the record from an image that `write_png` wrote. Raises UserError: the file is not such an image."""
     text = _record_text(path)
     if text is None:
         raise UserError(
-            "carries no settings",
+            "contains no settings",
             where=str(path),
-            hint="give a PNG written by hdm-sample, not re-encoded since",
+            hint="use a PNG written by hdm-sample and not re-encoded since",
         )
     try:
         return ImageRecord.from_json(parse_object(text))
     except (ValueError, KeyError, TypeError) as error:
-        hint = "give a PNG written by hdm-sample, or its prompt and options"
-        raise UserError(f"carries settings that cannot be read ({error})", where=str(path), hint=hint) from error
+        hint = "use a PNG written by hdm-sample, or pass its prompt and options"
+        raise UserError(f"contains settings that cannot be read ({error})", where=str(path), hint=hint) from error
 
 
 def _record_text(path: Path) -> str | bytes | None:
-    """What stands under `RECORD_KEY`: before the pixels, or behind them where another program has put it there."""
+    """Return the text stored under `RECORD_KEY`: before the pixels, or after them if another program moved it."""
     try:
         with (
             open(path, "rb", opener=open_regular) as file,
-            warnings.catch_warnings(action="ignore"),  # that it is large
+            warnings.catch_warnings(action="ignore"),  # about large images
             Image.open(file) as image,
         ):
             if RECORD_KEY not in image.info:
                 image.load()
             found = image.info.get(RECORD_KEY)
-    except Exception as error:  # a damaged file makes Pillow run into whatever it likes
+    except Exception as error:  # Pillow can raise anything on a damaged file
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        reason = "it is none" if isinstance(error, UnidentifiedImageError) else reason
-        hint = "give a PNG written by hdm-sample"
+        reason = "not an image file" if isinstance(error, UnidentifiedImageError) else reason
+        hint = "use a PNG written by hdm-sample"
         raise UserError(f"cannot be read as an image ({reason})", where=str(path), hint=hint) from error
     return found if isinstance(found, str | bytes) else None
 
 
 def read_image(path: Path, settings: SamplingSettings) -> Tensor:
-    """An image to start from as uint8 (1, 3, H, W), scaled and cropped about its centre to the size of the settings.
+    """Read a start image as uint8 (1, 3, H, W), scaled and center-cropped to the size in the settings.
 
-    It is read as training reads images: transparency on white, upright. Raises UserError: it cannot be read.
+    It is read as in training: transparency on white, upright. Raises UserError: it cannot be read.
     """
     return fitted(_read(path, load_upright), settings)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image as training reads it: transparency on white, upright, RGB. Raises SampleFault: it cannot be decoded."""
+    """Convert an image as training does: transparency on white, upright, RGB. Raises SampleFault: undecodable."""
     return turned(decode_rgb(image), orientation(image))
 
 
 def fitted(image: Image.Image, settings: SamplingSettings) -> Tensor:
-    """An image as uint8 (1, 3, H, W), scaled and cropped about its centre to the size of the settings."""
+    """Convert an image to uint8 (1, 3, H, W), scaled and center-cropped to the size in the settings."""
     size = (settings.width, settings.height)
     scaled = ImageOps.fit(image, size, method=Image.Resampling.BICUBIC)
     pixels = torch.frombuffer(bytearray(scaled.tobytes()), dtype=torch.uint8)
@@ -204,21 +204,21 @@ def fitted(image: Image.Image, settings: SamplingSettings) -> Tensor:
 
 
 def start_size(image: Image.Image | Tensor | None) -> dict[str, int]:
-    """`width` and `height` of an upright image or of images (B, 3, H, W) to start from; nothing where there is none."""
+    """Return `width` and `height` of an upright start image or of a batch (B, 3, H, W); empty if there is none."""
     if isinstance(image, Image.Image):
         return {"width": image.width, "height": image.height}
     return {} if image is None else dict(zip(("height", "width"), image.shape[-2:], strict=False))
 
 
 def start_images(image: Image.Image | Tensor | None, settings: SamplingSettings, count: int) -> Tensor | None:
-    """What `count` images start from, uint8 (B, 3, H, W); a PIL image must be upright RGB."""
+    """Return the start images of `count` images, uint8 (B, 3, H, W); a PIL image must be upright RGB."""
     if isinstance(image, Image.Image):
         image = fitted(image, settings)
     return image.expand(count, -1, -1, -1) if image is not None and len(image) == 1 else image
 
 
 def converted(images: Tensor, output_type: str) -> Any:
-    """Images (B, 3, H, W) in [−1, 1] as `output_type` says."""
+    """Convert images (B, 3, H, W) in [−1, 1] to `output_type`."""
     if output_type == "pil":
         return [to_pil(image) for image in to_uint8(images).cpu()]
     images = (images + 1.0) / 2.0
@@ -226,24 +226,24 @@ def converted(images: Tensor, output_type: str) -> Any:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image as it is seen, in pixels.
+    """Return width and height of an image as displayed, in pixels.
 
     Raises:
-        UserError: if the file cannot be read as an image.
+        UserError: the file cannot be read as an image.
     """
     height, width = _read(path, upright_size)
     return width, height
 
 
 def is_cropped(path: Path, settings: SamplingSettings) -> bool:
-    """Whether `read_image` cuts off a row or a column of the image, as scaled, or more."""
+    """Return whether `read_image` cuts off at least one row or column of the scaled image."""
     width, height = image_size(path)
     scale = max(settings.width / width, settings.height / height)
     return width * scale >= settings.width + 1 or height * scale >= settings.height + 1
 
 
 def sha256_of(*files: Path) -> str:
-    """SHA-256 of one file, as hexadecimal digits; of several, that of their hashes in this order."""
+    """Return the SHA-256 of one file in hexadecimal digits; of several, the hash of their hashes in this order."""
     hashes = []
     for path in files:
         with path.open("rb") as file:
@@ -255,5 +255,5 @@ def _read(path: Path, reader: Callable[[bytes], T]) -> T:
     try:
         return reader(read_regular(path, MAX_FILE_BYTES))
     except (OSError, SampleFault) as error:
-        hint = "give a picture in a common format, whole"
+        hint = "use an undamaged image in a common format"
         raise UserError(f"cannot be read as an image ({error})", where=str(path), hint=hint) from error

@@ -1,4 +1,4 @@
-"""Many images in turn: what to draw, drawn in batches of equal settings, each written as soon as it is there."""
+"""Plan many images, generate them in batches of equal settings, and write each one as soon as it is done."""
 
 import itertools
 import re
@@ -17,12 +17,12 @@ from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.whole_files import write_atomically
 
 SLUG_LENGTH, SLUG_BYTES = 48, 120
-"""Letters, and bytes in UTF-8, of which file systems allow a name 143 to 255."""
+"""Limits in characters and in UTF-8 bytes; file systems allow names of 143 to 255 bytes."""
 
 
 @dataclass(frozen=True)
 class DrawJob:
-    """One image to draw."""
+    """One image to generate."""
 
     prompt: str
     seed: int
@@ -32,9 +32,9 @@ class DrawJob:
 def plan_jobs(
     prompts: Sequence[str], first_seed: int, count: int, settings: Iterable[SamplingSettings]
 ) -> list[DrawJob]:
-    """`count` images of each prompt for each settings, with the seeds first_seed, first_seed + 1, …
+    """Plan `count` images for each prompt and settings, with the seeds first_seed, first_seed + 1, …
 
-    The same seeds serve all prompts and sizes, so that what differs between images is what was asked to differ.
+    All prompts and sizes use the same seeds, so images differ only where they were asked to.
     """
     seeds = range(first_seed, first_seed + count)
     return [DrawJob(prompt, seed, one) for one in settings for prompt in prompts for seed in seeds]
@@ -47,9 +47,9 @@ def draw_jobs(
     image: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[DrawJob, Tensor]]:
-    """Draw jobs in batches of equal settings, all started from `image` if there is one.
+    """Generate images in batches of equal settings, all started from `image` if there is one.
 
-    Calls `progress` with (solver steps done, in all); yields each job with its image, uint8 (3, H, W).
+    Calls `progress` with (solver steps done, total steps); yields each job with its image, uint8 (3, H, W).
     """
     batches = list(_batches(jobs, pipeline.max_batch))
     total, before = sum(batch[0].settings.steps for batch in batches), 0
@@ -80,10 +80,10 @@ def _batches(jobs: Sequence[DrawJob], size: int) -> Iterator[list[DrawJob]]:
 
 
 class ImageWriter:
-    """Writes images to a folder, made if missing, numbered on from those already there.
+    """Writes images to a folder, created if missing, and continues the numbering of those already there.
 
-    `model` (a path), `fingerprint` (SHA-256 of its weights), `image` (what the others start from) and `loaded_with`
-    (precision and encoders) stand in the records, `loras` (see `ImageRecord`) too.
+    `model` (a path), `fingerprint` (SHA-256 of its weights), `image` (the start image), `loaded_with` (precision and
+    encoders) and `loras` go into the records; see `ImageRecord`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ImageWriter:
         return path
 
     def _write(self, name: str, image: Tensor, record: ImageRecord) -> Path:
-        """Write an image under a name that no other has, not even of another process that draws into this folder."""
+        """Write an image under a new name, even if another process writes to this folder at the same time."""
         while True:
             path = self.folder / f"{self._next:04d}-{name}"
             try:
@@ -139,15 +139,15 @@ class ImageWriter:
                 return path
 
     def differences_from(self, record: ImageRecord) -> list[str]:
-        """What is drawn from other files, or with other weights of LoRAs, than an earlier record's image."""
+        """Describe how the files and LoRA weights differ from those of an earlier record."""
         pairs: list[tuple[str, Any, Any]] = [
             (f"model {self.model}", self.fingerprint, record.fingerprint),
             (f"image {self.image}", self.image_sha256, record.image_sha256),
         ]
-        found = [f"{what} is not the one that it was drawn with" for what, ours, theirs in pairs if ours != theirs]
+        found = [f"{what} is not the one it was generated with" for what, ours, theirs in pairs if ours != theirs]
         ours, theirs = list(map(_use, self.loras)), list(map(_use, record.loras))
-        found += [f"it was not drawn with {_named(use)}" for use in ours if use not in theirs]
-        return found + [f"{_named(use)}, which it was drawn with, is left out" for use in theirs if use not in ours]
+        found += [f"it was generated without {_named(use)}" for use in ours if use not in theirs]
+        return found + [f"it was generated with {_named(use)}, now missing" for use in theirs if use not in ours]
 
     def write_sheet(self) -> Path:
         """Write the contact sheet of all images added."""
@@ -162,7 +162,7 @@ class ImageWriter:
 
 
 def _use(lora: Mapping[str, Any]) -> tuple[str, float, str | None]:
-    """Name, weight and SHA-256 of a record's LoRA."""
+    """Return name, weight and SHA-256 of a LoRA in a record."""
     return lora["name"], float(lora["weight"]), lora.get("sha256")
 
 
@@ -172,13 +172,13 @@ def _named(use: tuple[str, float, str | None]) -> str:
 
 
 def next_number(folder: Path) -> int:
-    """The number after the highest one that begins a PNG's name in the folder."""
+    """Return the number after the highest one at the start of a PNG's name in the folder."""
     names = (re.match(r"(\d+)-", path.name) for path in folder.glob("*.png"))
     return max((int(match[1]) + 1 for match in names if match), default=0)
 
 
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name: letters and digits of any script, joined with dashes, of a bounded length."""
+    """Turn a prompt into part of a file name: letters and digits of any script, joined with dashes, cut to a limit."""
     words = re.sub(r"[^\w]+", "-", prompt[: 8 * SLUG_LENGTH].lower(), flags=re.UNICODE).strip("-_")
     short = words[:SLUG_LENGTH].encode()[:SLUG_BYTES].decode(errors="ignore")
     return short.rstrip("-") or "empty"

@@ -1,4 +1,4 @@
-"""A model on disk, of whatever kind, as a pipeline."""
+"""Load a model of any kind on disk as a pipeline."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -55,17 +55,17 @@ class LoadOptions:
     """How to load a model.
 
     Args:
-        device: where to draw.
-        autocast: lower precision of the network's computation, and of the text encoder if it is bfloat16; None is
-            float32. The autoencoder, which loses more by it, stays in float32.
-        weights: averaged ("ema") or last ("raw") weights of a pipeline's folder.
+        device: where to compute.
+        autocast: lower precision for the network, and for the text encoder if it is bfloat16; None is float32. The
+            autoencoder, which loses more by it, stays in float32.
+        weights: averaged ("ema") or last ("raw") weights of a pipeline folder.
         text_encoder: name or path instead of the model's own.
         vae: name or path instead of the model's own.
-        max_batch: images drawn at once.
-        compiled: whether to compile the network, block by block, for each size that is drawn.
-        adapters: LoRAs to draw with.
-        any_base: draw also with those that were trained on other weights of the network's shape.
-        local_only: ask no hub: model and text encoder must be on this machine.
+        max_batch: images per batch.
+        compiled: whether to compile the network, block by block, for each image size.
+        adapters: LoRAs to apply.
+        any_base: accept LoRAs trained on other weights of the network's shape.
+        local_only: do not contact the hub; model and text encoder must be on this machine.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -83,16 +83,16 @@ class LoadOptions:
     def encoder_dtype(self) -> torch.dtype:
         """Dtype of the text encoder.
 
-        Under float16 it is float32, as in training: its states may be beyond that range.
+        With float16 autocast it is float32, as in training: its states may exceed the range of float16.
         """
         return torch.bfloat16 if self.autocast == torch.bfloat16 else torch.float32
 
 
 @dataclass
 class LoadedModel:
-    """A model ready to draw: settings that its training found good, what to load to have it again, weights.
+    """A model ready to generate images, its default settings, its path and its weights files.
 
-    `notice` is what its user should be told: of a model of the hub its license, of a file what else it holds.
+    `notice` is a message for the user: the license of a hub model, or the other networks in a file.
     """
 
     pipeline: HDMPipeline
@@ -103,17 +103,17 @@ class LoadedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights' file, or of all files' where there are several."""
+        """SHA-256 of the weights file, or of the hashes of all files if there are several."""
         return sha256_of(*self.weight_files)
 
 
 def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
     """Load a run's folder, its `final/` folder, a weights file inside one, a hub name, or a published file or folder.
 
-    A LoRA, on the hub, in a folder, a run's too, or in a file, means its base with the LoRA.
+    A LoRA (hub name, folder, run or file) loads as its base with the LoRA.
 
     Raises:
-        UserError: if there is no model, or one of its parts or an adapter is missing or does not fit.
+        UserError: there is no model, or one of its parts or an adapter is missing or does not fit.
     """
     found, notice = _located(path, options)
     if is_adapter(found):
@@ -127,15 +127,15 @@ def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
 
 
 def _load_adapted(folder: Path, options: LoadOptions) -> LoadedModel:
-    """The base of an adapter with the adapter, which has its own settings to draw with."""
+    """Load the base of an adapter with the adapter, whose own default settings win."""
     if options.weights != "ema":
-        what = f"is a LoRA, whose base is drawn with its averaged weights, not {options.weights}"
+        what = f"is a LoRA, whose base is loaded with its averaged weights, not {options.weights}"
         raise UserError(what, where=f"--weights {options.weights}", hint="leave it out")
     adapter, at = adapter_and_base(folder)
     base, notice = _located(at, options)
     if is_adapter(base):
         hint = f"merge that into its own base with hdm-convert, then hdm-sample MERGED --lora {folder} --any-base"
-        raise UserError(f"its base, {at}, is a LoRA, too", where=str(folder), hint=hint)
+        raise UserError(f"its base, {at}, is itself a LoRA", where=str(folder), hint=hint)
     loaded = _load_model(base, options)
     loaded.pipeline.load_lora_weights(folder, any_base=options.any_base)
     sampling = {**loaded.sampling, **adapter.settings.get("sampling", {})}
@@ -144,7 +144,7 @@ def _load_adapted(folder: Path, options: LoadOptions) -> LoadedModel:
 
 
 def adapter_and_base(folder: Path) -> tuple[Adapter, Path]:
-    """An adapter and where its base is: where it was in training, or below one of the folders above the adapter's.
+    """Return an adapter and the path of its base: as in training, or below one of the folders above the adapter's.
 
     Raises:
         UserError: it cannot be read, or its base is not found.
@@ -154,9 +154,9 @@ def adapter_and_base(folder: Path) -> tuple[Adapter, Path]:
 
 
 def _base_of(adapter: Adapter, folder: Path) -> Path:
-    name, hint = adapter.base.name, f"name the base and give the adapter beside it: hdm-sample BASE --lora {folder}"
+    name, hint = adapter.base.name, f"name the base yourself: hdm-sample BASE --lora {folder}"
     if name is None:
-        raise UserError("does not say which base it belongs to", where=str(folder), hint=hint)
+        raise UserError("does not record its base", where=str(folder), hint=hint)
     if Path(name).exists() or not is_local_path(name):
         return Path(name)
     known, above = Path(name), folder.resolve().parents[:4]
@@ -164,12 +164,12 @@ def _base_of(adapter: Adapter, folder: Path) -> Path:
     places = [place / end for end in ends for place in above]
     found = next((place for place in places if place.exists() and not is_adapter(place)), None)
     if found is None:
-        raise UserError(f"its base, {name}, is not there any more", where=str(folder), hint=hint)
+        raise UserError(f"its base, {name}, no longer exists", where=str(folder), hint=hint)
     return found
 
 
 def _located(path: Path, options: LoadOptions) -> tuple[Path, str | None]:
-    """A path as it is, or where what a hub name means lies, with what is to be told of its license."""
+    """Return a path as it is, or the download of a hub name with a note about its license."""
     name = str(path)
     here = options.local_only or path.exists() or "/" not in name or is_local_path(name)
     if here or find_pipeline_folder(path) is not None:
@@ -183,14 +183,14 @@ def _load_model(path: Path, options: LoadOptions) -> LoadedModel:
     if found is not None:
         return _from_folder(*found, options)
     if not path.exists():
-        raise UserError("does not exist", where=str(path), hint="give a run's folder, a diffusers folder or a file")
+        raise UserError("does not exist", where=str(path), hint="use a run's folder, a diffusers folder or a file")
     return _from_release(path, options)
 
 
 def find_pipeline_folder(path: Path, weights: Weights = "ema") -> tuple[PipelineFolder, Weights] | None:
-    """The pipeline's folder that a path means, and which of its weights; None where it means something published.
+    """Return the pipeline folder that a path refers to, and which weights; None if it refers to anything else.
 
-    `path` is a run's folder, a `final/` folder, or a weights file inside one, which says for itself which weights.
+    `path` is a run's folder, a `final/` folder, or a weights file inside one, which overrides `weights`.
     Raises UserError: the folder cannot be read.
     """
     for folder in (path / FINAL_FOLDER, path):
@@ -203,7 +203,7 @@ def find_pipeline_folder(path: Path, weights: Weights = "ema") -> tuple[Pipeline
 def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) -> LoadedModel:
     if not options.vae and not found.vae.is_dir():
         raise UserError(
-            f"holds no autoencoder ({VAE_FOLDER}/)",
+            f"contains no autoencoder ({VAE_FOLDER}/)",
             where=str(found.folder),
             hint="name one with --vae, the one the network was trained with",
         )
@@ -211,7 +211,7 @@ def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) 
     autoencoder = load_autoencoder(options.vae or str(found.vae), dtype=torch.float32, where="vae")
     if found.vae.is_dir():
         levels = len(read_config(found.vae, where=str(found.folder))["block_out_channels"])
-        require_fit("vae", "pixels a latent cell", autoencoder.factor, 2 ** (levels - 1))
+        require_fit("vae", "pixels per latent cell", autoencoder.factor, 2 ** (levels - 1))
     source = found.text_encoder
     if source is None:
         source = published_text_encoder(found.xut, found.folder, named=options.text_encoder)
@@ -221,19 +221,19 @@ def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) 
 
 
 def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
-    """A published file, .safetensors or torch's (weights only), in any precision, or a diffusers folder."""
+    """Load a published file, .safetensors or torch's (weights only), in any precision, or a diffusers folder."""
     refuse_unfinished(path, where="model")
     if (path / TRANSFORMER / CONFIG).is_file():
         raise UserError(
-            f"is not whole: {INDEX}, which is written last, is missing",
+            f"is incomplete: {INDEX}, which is written last, is missing",
             where=str(path),
-            hint="the command of the run writes it when it is given again",
+            hint="run the training command again, which writes it",
         )
     if path.is_dir() and not any(path.glob(f"{WEIGHTS}*")) and not any(path.glob(f"*/{WEIGHTS}*")):
         raise UserError(
-            f"holds no trained model: neither final/{INDEX} nor a diffusers network",
+            f"contains no trained model: neither final/{INDEX} nor a diffusers network",
             where=str(path),
-            hint="give the folder of a finished run, its final/ folder, a diffusers folder or a single file",
+            hint="use the folder of a finished run, its final/ folder, a diffusers folder or a single file",
         )
     release = read_release(path)
     source = text_encoder_of(release, path, named=options.text_encoder)
@@ -257,10 +257,10 @@ def build_pipeline(
     *,
     tokenizer: str | None = None,
 ) -> HDMPipeline:
-    """Network, in float32 whatever its file has, and encoders on the device, checked against each other.
+    """Build a pipeline on the device from a network, which becomes float32, and encoders, checking that they fit.
 
-    The text encoder is that of the options, else `source`'s, whose layer and context length both keep; `tokenizer` is
-    the name or folder of the tokenizer where `source` does not bring its own.
+    The text encoder is that of the options, else `source`'s; layer and context length are always `source`'s.
+    `tokenizer` is the name or folder of the tokenizer if it is not the text encoder's own.
     """
     name = options.text_encoder or source.name
     if options.local_only:

@@ -39,40 +39,40 @@ from hdm_lightning.models import XUT
 from hdm_lightning.models.positions import token_positions
 
 Progress = Callable[[int, int], None]
-"""Called after each solver step with (steps done, steps in all)."""
+"""Called after each solver step with (steps done, total steps)."""
 
 StepCallback = Callable[["HDMPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
-"""As diffusers has it: (pipeline, step from 0, time, {"latents": …}) -> what to continue with, or None."""
+"""As in diffusers: (pipeline, step from 0, time, {"latents": …}) -> tensors to continue with, by name, or None."""
 
 
 class HDMPipeline(StoredPipeline, AdapterLoading):
-    """Draws images with a trained network.
+    """Generates images from prompts with a trained network.
 
-    An image depends on its prompt, its seed and the settings alone, not on what else is drawn with it: noise and
-    routing come from a generator of its own, on the CPU, so that they are the same on every device.
+    An image depends only on its prompt, seed and settings, not on the rest of its batch: noise and routing come from
+    a generator of its own on the CPU, so they are the same on every device.
 
-    Saved, loaded, moved and offloaded as any pipeline of diffusers. In a training, the network itself and the
-    training's own encoders may stand in the places of the parts; weights are read at each call, so that a run may
-    keep one object. `load_lora_weights` and `set_adapters` put LoRAs beside the network.
+    Saved, loaded, moved and offloaded like any diffusers pipeline. During training, the network itself and the
+    run's own encoders can be passed in place of the diffusers components; weights are read at each call, so a run can
+    keep one pipeline object. `load_lora_weights` and `set_adapters` add LoRAs to the network.
 
     Args:
-        transformer: an `XUTTransformer`, an XUT, or what is called like one and has its `config`.
-        vae: a diffusers AutoencoderKL, or an `ImageAutoencoder`, with the network's latent channels.
+        transformer: an `XUTTransformer`, an XUT, or any callable with its signature and `config`.
+        vae: a diffusers AutoencoderKL or an `ImageAutoencoder` with the network's latent channels.
         scheduler: solver and time grid.
-        text_encoder: a transformers model, or a `TextEncoder`, of the network's context width.
-        tokenizer: of the text encoder: one of transformers, or a `Tokenizer`; None takes that of a `TextEncoder`.
-        text_encoder_name: by which the text encoder is found where it is not in the pipeline's folder.
-        text_encoder_layer: which hidden state of it; blocks after that are dropped.
-        context_length: tokens a prompt is cut to.
-        sampling: settings of `SamplingSettings` to start from, as the training run found them good.
+        text_encoder: a transformers model or a `TextEncoder` of the network's context width.
+        tokenizer: a transformers tokenizer or a `Tokenizer`; None uses the one of a `TextEncoder`.
+        text_encoder_name: name to load the text encoder from if it is not in the pipeline's folder.
+        text_encoder_layer: index of the hidden state to use; later blocks are dropped.
+        context_length: maximum number of tokens of a prompt.
+        sampling: default settings, keys of `SamplingSettings`, as recorded by the training run.
         training: record of the training.
 
     Attributes:
-        max_batch: images that `draw` draws at once.
-        autocast: lower precision to compute the network in; None keeps that of the weights.
+        max_batch: images per batch of `draw`.
+        autocast: lower precision to run the network in; None uses the precision of its weights.
 
     Raises:
-        UserError: if text encoder or autoencoder do not fit the network.
+        UserError: text encoder or autoencoder does not fit the network.
     """
 
     model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
@@ -117,7 +117,7 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         )
         self.max_batch = 8
         self.autocast: torch.dtype | None = None
-        # A model with the encoder around it: made anew when the model is another.
+        # Each model with the encoder that wraps it, which is rebuilt when the model is replaced.
         self._wrapped: dict[str, tuple[Any, Any]] = {
             "vae": (self.vae, None if vae is self.vae else vae),
             "text_encoder": (self.text_encoder, None if text_encoder is self.text_encoder else text_encoder),
@@ -125,50 +125,50 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         config = self.transformer.config
         require_fit("autoencoder", "latent channels", self.autoencoder.channels, config.channels)
         if self.text_encoder is not None:
-            require_fit("text_encoder", "vectors", self.encoder.width, config.context_width)
+            require_fit("text_encoder", "context dimensions", self.encoder.width, config.context_width)
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network's weights."""
         return next(iter(self.transformer.parameters())).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's weights."""
+        """Dtype of the network's weights."""
         return next(iter(self.transformer.parameters())).dtype
 
     @property
     def network(self) -> Any:
-        """The XUT itself, or what stands in its place."""
+        """The XUT itself, or the model that was passed in its place."""
         return self.transformer.network if isinstance(self.transformer, XUTTransformer) else self.transformer
 
     @property
     def autoencoder(self) -> ImageAutoencoder:
-        """The autoencoder with normalised latents."""
+        """The autoencoder, wrapped to use normalized latents."""
         return self._wrapper("vae", self._wrapped_vae)
 
     @property
     def encoder(self) -> TextEncoder:
-        """The text encoder with tokens in and states out. Raises UserError: there is none."""
+        """The text encoder, wrapped to map tokens to states. Raises UserError: there is none."""
         if self.text_encoder is None:
             name = self.config.text_encoder_name or "the one the network was trained with"
-            raise UserError("has no text encoder", where="pipeline", hint=f"pass text_encoder=, {name}")
+            raise UserError("has no text encoder", where="pipeline", hint=f"pass text_encoder= ({name})")
         return self._wrapper("text_encoder", self._wrapped_text_encoder)
 
     @property
     def caption_tokenizer(self) -> CaptionTokenizer:
-        """Prompts to token ids, at most `context_length` of them."""
+        """Maps a prompt to at most `context_length` token ids."""
         return self._wrapper("tokenizer", self._bound_tokenizer)
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Settings of `SamplingSettings` to start from, with the scheduler's solver and shift."""
+        """Default settings, keys of `SamplingSettings`, with the scheduler's solver and shift."""
         scheduler = self.scheduler.config
         return {**self.config.sampling, "solver": scheduler.solver, "shift": scheduler.shift}
 
     @property
     def size_multiple(self) -> int:
-        """Heights and widths must be multiples of this, or are padded to them: autoencoder factor × patch."""
+        """Autoencoder factor × patch: heights and widths must be multiples of it, or are padded to one."""
         return self.autoencoder.factor * self.transformer.config.patch_size
 
     def _wrapper(self, part: str, make: Callable[[], Any]) -> Any:
@@ -197,7 +197,7 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         return self.tokenizer if hasattr(self.tokenizer, "bind") else Tokenizer("", loaded=self.tokenizer)
 
     def with_network(self, network: nn.Module | Callable[..., Tensor]) -> "HDMPipeline":
-        """The same around another network, which must take the same latents and texts."""
+        """Return a copy of the pipeline with another network, which must take the same latents and texts."""
         same = {key: value for key, value in self.components.items() if key in ("scheduler", "tokenizer")}
         encoder = None if self.text_encoder is None else self.encoder
         other = HDMPipeline(network, self.autoencoder, text_encoder=encoder, **same, **self.parameters)
@@ -224,28 +224,28 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **settings: Any,
     ) -> Any:
-        """Draw images, all at once.
+        """Generate images in a single batch.
 
         Args:
-            prompt: one, or several.
-            height, width: in pixels; by default as the model was trained, or those of `image`.
-            num_inference_steps, guidance_scale, negative_prompt: of `SamplingSettings`.
-            num_images_per_prompt: the images of a prompt stand side by side.
-            seed: of the first image of each prompt, counted up for the others; or one for each image. None draws one
-                from torch's own generator.
-            generator: in place of seeds: one for each image, or one for all, which they draw from in turn.
-            image: to start from, mixed with noise at the time `strength`: PIL, scaled and cropped to the size; or
+            prompt: one prompt or several.
+            height, width: in pixels; default: the size of `image`, else the model's own.
+            num_inference_steps, guidance_scale, negative_prompt: see `SamplingSettings`.
+            num_images_per_prompt: images of the same prompt are adjacent in the result.
+            seed: seed of each prompt's first image, incremented for the others; or one seed per image. None draws one
+                from torch's global generator.
+            generator: instead of seeds: one generator per image, or one that all images share in turn.
+            image: start image, mixed with noise at time `strength`: PIL, scaled and cropped to the size; or
                 uint8 (1 or B, 3, H, W).
-            output_type: "pil"; "pt", (B, 3, H, W) in [0, 1]; "np", (B, H, W, 3) in [0, 1]; or "latent", normalised
+            output_type: "pil"; "pt", (B, 3, H, W) in [0, 1]; "np", (B, H, W, 3) in [0, 1]; or "latent", normalized
                 latents (B, C, h, w).
-            return_dict: whether to return an object with `images`, or a tuple of them.
-            callback_on_step_end: may look at the latents after each step, and put others in their place.
-            callback_on_step_end_tensor_inputs: "latents" or nothing.
-            settings: others of `SamplingSettings`: `solver`, `shift`, `guidance_interval`, `routing_scale`, `x_shift`,
-                `y_shift`, `zoom`, `strength`, …
+            return_dict: whether to return an object with `images` instead of a tuple.
+            callback_on_step_end: called after each step; may inspect the latents and replace them.
+            callback_on_step_end_tensor_inputs: tensors that the callback gets: "latents" or none.
+            settings: other fields of `SamplingSettings`: `solver`, `shift`, `guidance_interval`, `routing_scale`,
+                `x_shift`, `y_shift`, `zoom`, `strength`, …
 
         Raises:
-            ValueError: if an argument is unknown, or does not fit the others or the network.
+            ValueError: an argument is unknown, or does not fit the others or the network.
         """
         settings |= {"height": height, "width": width, "steps": num_inference_steps}
         settings |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
@@ -287,21 +287,20 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         images: Tensor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Draw one image for each prompt and seed, `max_batch` at once.
+        """Generate one image per prompt and seed, in batches of `max_batch`.
 
         Args:
             prompts: B prompts.
             seeds: B seeds, 0 … 2⁶³ − 1.
-            settings: shared by all.
-            images: uint8 (B, 3, H, W) to start from instead of pure noise, mixed with noise at
-                `settings.strength`.
-            progress: called after each solver step with (steps done, steps in all) over all images.
+            settings: shared by all images.
+            images: start images, uint8 (B, 3, H, W), mixed with noise at time `settings.strength`.
+            progress: called after each solver step with (steps done, total steps) over all batches.
 
         Returns:
             uint8 (B, 3, H, W) on the CPU.
 
         Raises:
-            ValueError: if an argument does not fit the others or the network.
+            ValueError: an argument does not fit the others or the network.
         """
         check_request(prompts, len(seeds), settings, images, self.size_multiple)
         check_seeds(seeds)
@@ -323,7 +322,7 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         return torch.cat(drawn)
 
     def _chosen(self, given: dict[str, Any], size: dict[str, int]) -> SamplingSettings:
-        """The settings that are given, else the start image's size, else the model's own."""
+        """Merge the settings passed in, the start image's size and the model's defaults; earlier ones win."""
         given = {key: value for key, value in given.items() if value is not None}
         return SamplingSettings.from_json({**self.sampling_defaults, **size, **given})
 
@@ -335,7 +334,7 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         images: Tensor | None,
         on_step: sampling.OnStep,
     ) -> Tensor:
-        """Normalised latents (B, C, h, w), drawn."""
+        """Sample normalized latents (B, C, h, w)."""
         device = self._execution_device
         height, width = padded_size(settings.height, settings.width, self.size_multiple)
         size = (height // self.autoencoder.factor, width // self.autoencoder.factor)
@@ -352,23 +351,23 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         return scheduler.solve(self._velocity(prompts, settings, view), x, grid, on_step)
 
     def _scheduler(self, settings: SamplingSettings) -> FlowScheduler:
-        """The pipeline's scheduler with the solver and the shift of the settings."""
+        """Return the pipeline's scheduler with the solver and shift of the settings."""
         return self.scheduler.from_config(self.scheduler.config, solver=settings.solver, shift=settings.shift)
 
     def _clean(self, images: Tensor, settings: SamplingSettings, device: torch.device) -> Tensor:
-        """Normalised latents (B, C, h, w) of the images to start from."""
+        """Encode the start images to normalized latents (B, C, h, w)."""
         padded = pad_to_multiple(images, self.size_multiple, settings.on_indivisible)
         return self.autoencoder.encode(padded.to(device).float() / 127.5 - 1.0)
 
     def _decoded(self, latent: Tensor, settings: SamplingSettings) -> Tensor:
-        """Images (B, 3, H, W) in [−1, 1]. Raises UserError: what was drawn is no numbers, which would look black."""
+        """Decode to images (B, 3, H, W) in [−1, 1]. Raises UserError: the latents are not finite."""
         if not latent.isfinite().all():
-            hint = "try --precision float32 or a lower --guidance; else the model's weights are damaged or not trained"
-            raise UserError("what was drawn holds NaN or infinity, and is no image", where="latents", hint=hint)
+            hint = "try --precision float32 or a lower --guidance; else the weights are damaged or untrained"
+            raise UserError("contain NaN or infinity, so there is no image", where="latents", hint=hint)
         return cut_to(self.autoencoder.decode(latent), settings.height, settings.width)
 
     def _velocity(self, prompts: Sequence[str], settings: SamplingSettings, view: View) -> sampling.Velocity:
-        """The guided velocity: the prompts' branch, and those that it is guided away from."""
+        """Build the guided velocity from the prompts' branch and the branches to guide away from."""
         text = self._encode(prompts)
         guides = []
         if settings.guidance_scale != 1.0:
@@ -383,7 +382,7 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         return encode_texts(texts, self.encoder, self.caption_tokenizer, self._execution_device)
 
     def _positions(self, latent_size: tuple[int, int], settings: SamplingSettings) -> Tensor:
-        """Token positions (1, N, 2) as the camera sees them."""
+        """Return token positions (1, N, 2) with the camera settings applied."""
         config = self.transformer.config
         return token_positions(
             latent_size[0] // config.patch_size,

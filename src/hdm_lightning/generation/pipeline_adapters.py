@@ -1,4 +1,4 @@
-"""Adapters of a pipeline's network, LoRA, LoHa or LoKr, several at once with a weight each, as in diffusers."""
+"""LoRA, LoHa and LoKr adapters of a pipeline's network, several at once with a weight each, as in diffusers."""
 
 import math
 import os
@@ -26,11 +26,11 @@ _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re
 
 @dataclass(frozen=True)
 class AdapterUse:
-    """An adapter to draw with.
+    """An adapter and its weight.
 
     Args:
         name: folder, file or hub name.
-        weight: how much of it; 0 is none, 1 as it was trained.
+        weight: strength; 0 turns it off, 1 is as trained.
     """
 
     name: str
@@ -38,23 +38,23 @@ class AdapterUse:
 
     @classmethod
     def parse(cls, text: str) -> "AdapterUse":
-        """What NAME or NAME:WEIGHT means; a path that is there is a name, whatever colons are in it.
+        """Parse NAME or NAME:WEIGHT; a path that exists is a name, even with colons in it.
 
-        Raises UserError: there is no name, or the weight is no number that a float holds.
+        Raises UserError: the name is empty, or the weight is not finite.
         """
         name, colon, weight = text.rpartition(":")
-        found, hint = cls(text), "give NAME or NAME:WEIGHT, runs/mine:0.7"
+        found, hint = cls(text), "use NAME or NAME:WEIGHT, as in runs/mine:0.7"
         if colon and _NUMBER.fullmatch(weight) and not Path(text).exists():
             found = cls(name, float(weight))
         if not found.name:
-            raise UserError(f"{text!r} names no adapter", where="--lora", hint=hint)
+            raise UserError(f"{text!r} does not name an adapter", where="--lora", hint=hint)
         if not math.isfinite(found.weight):
-            raise UserError(f"{weight} is no weight to draw with", where="--lora", hint=hint)
+            raise UserError(f"{weight} is not a finite weight", where="--lora", hint=hint)
         return found
 
 
 def find_adapter(name: str, *, where: str = "--lora", weight_name: str | None = None) -> Path:
-    """The folder or file of an adapter: a path, or a hub name, of which it is downloaded once.
+    """Return the folder or file of an adapter from its path or its hub name, which is downloaded once.
 
     Raises:
         UserError: there is none.
@@ -73,13 +73,13 @@ def find_adapter(name: str, *, where: str = "--lora", weight_name: str | None = 
 
 
 def adapter_files(path: Path) -> tuple[Path, ...]:
-    """The files that hold an adapter's weights."""
+    """Return the files with an adapter's weights."""
     folder = adapter_folder(path)
     return (path,) if folder is None else (folder / ADAPTER_WEIGHTS,)
 
 
 class AdapterLoading(LoraBaseMixin):
-    """What diffusers' pipelines with LoRAs can do: `set_adapters`, `fuse_lora`, `unload_lora_weights`, …
+    """The LoRA methods of diffusers pipelines: `set_adapters`, `fuse_lora`, `unload_lora_weights`, …
 
     Needs the package peft.
     """
@@ -96,16 +96,16 @@ class AdapterLoading(LoraBaseMixin):
         any_base: bool = False,
         **options: Any,
     ) -> None:
-        """Load an adapter beside those that are there, and draw with it alone until `set_adapters` says otherwise.
+        """Load an adapter in addition to those loaded already; it alone is active until `set_adapters` is called.
 
         Args:
             pretrained_model_name_or_path_or_dict: a LoRA run, a peft folder, a .safetensors file, a hub name; or an
                 adapter that has been read.
-            adapter_name: for `set_adapters`; None takes that of the folder or the file.
-            weight_name: the file in a folder or in a repository of the hub.
-            any_base: take one that was trained on other weights of this shape. The weights are compared where the
-                pipeline has them in float32.
-            options: of `load_lora_adapter` of diffusers' models.
+            adapter_name: name for `set_adapters`; None uses the name of the folder or file.
+            weight_name: the file to load from a folder or hub repository.
+            any_base: accept an adapter trained on other weights of the same shape. Base weights are compared only if
+                the pipeline is in float32.
+            options: those of `load_lora_adapter` of diffusers models.
 
         Raises:
             UserError: there is no such adapter, it was made for another network or base, its name is taken, or peft is
@@ -120,15 +120,15 @@ class AdapterLoading(LoraBaseMixin):
             source = read_adapter(path, config)
         name = re.sub(r"\W+", "_", adapter_name or "adapter")
         if name in getattr(self.transformer, "peft_config", {}):
-            hint = "give another adapter_name, or delete_adapters first"
-            raise UserError(f"there is an adapter {name!r} already", where=where, hint=hint)
+            hint = "pass another adapter_name, or call delete_adapters first"
+            raise UserError(f"an adapter {name!r} is loaded already", where=where, hint=hint)
         state = base_state(self.transformer.network.state_dict())
         exact = next(iter(self.transformer.parameters())).dtype == torch.float32
         check_adapter(source, state, where=where, any_base=any_base or not exact)
         source, prefix = source.low_rank(), "transformer"
         metadata = {f"{prefix}.{key}": value for key, value in peft_config(source, "network.").items()}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what is wanted
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are intended
             self.transformer.load_lora_adapter(
                 named_tensors(source.layers, PREFIXES["lora"]),
                 prefix=prefix,
@@ -139,7 +139,7 @@ class AdapterLoading(LoraBaseMixin):
             )
 
     def use_adapters(self, uses: Sequence[AdapterUse], *, any_base: bool = False) -> None:
-        """Load adapters and draw with all of them, each by its weight, beside those that are there already."""
+        """Load adapters and activate all of them with their weights, in addition to those active already."""
         active = self.get_active_adapters() if self.has_adapters else []
         weights = [1.0] * len(active)
         for number, use in enumerate(uses):
@@ -151,16 +151,16 @@ class AdapterLoading(LoraBaseMixin):
 
     @property
     def has_adapters(self) -> bool:
-        """Whether adapters have been loaded and not unloaded."""
+        """Whether adapters are loaded."""
         return bool(getattr(self.transformer, "peft_config", None))
 
     def require_no_adapters(self, what: str) -> None:
-        """Raise UserError where adapters stand beside the network's own weights."""
+        """Raise UserError if adapters are loaded."""
         if self.has_adapters:
-            hint = "unload_lora_weights() leaves the base; fuse_lora() and then unload_lora_weights() keeps them in it"
-            raise UserError("the network has adapters beside its weights", where=what, hint=hint)
+            hint = "call unload_lora_weights() to drop them, after fuse_lora() if the weights are to include them"
+            raise UserError("the network has adapters loaded", where=what, hint=hint)
 
 
 def _name_of(path: Path) -> str:
-    """A run's name for its adapter, else that of the folder or of the file."""
+    """Return the run's name for the adapter of a run, else the name of the folder or file."""
     return path.parent.name if path.name == "final" else path.stem

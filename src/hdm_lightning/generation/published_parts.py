@@ -1,4 +1,4 @@
-"""The parts of a pipeline that a published network comes with or names: its autoencoder, its text encoder."""
+"""The autoencoder and the text encoder that a published network contains or names."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from hdm_lightning.models import XUTConfig
 
 
 def is_published(path: Path) -> bool:
-    """Whether a path is a single file of weights, or a folder with unet/, as the released network has it."""
+    """Return whether a path is a single weights file, or a folder with unet/ like the released network."""
     return path.is_file() or any((path / UNET_FOLDER).glob(f"{WEIGHTS}*"))
 
 
 def text_encoder_of(release: Release, path: Path, *, named: str | None = None) -> TextEncoderSource:
-    """The text encoder that a release records, else the one that is named, or that of its width.
+    """Return the text encoder that a release records, else `named`, else the published one of its context width.
 
     Raises:
-        UserError: what it records is none, or nothing says which it is.
+        UserError: the record is invalid, or no text encoder is known for this width.
     """
     written = release.settings.get("text_encoder")
     if written:
@@ -34,7 +34,7 @@ def text_encoder_of(release: Release, path: Path, *, named: str | None = None) -
 
 
 def published_text_encoder(config: XUTConfig, path: Path, *, named: str | None = None) -> TextEncoderSource:
-    """The text encoder that was named, or that of the published network of this context width."""
+    """Return the text encoder `named`, or that of the published network of this context width."""
     name = named or published.text_encoder_name(config, where=str(path))
     return TextEncoderSource(name, context_length=published.CONTEXT_LENGTH)
 
@@ -47,7 +47,7 @@ def _source(written: Any, path: Path) -> TextEncoderSource:
 
 
 def autoencoder_of(release: Release, path: Path) -> ImageAutoencoder:
-    """The autoencoder beside a published network in float32, normalized as the file says.
+    """Return the autoencoder of a published network in float32, with the normalization in the file.
 
     Raises:
         UserError: there is none, or it does not fit its configuration.
@@ -56,7 +56,7 @@ def autoencoder_of(release: Release, path: Path) -> ImageAutoencoder:
         return load_autoencoder(str(path / VAE_FOLDER), dtype=torch.float32, where=str(path))
     if not release.vae or release.vae_mean is None or release.vae_std is None:
         raise UserError(
-            "holds no autoencoder with its normalization (vae., vae_mean, vae_std, or a folder vae/)",
+            "contains no autoencoder with its normalization (vae., vae_mean, vae_std, or a folder vae/)",
             where=str(path),
             hint="name one with --vae (vae= in Python), the one the network was trained with",
         )

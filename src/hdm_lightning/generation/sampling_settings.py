@@ -1,4 +1,4 @@
-"""How an image is drawn, what `hdm-sample` can be asked, and whether it can be done; light, as flags are made of it."""
+"""Sampling settings, requests of `hdm-sample` and their checks; imports nothing slow, as CLI flags are made from it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
@@ -11,7 +11,7 @@ from annotated_types import Ge
 from hdm_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor  # slow to import, and commands make their flags of the settings
+    from torch import Tensor  # slow to import, and commands make their flags from the settings
 
 Solver = Literal["euler", "heun", "ab2", "ab3"]
 """The names in `diffusion.sampling.SOLVERS`; ab2 and ab3 are Adams–Bashforth."""
@@ -19,42 +19,42 @@ OnIndivisible = Literal["refuse", "pad"]
 
 MAX_SEED = 2**63 - 1
 MOST_PIXELS, MOST_STEPS = 2**26, 100_000
-"""Of an image; beyond what any model draws, so that a record of somebody else's does not fill the memory."""
+"""Limits beyond the use of any model, so a record from elsewhere cannot exhaust the memory."""
 LARGEST = 1e6
-"""Of guidance, shift and camera: JSON may hold whole numbers beyond all floats."""
+"""Limit of guidance, shift and camera: JSON may contain integers beyond the range of floats."""
 
 _KINDS: Mapping[Any, tuple[type, str]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
-    str: (str, "a text"),
+    str: (str, "a string"),
 }
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Settings that a batch of images shares.
+    """Sampling settings shared by a batch of images.
 
     Attributes:
-        height, width: size in pixels, multiples of autoencoder factor × patch unless they are padded.
-        negative_prompt: what to guide away from: the text of the unconditional branch of classifier-free guidance.
+        height, width: size in pixels, multiples of autoencoder factor × patch unless padded.
+        negative_prompt: text to guide away from, in the unconditional branch of classifier-free guidance.
         steps: solver steps.
         solver: euler, heun, ab2 or ab3 (`diffusion.sampling.SOLVERS`).
         shift: time-grid shift; above 1 spends more steps near noise.
-        guidance_scale: classifier-free guidance; 1 is none.
+        guidance_scale: scale of classifier-free guidance; 1 turns it off.
         guidance_interval: times (low, high) within which classifier-free guidance acts; 1 is noise.
-        routing_scale: routing guidance, away from a prediction with more routed tokens; 1 is none.
+        routing_scale: scale of guidance away from a prediction with more routed tokens; 1 turns it off.
         conditional_rate: share of image tokens that skip the U in the main branch.
         unconditional_rate: the same in the unconditional branch of classifier-free guidance.
         weak_rate: the same in the weak branch of routing guidance; above `conditional_rate`.
-        x_shift: camera to the right; 1 is half the side of a square image.
-        y_shift: camera down, in the same unit.
+        x_shift: camera shift to the right; 1 is half the side of a square image.
+        y_shift: camera shift down, in the same unit.
         zoom: camera zoom; above 1 is closer.
-        strength: image-to-image, the time in (0, 1] at which the given image is mixed with noise.
-        on_indivisible: what to do with a size that the model cannot draw: "refuse" it, or "pad" it to the next
-            multiples (a given image by mirroring its edges) and crop the result.
+        strength: image-to-image: time in (0, 1] at which the start image is mixed with noise.
+        on_indivisible: what to do with a size that does not fit the model: "refuse" it, or "pad" it to the next
+            multiples (a start image by mirroring its edges) and crop the result.
 
     Raises:
-        ValueError: naming the setting that is out of its range.
+        ValueError: a setting is out of range; names it.
     """
 
     height: int = 256
@@ -100,7 +100,7 @@ class SamplingSettings:
             self._require(stronger, "weak_rate", f"above conditional_rate {self.conditional_rate}")
 
     def _require_kinds(self) -> None:
-        """Records and configurations of others may hold anything."""
+        """Check types: records and configurations from elsewhere may contain anything."""
         for each in fields(self):
             kind, what = _KINDS.get(each.type, (object, ""))
             value = getattr(self, each.name)
@@ -114,15 +114,15 @@ class SamplingSettings:
             raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
 
     def to_json(self) -> dict[str, Any]:
-        """All settings as plain values."""
+        """Return all settings as plain values."""
         return {**asdict(self), "guidance_interval": list(self.guidance_interval)}
 
     @classmethod
     def from_json(cls, mapping: Mapping[str, Any]) -> "SamplingSettings":
-        """The settings that `to_json` wrote; those left out take their defaults.
+        """Read the settings that `to_json` wrote; missing ones take their defaults.
 
         Raises:
-            ValueError: for an unknown key or a value out of its range.
+            ValueError: a key is unknown or a value is out of range.
         """
         known = [each.name for each in fields(cls)]
         unknown = sorted(set(mapping) - set(known))
@@ -137,24 +137,24 @@ SamplingChanges: Any = make_dataclass(
     [(each.name, _HINTS[each.name], None) for each in fields(SamplingSettings) if each.name not in ("height", "width")],
     namespace={"__doc__": SamplingSettings.__doc__},
 )
-"""The settings of which an option is given; None leaves the model's own."""
+"""The settings set by options; None keeps the model's own."""
 
 
 @dataclass(frozen=True)
 class DrawingRequest:
-    """What to draw.
+    """What to generate.
 
     Attributes:
-        model: run, pipeline's folder, weights file or hub name.
-        prompts: what to draw.
-        prompt_file: one prompt a line; - is standard input.
-        count: images of each prompt.
-        seed: first seed, counted up (default: 0).
-        size: in pixels, or: image, that of --image; may be repeated.
-        repeat: draw this image again from its own settings.
+        model: run, pipeline folder, weights file or hub name.
+        prompts: text prompts.
+        prompt_file: file with one prompt per line; - is standard input.
+        count: images per prompt.
+        seed: seed of a prompt's first image, incremented for the others (default: 0).
+        size: in pixels, or: image, the size of --image; may be repeated.
+        repeat: generate this image again from its own settings.
         image: start from this image (image-to-image).
-        out: folder.
-        sheet: a contact sheet where there are several images.
+        out: output folder.
+        sheet: write a contact sheet if there are several images.
     """
 
     model: str | None = None
@@ -171,16 +171,16 @@ class DrawingRequest:
 
 @dataclass(frozen=True)
 class DrawingMachine:
-    """Which model, and where.
+    """How and where to load the model.
 
     Attributes:
         weights: averaged or last weights.
-        lora: draw with a LoRA, NAME or NAME:WEIGHT; may be repeated.
-        any_base: draw also with a LoRA that was trained on other weights of this shape.
+        lora: apply a LoRA, NAME or NAME:WEIGHT; may be repeated.
+        any_base: accept a LoRA trained on other weights of this shape.
         text_encoder, vae: name or folder instead of the model's own.
-        device: cpu, cuda, cuda:1 … (default: cuda if there is one).
-        precision: of the network (default: float32 on cpu, bfloat16 or float16 on cuda, as the card computes in it).
-        batch: images at once.
+        device: cpu, cuda, cuda:1 … (default: cuda if available).
+        precision: of the network (default: float32 on cpu; on cuda bfloat16, or float16 on older GPUs).
+        batch: images per batch.
         compile: compile the network block by block: half a minute for each size on a GPU, then faster.
     """
 
@@ -199,14 +199,14 @@ def require_fit(where: str, what: str, got: int, expected: int) -> None:
     """Raise UserError if an encoder does not fit the network."""
     if got != expected:
         raise UserError(
-            f"gives {got} {what}, while the network was made for {expected}",
+            f"has {got} {what}, but the network expects {expected}",
             where=where,
             hint="use the one the network was trained with",
         )
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise ValueError unless all are seeds of a generator."""
+    """Raise ValueError if a seed is out of range."""
     if not all(0 <= seed <= MAX_SEED for seed in seeds):
         raise ValueError(f"seeds: got {list(seeds)}, expected 0 … 2⁶³ − 1")
 
@@ -214,12 +214,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
 def check_request(
     prompts: Sequence[str], seeds: int, settings: SamplingSettings, images: "Tensor | None", multiple: int
 ) -> None:
-    """Raise ValueError, naming the argument, unless B prompts can be drawn with so many seeds.
+    """Raise ValueError, naming the argument, if the arguments do not fit each other or the model.
 
-    `images` are uint8 (B, 3, H, W) to start from; `multiple` divides heights and widths, unless they are padded.
+    `seeds` is their number; `images` are start images, uint8 (B, 3, H, W); sizes must be multiples of `multiple`,
+    unless they are padded.
     """
     if not prompts or len(prompts) != seeds:
-        raise ValueError(f"seeds: got {seeds} for {len(prompts)} prompts, expected one each")
+        raise ValueError(f"seeds: got {seeds} for {len(prompts)} prompts, expected one per prompt")
     for name in ("height", "width"):
         if getattr(settings, name) % multiple and settings.on_indivisible == "refuse":
             raise ValueError(f"{name}: got {getattr(settings, name)}, expected a multiple of {multiple}")

@@ -1,4 +1,4 @@
-"""Prompt-following on scenes with known answers: draw the prompts, read the images, score them."""
+"""Prompt following on scenes with known answers: generate the images, read them, score them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _DECODE_BATCH = 32
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """Images, uint8 (B,3,H,W), and how each of them was graded."""
+    """Images, uint8 (B,3,H,W), and their grades."""
 
     images: Tensor
     graded: Graded
@@ -35,10 +35,10 @@ def draw_and_score(
     unit: Sequence[str] = UNIT,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoredImages:
-    """Draw one image a caption, image number i with the seed `seed + i`, and grade it against what was asked for.
+    """Generate one image per caption, image i with the seed `seed + i`, and grade it against its specification.
 
-    `specs` say what each prompt asks for, as in the shapes set's records; `unit` tells combinations apart;
-    `progress` is called with (solver steps done, in all).
+    `specs` state what each prompt asks for, as in the records of the shapes set; `unit` names the fields that
+    distinguish combinations; `progress` is called with (solver steps done, total steps).
     """
     seeds = [seed + number for number in range(len(captions))]
     images = pipeline.draw(captions, seeds, settings, progress=progress)
@@ -49,7 +49,7 @@ def draw_and_score(
 def score_decoded(
     pipeline: HDMPipeline, images: Sequence[NDArray[np.uint8]], specs: Sequence[Mapping[str, Any]], **options: Any
 ) -> Graded:
-    """Grade right answers, uint8 (H,W,3) of one size, as the pipeline's autoencoder leaves them: the most to reach."""
+    """Grade correct images, uint8 (H,W,3) of one size, after a round trip through the autoencoder: the upper bound."""
     decoded = []
     with torch.no_grad():
         for start in range(0, len(images), _DECODE_BATCH):

@@ -1,4 +1,4 @@
-"""A pipeline in folders, on the hub and on devices, as diffusers has it; what it may take from a folder."""
+"""Loading, saving, uploading and offloading a pipeline as diffusers does, with checks on what a folder may contain."""
 
 import os
 import warnings
@@ -57,7 +57,7 @@ _KNOWN = {
 }
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 _PASSED = "passed in Python"
-"""In place of the name of a text encoder that only its user knows."""
+"""Placeholder for the name of a text encoder that was passed as an object."""
 
 
 class StoredPipeline(DiffusionPipeline):
@@ -73,27 +73,27 @@ class StoredPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
-        """Load a pipeline from a folder, a run's too, or from the hub.
+        """Load a pipeline from a folder (a pipeline's or a run's) or from the hub.
 
-        The parts are built from plain fields, by classes that this project knows: nothing that lies in the folder is
-        run. A text encoder that is not in the folder is had by its name. Networks in the layout of the released HDM
-        weights are read, too: a single file, a folder with unet/, or a repository of the hub that holds either, whose
-        license is told in a warning.
+        The components are built from plain fields by an allow-list of classes; no code from the folder is run. A text
+        encoder that is not in the folder is loaded by its name. Networks in the layout of the released HDM weights
+        load too: a single file, a folder with unet/, or a hub repository with either, whose license is reported in a
+        warning.
 
         Args:
             pretrained_model_name_or_path: folder or hub name.
-            options: those of diffusers, such as `torch_dtype`; `variant="raw"` takes the last weights instead of the
-                averaged ones; parts by name (`vae=`, `text_encoder=`) replace the folder's.
+            options: those of diffusers, such as `torch_dtype`; `variant="raw"` loads the last weights instead of the
+                averaged ones; components passed by name (`vae=`, `text_encoder=`) replace the folder's.
 
         Raises:
-            UserError: there is no such model, or a part of it is missing or is not one that this project knows.
+            UserError: there is no such model, or a component is missing or of an unknown class.
         """
         name = os.fspath(pretrained_model_name_or_path)
         hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
         path = Path(name).expanduser()
         if old := [place for place in (path, path / "final") if _is_old(place)]:
-            hint = f"hdm-convert {old[0]} FOLDER writes it anew; hdm-sample reads it as it is"
-            raise UserError("has the layout of before diffusers' pipelines", where=str(old[0]), hint=hint)
+            hint = f"convert it with hdm-convert {old[0]} FOLDER; hdm-sample reads it as it is"
+            raise UserError("has the old layout, which is not a diffusers pipeline", where=str(old[0]), hint=hint)
         folder = path / "final"
         if not (folder / INDEX).is_file() and (release := _released(path, name, hub)) is not None:
             return cls._of_release(release, options)
@@ -116,12 +116,12 @@ class StoredPipeline(DiffusionPipeline):
 
     @classmethod
     def _of_release(cls, path: Path, options: dict[str, Any]) -> Self:
-        """A pipeline of a published file or folder; its own parts are as `from_pretrained` takes them."""
+        """Build a pipeline from a published file or folder; `options` are those of `from_pretrained`."""
         dtype = options.pop("torch_dtype", options.pop("dtype", None)) or torch.float32
         given = {name: options.pop(name, None) for name in ("vae", "scheduler", *_TEXT_PARTS)}
         if options:
-            what = f"holds a published network, for which {', '.join(options)} mean nothing"
-            raise UserError(what, where=str(path), hint=f"hdm-convert {path} FOLDER writes a pipeline's folder")
+            what = f"is a published network, which does not take the options {', '.join(options)}"
+            raise UserError(what, where=str(path), hint=f"make a pipeline folder of it: hdm-convert {path} FOLDER")
         release = read_release(path)
         text, tokenizer = given["text_encoder"], given["tokenizer"]
         source = text_encoder_of(release, path, named=None if text is None else _PASSED)
@@ -151,16 +151,16 @@ class StoredPipeline(DiffusionPipeline):
         include_text_encoder: bool | None = None,
         **options: Any,
     ) -> None:
-        """Save the pipeline as a folder, files whole and readable as the umask says, model_index.json last.
+        """Save the pipeline as a folder: each file atomically, with the umask's permissions, model_index.json last.
 
         Args:
-            save_directory: made if missing; files of the same names are replaced.
+            save_directory: created if missing; files of the same names are replaced.
             arguments, options: those of diffusers.
-            include_text_encoder: whether the text encoder lies in the folder; None includes it unless it is known by a
-                hub's or a package's name, by which it is found again.
+            include_text_encoder: whether to save the text encoder, too; None saves it unless it can be loaded again
+                by its hub or package name.
 
         Raises:
-            UserError: adapters stand beside the network's weights.
+            UserError: the network has adapters loaded.
         """
         self.require_no_adapters("save_pretrained")
         folder, name = Path(save_directory), self.config.text_encoder_name
@@ -177,7 +177,7 @@ class StoredPipeline(DiffusionPipeline):
             move_in(Path(inside), folder, last=INDEX)
 
     def enable_model_cpu_offload(self, *arguments: Any, **options: Any) -> None:
-        """As in diffusers: each part is on the GPU while it computes.
+        """Keep each component on the GPU only while it computes, as in diffusers.
 
         Raises:
             UserError: the package accelerate is missing.
@@ -186,7 +186,7 @@ class StoredPipeline(DiffusionPipeline):
         super().enable_model_cpu_offload(*arguments, **options)
 
     def enable_sequential_cpu_offload(self, *arguments: Any, **options: Any) -> None:
-        """As in diffusers: each layer is on the GPU while it computes.
+        """Keep each layer on the GPU only while it computes, as in diffusers.
 
         Raises:
             UserError: the package accelerate is missing.
@@ -195,18 +195,18 @@ class StoredPipeline(DiffusionPipeline):
         super().enable_sequential_cpu_offload(*arguments, **options)
 
     def enable_vae_tiling(self) -> None:
-        """Let the autoencoder encode and decode large images in tiles, which takes less memory."""
+        """Encode and decode large images in tiles, which takes less memory."""
         self.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
-        """Let it take images whole again."""
+        """Encode and decode whole images again."""
         self.vae.disable_tiling()
 
     @contextmanager
     def _with_text_encoder(self, included: bool) -> Iterator[None]:
-        """Inside the with statement the configuration names text encoder and tokenizer only if they are included.
+        """Inside the with statement, list text encoder and tokenizer in the configuration only if they are included.
 
-        And by a place on this machine never: what is included is found in the folder.
+        A path on this machine is never listed: an included encoder is found in the folder.
         """
         named = {part: self.config[part] for part in (*_TEXT_PARTS, "text_encoder_name")}
         if not included:
@@ -219,7 +219,7 @@ class StoredPipeline(DiffusionPipeline):
             self.register_to_config(**named)
 
     def _upload_folder(self, working_dir: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
-        """Put the card where diffusers has put a template of its own, right before the folder goes to the hub."""
+        """Replace diffusers' template of a model card with ours, right before the folder is uploaded."""
         folder = Path(working_dir)
         write_text(folder / CARD, self._card((folder / TEXT_ENCODER).is_dir(), folder))
         return super()._upload_folder(working_dir, *arguments, **options)
@@ -234,7 +234,7 @@ class StoredPipeline(DiffusionPipeline):
 
 
 def _released(path: Path, name: str, hub: dict[str, Any]) -> Path | None:
-    """The published file or folder that a path or a hub name means, None where it means a pipeline's folder."""
+    """Return the published file or folder that a path or hub name refers to, None if it refers to anything else."""
     if path.exists() or "/" not in name or is_local_path(name):
         return path if is_published(path) else None
     found = hub_model(name, where="model", **hub)
@@ -249,11 +249,11 @@ def _is_old(folder: Path) -> bool:
 
 
 def _check_parts(folder: Path, given: dict[str, Any]) -> None:
-    """Raise UserError unless a folder's parts are of known classes, those that are given in Python aside."""
+    """Raise UserError unless a folder's components, except those passed in Python, are of known classes."""
     path = folder / INDEX
-    index = read_object(path, hint="give a run's final/ folder")
+    index = read_object(path, hint="use a run's final/ folder")
     if index.get("_class_name") != PIPELINE_CLASS:
-        raise UserError("is not that of an HDMPipeline", where=str(path), hint="give a run's final/ folder")
+        raise UserError("does not describe an HDMPipeline", where=str(path), hint="use a run's final/ folder")
     for part in (*_KNOWN, *_TEXT_PARTS):
         if not isinstance(index.get(part) or [], list):
             raise UserError(f"names {index[part]!r} as {part}", where=str(path), hint=f"pass your own with {part}=")
@@ -267,7 +267,7 @@ def _check_parts(folder: Path, given: dict[str, Any]) -> None:
 
 
 def _referred(source: TextEncoderSource, options: dict[str, Any]) -> Any:
-    """The text encoder that a folder names, in the dtype that the other parts get."""
+    """Load the text encoder that a folder names, in the dtype of the other components."""
     dtype = options.get("torch_dtype", options.get("dtype"))
     if isinstance(dtype, dict):
         dtype = dtype.get("text_encoder", dtype.get("default"))
@@ -292,18 +292,18 @@ def save_final(
     sampling: Mapping[str, Any] | None = None,
     include_text_encoder: bool = False,
 ) -> PipelineFolder:
-    """Write a `final/` folder; model_index.json comes last, so that a folder with one is whole.
+    """Write a `final/` folder; model_index.json comes last, so a folder that has one is complete.
 
     Args:
-        folder: made if missing; files of the same names are replaced.
-        averaged_state: state dict of the network, averaged weights if there are such.
+        folder: created if missing; files of the same names are replaced.
+        averaged_state: state dict of the network, with averaged weights if there are any.
         xut: the network's configuration.
-        text_encoder: which text encoder it was trained with.
-        autoencoder: saved beside it, with its normalisation.
-        raw_state: the last weights, if they are to be kept beside the averaged ones.
-        training: free record of plain values.
-        sampling: settings to start from, as in `SamplingSettings`.
-        include_text_encoder: whether the text encoder lies in the folder, too; otherwise it is found by its name.
+        text_encoder: text encoder that it was trained with.
+        autoencoder: saved in `vae/`, with its normalization.
+        raw_state: the last weights, if they are to be saved next to the averaged ones.
+        training: record of the training, any plain values.
+        sampling: default settings, keys of `SamplingSettings`.
+        include_text_encoder: whether to save the text encoder, too; otherwise it is loaded by its name.
     """
     weights: dict[Weights, Mapping[str, Tensor]] = {"ema": averaged_state}
     if raw_state is not None:
@@ -322,7 +322,7 @@ def save_final(
 
 
 def _write_text_encoder(folder: Path, source: TextEncoderSource) -> dict[str, list[str]]:
-    """Write the text encoder, without the blocks that it does not need, and its tokenizer, each to its subfolder.
+    """Write the text encoder, without its unused blocks, and its tokenizer, each to its own subfolder.
 
     Returns:
         Library and class of each.

@@ -1,1 +1,1 @@
-"""Published checkpoints, diffusers folders and ComfyUI single files, to and from this project's XUT."""
+"""Conversion of published checkpoints, diffusers folders and ComfyUI single files to and from this project's XUT."""

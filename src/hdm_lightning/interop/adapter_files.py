@@ -1,13 +1,13 @@
-"""Adapters on disk: peft's folder and single files, read and written; nothing in them is run.
+"""Adapters on disk: read and write peft folders and single files, without running anything in them.
 
 ```
 adapter_model.safetensors   base_model.model.LAYER.lora_A.weight, ….lora_B.weight
-adapter_base.json           name and checksum of the base, and how its training drew
-adapter_config.json         as peft writes it; written last, so that a folder with one is whole
+adapter_base.json           name and checksum of the base, training record, sampling settings
+adapter_config.json         as peft writes it; written last, so a folder with one is complete
 ```
-A single file has the same tensors with another prefix, as diffusers' documentation of `load_lora_adapter` has it
-(`transformer.`), or as ComfyUI takes LoRAs of any diffusion model (`diffusion_model.`). Files with lora_down, lora_up
-and alpha, and those whose names have underscores in place of dots (`lora_unet_…`, `lycoris_…`), are read, too.
+A single file has the same tensors with another prefix: `transformer.`, as in diffusers' documentation of
+`load_lora_adapter`, or `diffusion_model.`, as ComfyUI expects of LoRAs for any diffusion model. Files with lora_down,
+lora_up and alpha, and with underscores instead of dots in names (`lora_unet_…`, `lycoris_…`), can be read, too.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ pipeline.load_lora_weights("{folder}", adapter_name="mine")
 pipeline.set_adapters(["mine"], [0.8])
 ```
 
-The base's license and limits hold for what the two draw together, and the training pictures' license may bind it, too.
+The license and the limits of the base apply to images made with both; the license of the training images may, too.
 
 ```json
 {training}
@@ -73,14 +73,14 @@ The base's license and limits hold for what the two draw together, and the train
 
 
 def adapter_folder(path: Path) -> Path | None:
-    """The folder of an adapter that a path means, a run's too; None where it means something else."""
+    """Return the adapter's folder for a path, which may be a run's folder; None if it is anything else."""
     return next((folder for folder in (path / "final", path) if (folder / CONFIG).is_file()), None)
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path is an adapter's folder, a run's that has trained one, or a single safetensors file with one.
+    """Return whether a path is an adapter's folder, a run that trained one, or a single safetensors file with one.
 
-    As in `read_tensors`, the first bytes say what a file is, not its name.
+    As in `read_tensors`, the first bytes decide what a file is, not its name.
     """
     if adapter_folder(path) is not None:
         return True
@@ -97,26 +97,26 @@ def is_adapter(path: Path) -> bool:
 
 
 def read_adapter(path: Path, config: XUTConfig | None = None) -> Adapter:
-    """An adapter from peft's folder, a run's folder, or a single .safetensors file.
+    """Read an adapter from a peft folder, a run's folder, or a single .safetensors file.
 
     Args:
-        path: where it is.
-        config: of the network that it is for; needed for names with underscores alone.
+        path: folder or file.
+        config: configuration of its network; only needed for names with underscores.
 
     Raises:
-        UserError: there is none, it cannot be read, or it is of a kind that only other software knows.
+        UserError: there is none, it cannot be read, or its kind is not supported.
     """
     folder = adapter_folder(path)
     if folder is not None:
         return _read_folder(folder)
     if not path.exists():
-        hint = "give the folder of a LoRA run, a peft folder or a .safetensors file"
+        hint = "use the folder of a LoRA run, a peft folder or a .safetensors file"
         raise UserError("there is no such adapter", where=str(path), hint=hint)
     if path.is_dir():
         model = any(is_pipeline_folder(folder) for folder in (path / "final", path))
-        kind = "that is a whole model, which is given as MODEL" if model else f"give a folder with {CONFIG}, or a file"
-        hint = f"{kind}; a LoRA is what hdm-train experiment=lora makes"
-        raise UserError(f"holds no adapter ({CONFIG})", where=str(path), hint=hint)
+        kind = "pass it as MODEL, as it is a whole model" if model else f"use a folder with {CONFIG}, or a file"
+        hint = f"{kind}; hdm-train experiment=lora makes a LoRA"
+        raise UserError(f"contains no adapter ({CONFIG})", where=str(path), hint=hint)
     layers = layers_of(read_tensors(path), lambda _: 1.0, str(path), config)
     return Adapter(layers, *_metadata(path))
 
@@ -126,42 +126,42 @@ def _read_folder(folder: Path) -> Adapter:
     check_kind(config, where)
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str | None):
-        raise UserError(f"base_model_name_or_path is {base!r:.40}, no name", where=where, hint=AGAIN)
+        raise UserError(f"base_model_name_or_path is {base!r:.40}, expected a name", where=where, hint=AGAIN)
     layers = layers_of(read_tensors(folder / WEIGHTS), scales(config, where), str(folder / WEIGHTS))
     path = folder / BASE
     return Adapter(layers, *(_record(read_object(path, hint=AGAIN), str(path)) if path.is_file() else (Base(base),)))
 
 
 def _metadata(path: Path) -> tuple[Base, Mapping[str, Any]]:
-    """What this project has left in a file; nothing in one of somebody else's."""
+    """Read the record that this project leaves in a file; empty for files from elsewhere."""
     written = safetensors_metadata(path).get(_METADATA)
     if written is None:
         return Base(), {}
     try:
         found = parse_object(written)
     except ValueError as error:
-        what = f"has a record ({_METADATA}) that is no JSON object ({error})"
+        what = f"has a record ({_METADATA}) that is not a JSON object ({error})"
         raise UserError(what, where=str(path), hint=AGAIN) from error
     return _record(found, str(path))
 
 
 def _record(found: Mapping[str, Any], where: str) -> tuple[Base, Mapping[str, Any]]:
-    """Base and settings of a record; `where` names its file in errors."""
+    """Return base and settings of a record; `where` names its file in errors."""
     base, settings = found.get("base"), found.get("settings", {})
     known = {each.name for each in fields(Base)}
     if not isinstance(base, dict) or base.keys() - known or not all(isinstance(x, str | None) for x in base.values()):
-        what = f"does not say by {' and '.join(sorted(known))}, which are texts, what its base is"
+        what = f"does not describe its base by the strings {' and '.join(sorted(known))}"
         raise UserError(what, where=where, hint=AGAIN)
     parts = ("training", "sampling")
     if not isinstance(settings, dict) or not all(isinstance(settings.get(part, {}), dict) for part in parts):
-        raise UserError(f"settings, and {' and '.join(parts)} in them, are no objects", where=where, hint=AGAIN)
+        raise UserError(f"settings, and {' and '.join(parts)} in them, must be objects", where=where, hint=AGAIN)
     return Base(**base), settings
 
 
 def write_adapter_folder(folder: Path, adapter: Adapter, *, name: str = "A LoRA", found_as: str | None = None) -> None:
-    """Write peft's folder, adapter_config.json last; `found_as` is the card's name of it, else the folder's path.
+    """Write a peft folder, adapter_config.json last; the card calls it `found_as`, or else by the folder's path.
 
-    What peft has no place for is written as a LoRA, see `as_peft_has_it`.
+    Layers that peft cannot describe are written as a LoRA; see `as_peft_has_it`.
     """
     adapter = as_peft_has_it(adapter)
     (folder / CONFIG).unlink(missing_ok=True)
@@ -185,12 +185,12 @@ def write_adapter_folder(folder: Path, adapter: Adapter, *, name: str = "A LoRA"
 
 
 def is_on_hub(base: str) -> bool:
-    """Whether a base's name is a hub's OWNER/NAME, and no folder's."""
+    """Return whether a base's name is a hub name OWNER/NAME and not a folder."""
     return base.count("/") == 1 and not is_local_path(base) and not Path(base).exists()
 
 
 def shown_name(name: str) -> str:
-    """A model's name that may be read elsewhere: of a folder or file of this machine where it lies from here on."""
+    """Return a model's name for others: a local path relative to the working directory, or just its last part."""
     if not (is_local_path(name) or Path(name).exists()):
         return name
     path, here = Path(name).expanduser().absolute(), Path.cwd()
@@ -198,7 +198,7 @@ def shown_name(name: str) -> str:
 
 
 def for_others(adapter: Adapter) -> Adapter:
-    """The same, its base named so that it tells nothing of this machine; its checksum stays."""
+    """Return a copy whose base's name reveals nothing about this machine; its checksum stays."""
     base = adapter.base
     return adapter if base.name is None else replace(adapter, base=replace(base, name=shown_name(base.name)))
 
@@ -209,27 +209,27 @@ def _write_single(path: Path, adapter: Adapter, tensors: Mapping[str, Tensor]) -
 
 
 def _folded(adapter: Adapter, layout: str) -> dict[str, Tensor]:
-    """The tensors of a LoRA, or of another kind's exact form as one, for readers that know LoRAs alone."""
+    """Return the tensors of a LoRA, or of another kind in its exact LoRA form, for readers that only know LoRAs."""
     return named_tensors({name: each.low_rank().folded() for name, each in adapter.layers.items()}, PREFIXES[layout])
 
 
 def write_lora(path: Path, adapter: Adapter) -> None:
-    """Write one .safetensors file under diffusers' names, as a LoRA with its scale inside lora_B."""
+    """Write one .safetensors file under diffusers' names, as a LoRA with its scale folded into lora_B."""
     _write_single(path, adapter, _folded(adapter, "lora"))
 
 
 def write_lora_comfyui(path: Path, adapter: Adapter) -> None:
-    """Write one .safetensors file under the names of ComfyUI's diffusion model, as a LoRA, its scale inside lora_B."""
+    """Write one .safetensors file under ComfyUI's names, as a LoRA with its scale folded into lora_B."""
     _write_single(path, adapter, _folded(adapter, "lora_comfyui"))
 
 
 def write_lycoris(path: Path, adapter: Adapter) -> None:
-    """Write one .safetensors file under lycoris-lora's names, every layer as it is, with its alpha."""
+    """Write one .safetensors file under lycoris-lora's names, every layer in its own kind, with its alpha."""
     _write_single(path, adapter, lycoris_tensors(adapter.layers))
 
 
 def describe_adapter(adapter: Adapter) -> str:
-    """What an adapter holds, one fact a line."""
+    """Describe an adapter, one fact per line."""
     layers = adapter.layers
     ranks = sorted({layer.rank for layer in layers.values()})
     kinds = sorted({KINDS[layer.kind] for layer in layers.values()})

@@ -1,4 +1,4 @@
-"""Tensors of adapters by the names that files have for them: peft's, diffusers', ComfyUI's, kohya's, lycoris-lora's."""
+"""Tensors of adapters and their names in files: peft's, diffusers', ComfyUI's, kohya's, lycoris-lora's."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hdm_lightning.printable import in_one_line
 
 PEFT = "base_model.model."
 PREFIXES = {"lora": f"transformer.{NETWORK_PREFIX}", "lora_comfyui": "diffusion_model."}
-"""What stands before a layer's name in a single file, by the name of its layout."""
+"""Prefix of layer names in a single file, by its layout."""
 _PREFIXES = (*PREFIXES.values(), "transformer.", f"unet.{NETWORK_PREFIX}", "unet.", NETWORK_PREFIX)
 LYCORIS = "lycoris_"
-"""Before a layer's name with underscores in place of dots, in files of lycoris-lora."""
+"""Prefix of layer names with underscores instead of dots, in files of lycoris-lora."""
 _UNDERSCORED = (LYCORIS, "lora_unet_", "lora_transformer_")
 _PARTS = {
     "lora_A.weight": "down",
@@ -53,13 +53,13 @@ _FOREIGN = {
     "lokr_t2": "LoKr of convolutions",
     "lora_B.bias": "LoRA with biases",
 }
-"""What an adapter is in which a tensor's name ends so, and which is not read."""
+"""Kinds of adapters that are not supported, by the ending of a tensor's name."""
 Scale = Callable[[str], float]
-"""Of a layer's name, as peft has it, its alpha over its rank."""
+"""Maps a layer's name, as in peft, to its alpha over its rank."""
 
 
 def split_name(key: str) -> tuple[str, str | None]:
-    """The layer's part of a tensor's name, and which of the layer's tensors it is; None for one of no adapter."""
+    """Split a tensor's name into its layer and its part in that layer, which is None if it is not an adapter's."""
     for ending, part in _PARTS.items():
         if key.endswith(f".{ending}"):
             return key.removesuffix(f".{ending}"), part
@@ -67,23 +67,23 @@ def split_name(key: str) -> tuple[str, str | None]:
 
 
 def are_of_adapter(keys: Iterable[str]) -> bool:
-    """Whether tensors of these names hold an adapter."""
+    """Return whether tensors of these names contain an adapter."""
     return any(split_name(key)[1] not in (None, "alpha") for key in keys)
 
 
 def layers_of(
     tensors: Mapping[str, Tensor], scale: Scale, where: str, config: XUTConfig | None = None
 ) -> dict[str, AdapterLayer]:
-    """The layers of a file's tensors.
+    """Build the layers of an adapter from a file's tensors.
 
     Args:
         tensors: by their names in the file.
-        scale: of layers that state no alpha.
+        scale: scale of layers that state no alpha.
         where: names the file in errors.
-        config: of the network that it is for; needed for names with underscores alone.
+        config: configuration of the network; only needed for names with underscores.
 
     Raises:
-        UserError: they are no adapter of linear layers, or one of another kind, or not finite.
+        UserError: they are not an adapter of linear layers, of an unsupported kind, or not finite.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     peft_names: dict[str, str] = {}
@@ -103,16 +103,16 @@ def layers_of(
         require_finite(tensors)
         return {name: _layer(name, found, scale(peft_names[name])) for name, found in parts.items()}
     except ValueError as error:
-        raise UserError(str(error), where=where, hint="get it again, or an earlier one of its training") from error
+        raise UserError(str(error), where=where, hint="get it again, or use an earlier checkpoint of it") from error
 
 
 def named_tensors(layers: Mapping[str, AdapterLayer], prefix: str) -> dict[str, Tensor]:
-    """The tensors of layers under peft's names, with something before them."""
+    """Return the tensors of layers under peft's names with a prefix."""
     return {f"{prefix}{name}.{end}": value for name, layer in layers.items() for end, value in layer.tensors().items()}
 
 
 def lycoris_tensors(layers: Mapping[str, AdapterLayer]) -> dict[str, Tensor]:
-    """The tensors of layers under the names of lycoris-lora, with an alpha for each layer."""
+    """Return the tensors of layers under lycoris-lora's names, with an alpha for each layer."""
     found = {}
     for name, layer in layers.items():
         stem = LYCORIS + name.replace(".", "_")
@@ -127,23 +127,23 @@ def _unknown(found: list[str], where: str) -> UserError:
     names = [in_one_line(name) for name in found]
     kinds = [kind for name in found for end, kind in _FOREIGN.items() if name.endswith(f".{end}")]
     if kinds:
-        hint = "merge it into its base with what has trained it, or train a LoRA, LoHa or LoKr without it"
-        return UserError(f"is {kinds[0]} ({names[0]}), and plain LoRA, LoHa and LoKr are read", where=where, hint=hint)
-    what = f"has tensors that are no plain LoRA of linear layers: {', '.join(names[:3])}" if names else "is empty"
-    return UserError(what, where=where, hint="give a LoRA of this kind of network, as hdm-convert writes it")
+        hint = "merge it into its base with the program that trained it, or train a plain LoRA, LoHa or LoKr"
+        return UserError(f"is {kinds[0]} ({names[0]}); only plain LoRA, LoHa, LoKr are read", where=where, hint=hint)
+    what = f"has tensors that are not a plain LoRA of linear layers: {', '.join(names[:3])}" if names else "is empty"
+    return UserError(what, where=where, hint="use a LoRA for this kind of network, such as hdm-convert writes")
 
 
 def _layer(name: str, found: Mapping[str, Tensor], scale: float) -> AdapterLayer:
-    """What is added to a layer. Raises ValueError: its tensors do not belong together."""
+    """Build an adapter's layer from its tensors. Raises ValueError: they do not fit each other."""
     alpha, own = found.get("alpha"), {key: tensor for key, tensor in found.items() if key != "alpha"}
     name = in_one_line(name)
     shapes = f"{name} has " + ", ".join(f"{in_one_line(key)} {tuple(tensor.shape)}" for key, tensor in own.items())
     if alpha is not None and alpha.numel() != 1:
         raise ValueError(f"{name} has {alpha.numel()} values of alpha instead of one")
     if not all(tensor.is_floating_point() for tensor in own.values()):
-        raise ValueError(f"{shapes} of {', '.join(str(each.dtype) for each in own.values())}, which are no floats")
+        raise ValueError(f"{shapes} of {', '.join(str(each.dtype) for each in own.values())}, which are not floats")
     if not all(tensor.ndim == 2 and tensor.numel() for tensor in own.values()):
-        raise ValueError(f"{shapes}, which are no matrices")
+        raise ValueError(f"{shapes}, which are not matrices")
     value = None if alpha is None else float(alpha)
     if set(own) == {"down", "up"}:
         return _low_rank(own["down"], own["up"], value, scale, shapes)
@@ -151,12 +151,12 @@ def _layer(name: str, found: Mapping[str, Tensor], scale: float) -> AdapterLayer
         return _hadamard([own[key] for key in HADAMARD], value, scale, shapes)
     if own.keys() <= set(KRONECKER):
         return _kronecker(own, value, scale, shapes)
-    raise ValueError(f"{shapes}, which are neither of a LoRA (lora_A, lora_B) nor of a LoHa or a LoKr")
+    raise ValueError(f"{shapes}, which are neither a LoRA (lora_A, lora_B) nor a LoHa or a LoKr")
 
 
 def _low_rank(down: Tensor, up: Tensor, alpha: float | None, scale: float, shapes: str) -> LowRank:
     if down.shape[0] != up.shape[1]:
-        raise ValueError(f"{shapes}, which are no (rank, in) and (out, rank)")
+        raise ValueError(f"{shapes}, expected (rank, in) and (out, rank)")
     return LowRank(down, up, down.shape[0] * scale if alpha is None else alpha)
 
 
@@ -164,7 +164,7 @@ def _hadamard(factors: list[Tensor], alpha: float | None, scale: float, shapes: 
     w1_a, w1_b, w2_a, w2_b = factors
     (out, rank), size = w1_a.shape, w1_b.shape[1]
     if w1_b.shape[0] != rank or w2_a.shape != (out, w2_b.shape[0]) or w2_b.shape[1] != size:
-        raise ValueError(f"{shapes}, which are no two pairs of (out, rank) and (rank, in)")
+        raise ValueError(f"{shapes}, expected two pairs of (out, rank) and (rank, in)")
     total = rank * scale if alpha is None else alpha
     return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, alpha=total)
 
@@ -176,9 +176,9 @@ def _kronecker(own: Mapping[str, Tensor], alpha: float | None, scale: float, sha
         raise ValueError(f"{shapes}: {error}") from error
     inner = {part[0].shape[1] for part in (w1, w2) if len(part) == 2}
     if any(len(part) == 2 and part[0].shape[1] != part[1].shape[0] for part in (w1, w2)) or len(inner) > 1:
-        raise ValueError(f"{shapes}, whose pairs are no (size, rank) and (rank, size) of one rank")
+        raise ValueError(f"{shapes}, expected pairs of (size, rank) and (rank, size) with one rank")
     found = Kronecker(w1, w2, alpha=0.0)
-    if alpha is not None and not inner:  # lycoris-lora scales what has no rank by 1, whatever it writes
+    if alpha is not None and not inner:  # without a rank, lycoris-lora scales by 1, whatever alpha it writes
         alpha = 1.0
     return Kronecker(w1, w2, alpha=found.rank * scale if alpha is None else alpha)
 
@@ -194,7 +194,7 @@ def _layer_name(stem: str, underscored: Mapping[str, str]) -> str:
 
 
 def _underscored(config: XUTConfig) -> dict[str, str]:
-    """The layers of a network by their names with underscores in place of dots."""
+    """Return the layer names of a network, keyed by the same names with underscores instead of dots."""
     with torch.device("meta"):
         network = XUT(config)
     names = [name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)]

@@ -1,4 +1,4 @@
-"""Adapters of an XUT as tensors: what one adds to the layers of a network, and which network it was made for."""
+"""Adapters of an XUT as tensors: what they add to a network's layers, and which network they were made for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hdm_lightning.interop.tensor_files import require_finite
 from hdm_lightning.printable import in_one_line
 
 OWN_PARTS = (".lora_", ".hada_", ".lokr_")
-"""In the names of an adapter's own tensors in a network that it has been put into."""
+"""Parts of the names of an adapter's own tensors once it is attached to a network."""
 ANY_BASE = "--any-base (any_base=True in Python)"
 _SHOWN = 3
 
@@ -27,8 +27,8 @@ class Base:
     """The network that an adapter was trained on.
 
     Args:
-        name: its folder or hub name; None where that is not known.
-        sha256: of its weights, see `weights_sha256`; None where that is not known.
+        name: its folder or hub name, None if unknown.
+        sha256: hash of its weights, see `weights_sha256`; None if unknown.
     """
 
     name: str | None = None
@@ -37,12 +37,12 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA of an XUT, a LoHa or a LoKr, or layers of several of these kinds.
+    """A LoRA, LoHa or LoKr of an XUT, or layers of several of these kinds.
 
     Args:
         layers: the layer's name in an `XUT` → what is added to it.
-        base: which network it is for.
-        settings: plain values that travel with it: `training`, `sampling`, `context_length`.
+        base: the network it is for.
+        settings: plain values stored with it: `training`, `sampling`, `context_length`.
     """
 
     layers: Mapping[str, AdapterLayer]
@@ -50,22 +50,22 @@ class Adapter:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def cast(self, dtype: torch.dtype) -> Adapter:
-        """The same with its tensors in another dtype."""
+        """Return a copy with its tensors in another dtype."""
         return replace(self, layers={name: layer.cast(dtype) for name, layer in self.layers.items()})
 
     def low_rank(self) -> Adapter:
-        """The same as a LoRA, exact but for rounding."""
+        """Return the adapter as a LoRA, exact up to rounding."""
         return replace(self, layers={name: layer.low_rank() for name, layer in self.layers.items()})
 
 
 def require_peft(where: str) -> None:
-    """Raise UserError, with `where` for what needs it, unless the package peft is there."""
+    """Raise UserError, naming `where` as what needs it, unless the package peft is installed."""
     if find_spec("peft") is None:
         raise UserError("needs the package peft", where=where, hint="pip install 'hdm-lightning[lora]'")
 
 
 def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a network as it was before adapters were put into it, of that of after."""
+    """Return the state dict of a network as it was before adapters were attached to it."""
     return {
         name.replace(".base_layer.", "."): value
         for name, value in state.items()
@@ -74,7 +74,7 @@ def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a network's tensors, of names, shapes and float32 values, whatever file and layout they are in."""
+    """Return the SHA-256 of a network's tensors (names, shapes, float32 values), independent of file and layout."""
     total = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().to("cpu", torch.float32).contiguous()
@@ -92,8 +92,8 @@ def check_adapter(
         adapter: as read.
         state: the network's tensors by name.
         where: names the adapter in errors.
-        sha256: of the network; None asks `weights_sha256`, where it matters.
-        any_base: take one that was trained on other weights of this shape.
+        sha256: hash of the network's weights; None computes it if needed.
+        any_base: accept an adapter trained on other weights of the same shape.
     """
     missing = [name for name in adapter.layers if f"{name}.weight" not in state]
     if missing:
@@ -117,7 +117,7 @@ def check_adapter(
         raise UserError(
             "was trained on another base: its layers fit this network, but the weights differ",
             where=where,
-            hint=f"{_its_own(adapter)}, or accept another result than its training saw with {ANY_BASE}",
+            hint=f"{_its_own(adapter)}, or accept results that differ from its training with {ANY_BASE}",
         )
 
 
@@ -131,9 +131,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def merged(state: Mapping[str, Tensor], adapters: Iterable[tuple[Adapter, float]]) -> dict[str, Tensor]:
-    """A network's tensors with adapters added, each times its weight; summed in float64, rounded once.
+    """Return a network's tensors with adapters added, each times its weight; summed in float64, rounded once.
 
-    The adapters must fit, see `check_adapter`. Raises UserError: a sum is beyond the range of the network's dtype.
+    The adapters must fit; see `check_adapter`. Raises UserError: a sum exceeds the range of the network's dtype.
     """
     result = dict(state)
     sums: dict[str, Tensor] = {}
@@ -146,6 +146,6 @@ def merged(state: Mapping[str, Tensor], adapters: Iterable[tuple[Adapter, float]
     try:
         require_finite({key: result[key] for key in sums})
     except ValueError as error:
-        hint = "give it a smaller weight, or a base in float32, whose range is wider than float16's"
+        hint = "use a smaller weight, or a base in float32, which has a wider range than float16"
         raise UserError(str(error), where="the network with the LoRA merged in", hint=hint) from error
     return result

@@ -1,4 +1,4 @@
-"""The layouts that a trained network comes in: which one a path has, reading it whichever it is, writing another.
+"""The layouts of a trained network on disk: detect the layout of a path, read any of them, write another.
 
 Shapes: C latent channels.
 """
@@ -40,22 +40,22 @@ from hdm_lightning.whole_files import write_json
 
 FINAL_FOLDER, UNET_FOLDER = "final", "unet"
 OUR_SENTINEL = "patch_embedding.weight"
-"""A name by which this project's state dict differs from a published one."""
+"""A tensor name that this project's state dicts have and published ones do not."""
 TRAINING_SENTINEL = "network." + OUR_SENTINEL
 """The same in a training checkpoint."""
 _SETTINGS_KEY = "hdm_lightning"
-"""Key in a safetensors file's metadata under which this project leaves what the layout has no place for."""
+"""Key in a safetensors file's metadata under which this project stores what the layout cannot record."""
 _VAE_CONFIG_KEY = "vae_config"
 _PUBLISHED_TEXT = "published_text_encoder"
-"""Where a pipeline's folder keeps a text encoder of the published single file, which transformers cannot read."""
+"""Subfolder of a pipeline folder for the text encoder of a published file, which transformers cannot read."""
 _DIFFUSERS_PREFIX = "model."
 _ANOTHER = (
-    "give a file or folder of a network that this project, its paper's authors or a converter of theirs has written"
+    "use a file or folder of a network written by this project, by the paper's authors or by one of their converters"
 )
 
 
 def detect_layout(path: Path) -> str:
-    """The name of the layout that `read_release` takes the path for. Raises UserError: there is nothing."""
+    """Return the name of the layout that `read_release` reads a path as. Raises UserError: the path does not exist."""
     for name, fits, _ in _LAYOUTS:
         if fits(path):
             return name
@@ -63,20 +63,20 @@ def detect_layout(path: Path) -> str:
 
 
 def read_release(path: Path, copy: str | None = None) -> Release:
-    """A trained network with what lies beside it, from any layout.
+    """Read a trained network with its other parts from any layout.
 
     Args:
         path: file or folder.
-        copy: of a file that holds the network more than once, what stands before the names of the one that is meant.
+        copy: prefix of the network to read from a file that contains it more than once.
 
     Raises:
-        UserError: there is nothing, or what there is does not hold an XUT; the message lists what differs.
+        UserError: the path does not exist or contains no XUT; the message lists what differs.
     """
     layout = detect_layout(path)
     read = next(read for name, _, read in _LAYOUTS if name == layout)
     if copy is not None and read is not _read_file:
-        what = f"is a {layout}, which has one network"
-        raise UserError(what, where=str(path), hint="leave --copy out, or give the file in it that is meant")
+        what = f"is a {layout}, which has only one network"
+        raise UserError(what, where=str(path), hint="leave --copy out, or name the file to read in it")
     release = read(path) if copy is None else _read_file(path, copy)
     training = release.settings.get("training") or {}
     if recorded_license(training) is not None or (license := stated_license(path)) is None:
@@ -85,12 +85,12 @@ def read_release(path: Path, copy: str | None = None) -> Release:
 
 
 def stated_license(path: Path) -> str | None:
-    """The license of a model: as a file of weights has it in its metadata, else by the card beside the weights.
+    """Return the license of a model: from a weights file's metadata, else from the card next to the weights.
 
-    The card may also lie in the folder whose subfolder of weights this is, or be that of a run's final/.
+    The card may also be in the parent of a weights subfolder, or in a run's final/.
 
     Raises:
-        UserError: the file's metadata are broken.
+        UserError: the file's metadata is broken.
     """
     file = path / UNET_FOLDER / f"{WEIGHTS}{SUFFIX}" if path.is_dir() else path
     if file.is_file() and (own := recorded_license(_settings(file).get("training") or {})) is not None:
@@ -104,7 +104,7 @@ def stated_license(path: Path) -> str | None:
 
 
 def _read_folder(folder: Path, weights: Weights = "ema") -> Release:
-    """The release in a pipeline's folder."""
+    """Read the release in a pipeline folder."""
     found = read_pipeline_folder(folder)
     text = read_sharded(folder / (TEXT_ENCODER if found.old else _PUBLISHED_TEXT), "model")
     settings: dict[str, Any] = {"training": dict(found.training), "sampling": dict(found.sampling)}
@@ -121,7 +121,7 @@ def _read_weights_in_folder(path: Path) -> Release:
 
 
 def _read_file(path: Path, copy: str | None = None) -> Release:
-    """A single file: of any wiring, or a published one, .safetensors or .ckpt, with any of the known prefixes."""
+    """Read a single file, .safetensors or .ckpt: for any wiring, or a published one, with any known prefix."""
     settings = _settings(path)
     found = read_tensors(path, every=copy is not None)
     tensors, copies = one_network(published.unwrapped(found), copy, where=str(path))
@@ -138,25 +138,25 @@ def _read_file(path: Path, copy: str | None = None) -> Release:
 
 
 def _require_no_training_checkpoint(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UserError for weights under this project's names without what they need."""
+    """Raise UserError for weights in this project's naming that lack their configuration."""
     if TRAINING_SENTINEL not in tensors and any(name.endswith(OUR_SENTINEL) for name in tensors):
         raise UserError(
-            "has the weights of this project without their configuration",
+            "has weights of this project without their configuration",
             where=str(path),
-            hint="put it back into its folder, or give the folder",
+            hint="put it back into its folder, or use the folder",
         )
     if TRAINING_SENTINEL in tensors:
         raise UserError(
-            "is a checkpoint of a training of this project, whose configuration lies in its run's folder",
+            "is a training checkpoint of this project, whose configuration is in its run's folder",
             where=str(path),
-            hint="give the run's folder: its final/ is written when the last stage ends (or init=RUN in training)",
+            hint="use the run's folder: its final/ is written when the last stage ends (or init=RUN in training)",
         )
 
 
 def _read_diffusers(folder: Path) -> Release:
-    """The release in a published diffusers folder, or in its network's subfolder alone.
+    """Read the release in a published diffusers folder, or in its network's subfolder alone.
 
-    The network's shape is read off its tensors, whichever subfolder they are in.
+    The network's shape is inferred from its tensors, in any subfolder.
     """
     refuse_unfinished(folder, where="source")
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
@@ -174,7 +174,7 @@ def _read_diffusers(folder: Path) -> Release:
     raise UserError(
         f"neither the folder nor a subfolder has a {WEIGHTS} file with an XUT in it",
         where=str(folder),
-        hint="give the folder that holds the network, a run's final/ folder, or a single file",
+        hint="use the folder that contains the network, a run's final/ folder, or a single file",
     )
 
 
@@ -193,18 +193,18 @@ _LAYOUTS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], Release]], .
 
 
 def with_vae(release: Release, folder: Path) -> Release:
-    """The release with the autoencoder of a diffusers folder. Raises UserError: there is none in the folder."""
+    """Return the release with the autoencoder of a diffusers folder. Raises UserError: the folder has none."""
     vae = read_vae_folder(folder)
     if not vae["vae"]:
-        raise UserError("holds no diffusers autoencoder", where=str(folder), hint="give the folder of its weights")
+        raise UserError("contains no diffusers autoencoder", where=str(folder), hint="use the folder of its weights")
     return replace(release, **vae)
 
 
 def write_project(path: Path, release: Release, text_encoder: str | None = None) -> None:
-    """A pipeline's folder, complete for drawing where an autoencoder is in the release.
+    """Write a pipeline folder, which is ready for use if the release has an autoencoder.
 
-    `text_encoder` is the name to record instead of the release's own, whose layer and context length stay. Raises
-    UserError: nothing states it.
+    `text_encoder` is the name to record instead of the release's own; layer and context length stay. Raises
+    UserError: no name is known.
     """
     release = _with_vae_config(release)
     recorded = release.settings.get("text_encoder") or {"context_length": published.CONTEXT_LENGTH}
@@ -223,37 +223,37 @@ def write_project(path: Path, release: Release, text_encoder: str | None = None)
 
 
 def write_published(path: Path, release: Release) -> None:
-    """The published single file. Raises ValueError: the wiring is not the published one."""
+    """Write the published single file. Raises ValueError: the wiring is not the published one."""
     write_tensors(path, release_to_tensors(release), _metadata(release))
 
 
 def write_single(path: Path, release: Release) -> None:
-    """One .safetensors file of any wiring; see `interop.single_file`. Raises UserError: the name ends otherwise."""
+    """Write one .safetensors file for any wiring; see `interop.single_file`. Raises UserError: another suffix."""
     if path.suffix != SUFFIX:
-        what = f"ends in {path.suffix!r}, and only {SUFFIX} has a place for the wiring"
+        what = f"ends in {path.suffix!r}, but only {SUFFIX} can record the wiring"
         raise UserError(what, where=str(path), hint=f"end the name in {SUFFIX}")
     tensors, settings = release_to_single(release)
     write_tensors(path, tensors, _metadata(replace(release, settings=settings)))
 
 
 def write_comfyui(path: Path, release: Release) -> None:
-    """The single file for ComfyUI: network and autoencoder, without the text encoder.
+    """Write the single file for ComfyUI: network and autoencoder, without the text encoder.
 
-    In the published wiring it is the published file, which HDM-ext reads as well; else that of `write_single`, which
-    the nodes of this project alone read.
+    With the published wiring it is the published file, which HDM-ext reads, too; otherwise that of `write_single`,
+    which only the nodes of this project read.
 
     Raises:
-        ValueError: the autoencoder or its normalisation is missing.
+        ValueError: the autoencoder or its normalization is missing.
     """
     parts = {"vae": release.vae or None, "vae_mean": release.vae_mean, "vae_std": release.vae_std}
     if lacking := [name for name, value in parts.items() if value is None]:
-        raise ValueError(f"the loader expects the autoencoder in the file, and {', '.join(lacking)} is missing")
+        raise ValueError(f"the loader expects the autoencoder in the file, but {', '.join(lacking)} is missing")
     write = write_published if release.network.config.is_published_wiring else write_single
     write(path, replace(release, text_encoder={}))
 
 
 def write_diffusers(path: Path, release: Release) -> None:
-    """Network and autoencoder as the published diffusers folder, whose unet/ no class of diffusers reads.
+    """Write network and autoencoder as the published diffusers folder, whose unet/ no diffusers class reads.
 
     Raises:
         ValueError: the wiring is not the published one.
@@ -268,13 +268,13 @@ def write_diffusers(path: Path, release: Release) -> None:
 
 
 def write_bare(path: Path, release: Release) -> None:
-    """The network alone, under the published names. Raises ValueError: the wiring is not the published one."""
+    """Write the network alone, under the published names. Raises ValueError: the wiring is not the published one."""
     published.require_published_wiring(release.network.config)
     write_tensors(path, published.export_state_dict(release.network), _metadata(release))
 
 
 def read_vae_folder(folder: Path) -> dict[str, Any]:
-    """What a `Release` has of an AutoencoderKL's folder; its normalisation is in the dtype of its tensors."""
+    """Read the `Release` fields of an AutoencoderKL's folder; the normalization has the dtype of the tensors."""
     tensors = read_sharded(folder, WEIGHTS)
     if tensors is None:
         return {"vae": {}, "vae_config": None, "vae_mean": None, "vae_std": None}
@@ -289,7 +289,7 @@ def _statistic(values: Any, dtype: torch.dtype, file: Path) -> Tensor | None:
     try:
         return None if values is None else torch.tensor(values, dtype=torch.float64).to(dtype).view(1, -1, 1, 1)
     except (TypeError, ValueError, RuntimeError) as error:
-        what = f"latents_mean and latents_std are to be lists of numbers ({first_line(error)})"
+        what = f"latents_mean and latents_std must be lists of numbers ({first_line(error)})"
         raise UserError(what, where=str(file), hint=AGAIN) from error
 
 
@@ -300,9 +300,9 @@ def write_vae_folder(
     mean: Tensor | None,
     std: Tensor | None,
 ) -> None:
-    """Write what `read_vae_folder` reads and diffusers' ``AutoencoderKL.from_pretrained`` too.
+    """Write a folder for `read_vae_folder` and for diffusers' ``AutoencoderKL.from_pretrained``.
 
-    Mean and standard deviation are the whole normalisation, so the scaling factor, which diffusers applies on top of
+    Mean and standard deviation are the whole normalization, so the scaling factor, which diffusers applies on top of
     them, becomes 1.
     """
     written = {"_class_name": "AutoencoderKL", **config}
@@ -327,17 +327,17 @@ def _with_vae_config(release: Release) -> Release:
 
 
 def _metadata(release: Release) -> dict[str, str]:
-    """What the layout has no place for, so that the way back finds it."""
+    """Return the metadata with what the layout cannot record, so it survives a round trip."""
     kept: Mapping[str, Any] = {**release.settings, _VAE_CONFIG_KEY: release.vae_config}
     kept = {key: value for key, value in kept.items() if value}
     return {_SETTINGS_KEY: json.dumps(kept)} if kept else {}
 
 
 def stated_config(path: Path) -> XUTConfig | None:
-    """The network's configuration that a single file states; None for any other path.
+    """Return the network's configuration stated in a single file; None for any other path.
 
     Raises:
-        UserError: what it states is no configuration.
+        UserError: it states an invalid configuration.
     """
     found = _settings(path).get(XUT_KEY) if path.is_file() else None
     if found is None:
@@ -345,11 +345,11 @@ def stated_config(path: Path) -> XUTConfig | None:
     try:
         return XUTConfig.from_json(found)
     except (TypeError, ValueError) as error:
-        raise UserError(f"states no network: {error}", where=str(path), hint=AGAIN) from error
+        raise UserError(f"does not describe a network: {error}", where=str(path), hint=AGAIN) from error
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """What `_metadata` left in a file."""
+    """Read what `_metadata` left in a file."""
     written = safetensors_metadata(path).get(_SETTINGS_KEY)
     try:
         settings = parse_object(written) if written is not None else {}
@@ -361,19 +361,19 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _mapping(value: Any, path: Path) -> dict[str, Any] | None:
-    """A value of the metadata that is an object or nothing."""
+    """Return a value of the metadata, which must be an object or None."""
     if value is not None and not isinstance(value, dict):
-        what = f"has broken metadata {_SETTINGS_KEY} (an object is a {type(value).__name__})"
+        what = f"has broken metadata {_SETTINGS_KEY} (expected an object, got {type(value).__name__})"
         raise UserError(what, where=str(path), hint=AGAIN)
     return value
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file holds tensors under this project's names beside their configuration."""
+    """Return whether a file contains tensors in this project's naming, next to their configuration."""
     if holding(path) is None:
         return False
     try:
         with safe_open(path, "pt") as file:
             return bool({OUR_SENTINEL, TRAINING_SENTINEL} & set(file.keys()))
     except (SafetensorError, OSError):
-        return False  # whoever reads it will say what is wrong
+        return False  # the reader will report what is wrong

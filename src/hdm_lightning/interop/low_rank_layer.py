@@ -1,4 +1,4 @@
-"""What an adapter adds to one layer's weight: as any kind of adapter says it, and as a LoRA (arXiv 2106.09685) does.
+"""What an adapter adds to one layer's weight: the base of all kinds of adapters, and LoRA (arXiv 2106.09685).
 
 Shapes: r rank, in and out the sizes of a layer.
 """
@@ -18,7 +18,7 @@ class AdapterLayer(ABC):
     """What is added to one layer's weight: scale · product.
 
     Attributes:
-        kind: of the adapter, as peft names it.
+        kind: kind of adapter, by peft's name.
         alpha: the scale is alpha / rank.
     """
 
@@ -28,44 +28,44 @@ class AdapterLayer(ABC):
     @property
     @abstractmethod
     def rank(self) -> int:
-        """By which the scale is divided."""
+        """Divisor of alpha in the scale."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """(out, in), of the weight that it is added to."""
+        """(out, in) of the weight that it is added to."""
 
     @property
     def scale(self) -> float:
-        """Stands before the product."""
+        """Factor of the product."""
         return self.alpha / self.rank
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """By the ends of their names in files."""
+        """Return the tensors by the ends of their names in files."""
 
     @abstractmethod
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """The same of other tensors under these names."""
+        """Return a copy with other tensors under these names."""
 
     @abstractmethod
     def product(self) -> Tensor:
-        """(out, in), in float64."""
+        """Return the product (out, in) in float64."""
 
     @abstractmethod
     def folded(self) -> Self:
-        """The same with its scale inside a tensor, so that alpha equals the rank and no reader needs to know it."""
+        """Return an equal layer with the scale folded into a tensor, so alpha equals the rank."""
 
     @abstractmethod
     def low_rank(self) -> LowRank:
-        """The same as two matrices, exact but for rounding."""
+        """Return an equal layer of two matrices, exact up to rounding."""
 
     def delta(self, weight: float = 1.0) -> Tensor:
-        """(out, in), in float64."""
+        """Return weight · scale · product (out, in) in float64."""
         return weight * self.scale * self.product()
 
     def cast(self, dtype: torch.dtype) -> Self:
-        """The same with its tensors in another dtype."""
+        """Return a copy with its tensors in another dtype."""
         return self.with_tensors({name: tensor.to(dtype) for name, tensor in self.tensors().items()})
 
 
@@ -92,25 +92,25 @@ class LowRank(AdapterLayer):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in), of the weight that it is added to."""
+        """(out, in) of the weight that it is added to."""
         return self.up.shape[0], self.down.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
-        """By the ends of their names in files."""
+        """Return the tensors by the ends of their names in files."""
         return {"lora_A.weight": self.down, "lora_B.weight": self.up}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> LowRank:
-        """The same of other tensors under these names."""
+        """Return a copy with other tensors under these names."""
         return LowRank(tensors["lora_A.weight"], tensors["lora_B.weight"], self.alpha)
 
     def product(self) -> Tensor:
-        """(out, in), in float64."""
+        """Return the product (out, in) in float64."""
         return self.up.double() @ self.down.double()
 
     def folded(self) -> LowRank:
-        """The same with its scale inside `up`."""
+        """Return an equal layer with the scale folded into `up`."""
         return LowRank(self.down, self.up * self.scale, float(self.rank))
 
     def low_rank(self) -> LowRank:
-        """Itself."""
+        """Return the layer itself."""
         return self

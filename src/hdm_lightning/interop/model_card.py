@@ -1,4 +1,4 @@
-"""The Markdown of a trained model's README.md, as hubs show it; what comes from data is shown as plain text."""
+"""A trained model's README.md, its card on the hub; values from records are escaped to show as plain text."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hdm_lightning.regular_files import open_regular
 
 CARD, SAMPLES = "README.md", "samples.png"
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
-"""What a license's identifier on a hub looks like, such as apache-2.0 or cc-by-nc-sa-4.0."""
+"""A license identifier as on the hub, such as apache-2.0 or cc-by-nc-sa-4.0."""
 OTHER = "other: "
-"""Before the name of a license that a hub has no identifier for; as one, it would refuse the card."""
+"""Prefix of the name of a license that the hub has no identifier for, and would refuse as one."""
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _AVERAGED = 'the weights averaged over training; `….raw.safetensors` (`variant="raw"`): the last ones'
-_BY_NAME = "The text encoder is not included; it is found by the name above."
+_BY_NAME = "The text encoder is not included; it is loaded by the name above."
 _INSIDE = "The text encoder is included, in `text_encoder/` and `tokenizer/`."
-_UNKNOWN_BASE = " The license of the model that it began with is unknown: ask that model's owner, too."
+_UNKNOWN_BASE = " The license of the model that it started from is unknown: ask that model's owner, too."
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _LONGEST_FRONT = 1 << 16
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&])")
 _APART = ("data", "data_samples", "captions", "prompts", "measures", "license", "name", "base")
-"""Of the training's record, what the card says in words."""
+"""Keys of the training record that the card shows as text instead of JSON."""
 
 
 def model_card(
@@ -41,16 +41,16 @@ def model_card(
     inside: bool = False,
     sampled: bool = False,
 ) -> str:
-    """The Markdown of a trained model's README.md: what it is, what it needs, how to draw with it, how good it is.
+    """Return the Markdown of a trained model's README.md: what it is, what it needs, how to use it, how good it is.
 
     Args:
         xut: the network's configuration.
-        text_encoder: `name`, `layer` and `context_length` where they are known.
-        training: record of the training; `name`, `resolution`, `license`, `base` (`name`, `license` and `hub`: whether
-            the name is one of the hub), `data`, `captions`, `prompts`, `stages` and `measures` of it are said in words.
-        keeps_raw: whether the last weights are kept beside the averaged ones.
+        text_encoder: `name`, `layer` and `context_length`, if known.
+        training: record of the training; its `name`, `resolution`, `license`, `base` (`name`, `license` and `hub`:
+            whether the name is a hub name), `data`, `captions`, `prompts`, `stages` and `measures` are shown as text.
+        keeps_raw: whether the last weights are stored next to the averaged ones.
         inside: whether the text encoder is in the folder.
-        sampled: whether `SAMPLES` is.
+        sampled: whether `SAMPLES` is in the folder.
     """
     text = "not recorded"
     if text_encoder:
@@ -73,15 +73,15 @@ def model_card(
         measures=_measures(training),
         data=_data(training),
         license=_license(training, base),
-        began=f"It began with the weights of {plain_text(base['name'])}.\n" if base.get("name") else "",
+        began=f"Training started from the weights of {plain_text(base['name'])}.\n" if base.get("name") else "",
         training=in_fence({key: value for key, value in training.items() if key not in _APART}),
     )
 
 
 def card_license(card: Path) -> str | None:
-    """The license that a card names in its front matter, a `license_name` with `OTHER` before it.
+    """Return the license in a card's front matter; a `license_name` gets the prefix `OTHER`.
 
-    None where it names none or cannot be read.
+    None if there is none or the card cannot be read.
     """
     try:
         with open(card, encoding="utf-8-sig", opener=open_regular) as file:
@@ -97,13 +97,13 @@ def card_license(card: Path) -> str | None:
 
 
 def recorded_license(training: Mapping[str, Any]) -> str | None:
-    """The license that a training's record gives: the model's own, or where none is given that of its base."""
+    """Return the license in a training record: the model's own, else that of its base."""
     told = training.get("license") or _mapping(training.get("base")).get("license")
     return in_one_line(told) if isinstance(told, str) else None
 
 
 def _front(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """Lines of the front matter: the license, which is the base's where no other is given, and the base."""
+    """Return the lines of the front matter: the license, by default the base's, and the base."""
     license, name = recorded_license(training), base.get("name")
     lines = [f"license: {license}\n"] if _is_license(license) else []
     if isinstance(license, str) and _is_license(other := license.removeprefix(OTHER)) and other != license:
@@ -116,11 +116,11 @@ def _front(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 def _license(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     own, given = (str(each.get("license") or "").removeprefix(OTHER) for each in (training, base))
     if own and _is_license(own):
-        other = f" The model that it began with is under {plain_text(given)}." if given and given != own else ""
+        other = f" The model that it started from is under {plain_text(given)}." if given and given != own else ""
         return f"{own}.{other if given else _UNKNOWN_BASE if base else ''}"
     if given and not own:
-        return f"{plain_text(given)}, as the model that it began with."
-    return f"Not stated. Ask its owner before the model or its images are used.{_UNKNOWN_BASE if base else ''}"
+        return f"{plain_text(given)}, like the model that it started from."
+    return f"Not stated. Ask its owner before you use the model or its images.{_UNKNOWN_BASE if base else ''}"
 
 
 def _is_license(given: Any) -> bool:
@@ -128,22 +128,22 @@ def _is_license(given: Any) -> bool:
 
 
 def plain_text(value: Any) -> str:
-    """A text in one line that Markdown and HTML show as it is."""
+    """Return a value as one line that Markdown and HTML show literally."""
     return _SPECIAL.sub(r"\\\1", " ".join(str(value).split())).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
 def in_fence(value: Any) -> str:
-    """JSON that cannot end the fence it stands in."""
+    """Return JSON that cannot close the code fence around it."""
     return json.dumps(value, indent=2, ensure_ascii=False).replace("`", "\\u0060")
 
 
 def _samples(training: Mapping[str, Any]) -> str:
     prompts = [f"- {plain_text(prompt)}" for prompt in _list(training.get("prompts"))]
-    return "\n".join(["## Samples", "", f"Drawn at the end of training: ![samples]({SAMPLES})", "", *prompts, "", ""])
+    return "\n".join(["## Samples", "", f"From the end of training: ![samples]({SAMPLES})", "", *prompts, "", ""])
 
 
 def _measures(training: Mapping[str, Any]) -> str:
-    """Tables of the last validation and of what an evaluation has found; empty where there is neither."""
+    """Return a table of the last validation and of evaluation results; empty if there are neither."""
     stages = _list(training.get("stages"))
     last = stages[-1].get("validation") if stages and isinstance(stages[-1], Mapping) else None
     rows = [f"| validation loss, {plain_text(key)} | {_number(value)} | |" for key, value in _mapping(last).items()]

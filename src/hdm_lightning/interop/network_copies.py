@@ -1,4 +1,4 @@
-"""Files that hold a network more than once, as trainers write weights and their average: which one is read."""
+"""Files that contain a network more than once, such as weights and their average: select the one to read."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from hdm_lightning.interop.pipeline_folder import NETWORK_PREFIX
 from hdm_lightning.interop.published import BESIDE, PREFIXES, TELLING
 
 SENTINELS = ("patch_embedding.weight", next(iter(TELLING)))
-"""A name that every network has, under this project's names and under the published ones."""
+"""A tensor name that every network has, in this project's naming and in the published one."""
 USUAL = (NETWORK_PREFIX, *PREFIXES)
 
 
 def one_network(
     tensors: Mapping[str, Tensor], copy: str | None = None, *, where: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors with one network alone among them, and what stands before the names of the others.
+    """Return the tensors with a single network among them, and the prefixes of the other networks.
 
     Args:
-        tensors: of a file.
-        copy: what stands before the names of the one that is meant; its names get those of the usual one.
+        tensors: the tensors of a file.
+        copy: prefix of the network to keep; its tensors get the names of the usual one.
         where: the file.
 
     Raises:
-        UserError: there is no network of that name.
+        UserError: there is no network with this prefix, or there are several and none is the usual one.
     """
     usual, copies = _networks(tensors)
     if usual is None and (copy is None or not copies):
@@ -47,28 +47,28 @@ def one_network(
 
 
 def told(path: str | Path, copies: Iterable[str]) -> str:
-    """What the user of a file should know of the copies that were not read."""
+    """Return a message for the user about the copies that were not read."""
     names = [each.rstrip(".") for each in copies]
     command = f"hdm-convert {shlex.quote(str(path))} OUT --copy {shlex.quote(names[0])}"
-    return f"{path} holds the network more than once; not read: {', '.join(names)} ({command} writes that one)"
+    return f"{path} contains the network more than once; not read: {', '.join(names)} ({command} extracts one)"
 
 
 def _require_one(prefixes: list[str], names: Iterable[str], where: str) -> None:
-    """Raise UserError where networks of which none is the usual one are copies of each other."""
+    """Raise UserError if networks are copies of each other and none of them is the usual one."""
     own = [set(_names(prefix, set(prefixes) - {prefix}, names)) for prefix in prefixes]
     if any(2 * len(one & other) >= max(len(one), len(other)) for one, other in combinations(own, 2)):
         known = ", ".join(each.rstrip(".") for each in prefixes)
-        hint = f"take one out: hdm-convert {shlex.quote(where)} OUT --copy {shlex.quote(prefixes[0].rstrip('.'))}"
+        hint = f"extract one: hdm-convert {shlex.quote(where)} OUT --copy {shlex.quote(prefixes[0].rstrip('.'))}"
         raise UserError(f"there are several networks, under {known}", where=where, hint=hint)
 
 
 def _networks(names: Iterable[str]) -> tuple[str | None, list[str]]:
-    """What stands before the usual network's names, None where none is, and before those of its copies."""
+    """Return the prefix of the usual network, None if there is none, and the prefixes of its copies."""
     found = {
         name.removesuffix(each) for name in names for each in SENTINELS if name == each or name.endswith(f".{each}")
     }
     usual = next((each for each in USUAL if each in found), None)
-    if usual is None:  # of `module.` and `ema.module.` the first
+    if usual is None:  # `module.` rather than `ema.module.`
         usual = next((each for each in sorted(found) if all(other.endswith(each) for other in found)), None)
     if usual is None:
         return None, sorted(found)
@@ -79,14 +79,14 @@ def _networks(names: Iterable[str]) -> tuple[str | None, list[str]]:
 
 
 def _names(prefix: str, others: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The bare names of one network's tensors."""
+    """Return the bare names of one network's tensors."""
     foreign = tuple(each for each in others if each.startswith(prefix))
     mine = [name.removeprefix(prefix) for name in names if name.startswith(prefix) and not name.startswith(foreign)]
     return [name for name in mine if prefix or not name.startswith(BESIDE)]
 
 
 def _named(copy: str, prefixes: Iterable[str], where: str) -> str:
-    """The prefix that a user means by it, or by the beginning of it."""
+    """Return the prefix that equals `copy`, or the only one that begins with it."""
     name = copy.rstrip(".")
     found = [each for each in prefixes if each.rstrip(".") == name] or [
         each for each in prefixes if each.startswith(f"{name}.")
@@ -94,5 +94,5 @@ def _named(copy: str, prefixes: Iterable[str], where: str) -> str:
     if len(found) == 1:
         return found[0]
     known = [each.rstrip(".") or "''" for each in prefixes]
-    what = f"holds no network under {copy!r}" + (f", but under {', '.join(known)}" if known else "")
+    what = f"contains no network under {copy!r}" + (f", only under {', '.join(known)}" if known else "")
     raise UserError(what, where=where, hint=did_you_mean(copy, known) if known else "leave --copy out")

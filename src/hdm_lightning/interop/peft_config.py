@@ -1,4 +1,4 @@
-"""What peft writes beside an adapter's tensors: how it describes our layers, and what of it is read."""
+"""The configuration that peft stores with an adapter's tensors: writing it for our layers, and reading it."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from hdm_lightning.interop.low_rank_layer import AdapterLayer
 from hdm_lightning.interop.lycoris_layer import Kronecker, divisors
 
 KINDS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
-"""Adapters that are read, by peft's names of them."""
+"""Kinds of adapters that can be read, by peft's names."""
 _OTHER_FORMS = (
     *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "trainable_token_indices"),
     *("target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config", "velora_config"),
 )
-"""Keys by which an adapter computes something else than scale · product beside each layer."""
+"""Keys with which an adapter computes something other than scale · product in addition to each layer."""
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of what peft initialises by taking something out of the base's weights."""
+"""Prefixes of peft initializations that take something out of the base's weights."""
 AGAIN = "get it again, or write it with hdm-convert"
 _NAME = re.compile(r"\^?(?:[\w.-]|\\[^\w\s])+")
-"""Of a layer, as a regular expression that means nothing else: its dots may be escaped."""
+"""A layer's name as a regular expression that matches nothing else; its dots may be escaped."""
 
 
 def check_kind(config: Mapping[str, Any], where: str) -> None:
-    """Raise UserError unless an adapter is a plain LoRA, LoHa or LoKr beside unchanged weights; `where` names it."""
+    """Raise UserError unless an adapter is a plain LoRA, LoHa or LoKr on unchanged base weights; `where` names it."""
     kind, hint = config.get("peft_type"), "load it with peft itself: PeftModel.from_pretrained(network, folder)"
     other = [key for key in _OTHER_FORMS if config.get(key)]
     if not isinstance(kind, str) or kind not in KINDS or other or config.get("bias", "none") != "none":
         others = f" with {', '.join(other)}" if other else ""
-        what = f"is a {kind!s:.40} adapter{others}; plain LoRA, LoHa and LoKr are read"
+        what = f"is a {kind!s:.40} adapter{others}; only plain LoRA, LoHa and LoKr can be read"
         raise UserError(what, where=where, hint=hint)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGES_BASE):
-        what = f"stands beside other weights than its base's (init_lora_weights is {start!r:.20})"
+        what = f"was trained on changed base weights (init_lora_weights is {start!r:.20})"
         how = "save it with peft's path_initial_model_for_weight_conversion, which makes it a plain LoRA"
         raise UserError(what, where=where, hint=how)
 
 
 def scales(config: Mapping[str, Any], where: str) -> Scale:
-    """Function of a layer's name that gives its alpha over its rank, as peft's configuration has them."""
+    """Return a function from a layer's name to its alpha over its rank, according to peft's configuration."""
     name = "lora_alpha" if config.get("peft_type") == "LORA" else "alpha"
     try:
         rank, alpha = _number("r", config.get("r"), least=1), _number(name, config.get(name))
@@ -56,34 +56,34 @@ def scales(config: Mapping[str, Any], where: str) -> Scale:
 
 def _number(key: str, value: Any, least: float = -math.inf) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < least:
-        raise ValueError(f"{key} is {value!r:.40}, no number{'' if least < 0 else f' from {least:g}'}")
+        raise ValueError(f"{key} is {value!r:.40}, expected a number{'' if least < 0 else f' of at least {least:g}'}")
     return float(value)
 
 
 def _by_layer(config: Mapping[str, Any], key: str, least: float = -math.inf) -> dict[str, float]:
-    """Values by a layer's name or by how it ends; with ^ before it, by the whole name alone.
+    """Read values keyed by a layer's name or the end of it; with ^ in front, by the whole name only.
 
-    peft has regular expressions there. Those of a foreign file could take for ever, so names are all that is read.
+    peft allows regular expressions here. Those of a foreign file could take forever, so only names are read.
     """
     found = config.get(key) or {}
     if not isinstance(found, dict):
-        raise ValueError(f"{key} is no object")
+        raise ValueError(f"{key} is not an object")
     patterns = [pattern for pattern in found if not _NAME.fullmatch(pattern)]
     if patterns:
-        raise ValueError(f"{key} has the pattern {patterns[0]!r:.60}; names of layers are read, and how they end")
+        raise ValueError(f"{key} has the pattern {patterns[0]!r:.60}; only layer names or ends of them can be read")
     return {re.sub(r"\\(.)", r"\1", name): _number(f"{key} of {name}", each, least) for name, each in found.items()}
 
 
 def _of_layer(values: Mapping[str, float], name: str, other: float) -> float:
-    """The value of the first key that fits, as peft chooses it."""
+    """Return the value of the first key that matches, as peft does."""
     fitting = (value for key, value in values.items() if f"^{name}" == key or f".{name}".endswith(f".{key}"))
     return next(fitting, other)
 
 
 def as_peft_has_it(adapter: Adapter) -> Adapter:
-    """The adapter itself, or as a LoRA where peft's configuration has no place for it.
+    """Return the adapter, converted to a LoRA if peft's configuration cannot describe it.
 
-    It has none for layers of several kinds, nor for LoKr's whose factors' sizes follow from no single number.
+    It can describe neither layers of several kinds, nor LoKr layers whose factor sizes follow from no single number.
     """
     kinds = {layer.kind for layer in adapter.layers.values()}
     fits = len(kinds) == 1 and (kinds != {"LOKR"} or _decomposition(adapter) is not None)
@@ -91,9 +91,9 @@ def as_peft_has_it(adapter: Adapter) -> Adapter:
 
 
 def peft_config(adapter: Adapter, prefix: str = "") -> dict[str, Any]:
-    """An adapter as peft describes it, for a network whose layers have `prefix` before their names.
+    """Return peft's configuration of an adapter, for a network whose layer names have a prefix.
 
-    The adapter must be as `as_peft_has_it` gives it.
+    The adapter must come from `as_peft_has_it`.
     """
     first = next(iter(adapter.layers.values()))
     ranks = {prefix + name: _rank(layer) for name, layer in adapter.layers.items()}
@@ -118,14 +118,14 @@ def peft_config(adapter: Adapter, prefix: str = "") -> dict[str, Any]:
 
 
 def _rank(layer: AdapterLayer) -> int:
-    """The rank that gives peft a layer's factors: of whole ones it is at least half their size."""
+    """Return the rank from which peft derives a layer's factors: for full ones, at least half their size."""
     if not isinstance(layer, Kronecker) or len(layer.w1) + len(layer.w2) > 2:
         return layer.rank
     return -(-max(max(size) for size in layer.sizes) // 2)
 
 
 def _decomposition(adapter: Adapter) -> dict[str, Any] | None:
-    """decompose_factor and decompose_both that give every layer of a LoKr its factors' sizes; None where none do."""
+    """Return decompose_factor and decompose_both that yield the factor sizes of all LoKr layers; None if none do."""
     layers = [layer for layer in adapter.layers.values() if isinstance(layer, Kronecker)]
     firsts = sorted({size for layer in layers for size in layer.sizes[0]}, reverse=True)
     for factor in (-1, *firsts):
@@ -136,7 +136,7 @@ def _decomposition(adapter: Adapter) -> dict[str, Any] | None:
 
 
 def _decomposed(layer: Kronecker, factor: int, both: bool) -> bool:
-    """Whether peft's rule gives a layer its very factors."""
+    """Return whether peft's rule yields exactly a layer's factors."""
     rank, ((a, c), (b, d)) = _rank(layer), layer.sizes
     out, size = layer.shape
     if divisors(out, factor) != (a, b) or divisors(size, factor) != (c, d):

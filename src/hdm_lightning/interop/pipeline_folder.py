@@ -1,12 +1,12 @@
-"""The folder of an `HDMPipeline`, as a training leaves it: what lies where, also in the layout of before.
+"""The folder of an `HDMPipeline`, as training writes it: reading and writing it, and reading its old layout.
 
 ```
-model_index.json   the parts and what is known of the model; written last, so that a folder with one is whole
+model_index.json   components, settings and training record; written last, so a folder with one is complete
 transformer/       config.json, diffusion_pytorch_model.safetensors: averaged weights; ….raw.safetensors: the last ones
 vae/  scheduler/   as diffusers writes them           README.md   the model card
-text_encoder/  tokenizer/   only if they are to travel with the model, which names them otherwise
+text_encoder/  tokenizer/   only if included in the model, which names them otherwise
 ```
-Before, config.json held all descriptions, beside model.safetensors, model_raw.safetensors and vae/.
+In the old layout, config.json has all descriptions, next to model.safetensors, model_raw.safetensors and vae/.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from hdm_lightning.whole_files import write_json, write_text
 INDEX, CONFIG = "model_index.json", "config.json"
 TRANSFORMER, SCHEDULER, TEXT_ENCODER, TOKENIZER = "transformer", "scheduler", "text_encoder", "tokenizer"
 DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
-"""What of a repository is downloaded: nothing that could be run."""
+"""Files to download from a repository: nothing that could be run."""
 PIPELINE_CLASS = "HDMPipeline"
 COMPONENTS = "hdm_lightning.generation.components"
-"""The module whose XUTTransformer and FlowScheduler read their folders."""
+"""The module of XUTTransformer and FlowScheduler, which read their folders."""
 NETWORK_PREFIX = "network."
-"""Stands before the names of an XUT's tensors in transformer/, as in training checkpoints."""
+"""Prefix of the names of an XUT's tensors in transformer/, as in training checkpoints."""
 
 Weights = Literal["ema", "raw"]
 WEIGHT_KINDS: tuple[Weights, ...] = ("ema", "raw")
@@ -46,21 +46,21 @@ _STEMS: Mapping[str, str] = {"ema": f"{TRANSFORMER}/{WEIGHTS}", "raw": f"{TRANSF
 _OLD_STEMS: Mapping[str, str] = {"ema": "model", "raw": "model_raw"}
 _SOLVING = ("solver", "shift")
 _OF_A_RUN = ("config.yaml", "ledger.jsonl")
-"""Files of every run's folder, from its start."""
+"""Files in every run's folder from its start."""
 
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """What a pipeline's folder says; weights are read by `load_network`.
+    """The description of a model in a pipeline folder; `load_network` reads the weights.
 
     Args:
-        folder: where it is.
+        folder: its path.
         xut: the network's configuration.
-        text_encoder: which text encoder it needs; None where that is not recorded.
-        inside: whether the text encoder lies in the folder, with its tokenizer.
-        training: free record of the training: steps, samples, resolution, commit.
-        sampling: settings of `SamplingSettings` to start from, as the training run found them good.
-        old: whether it has the layout of before.
+        text_encoder: text encoder that the network needs; None if not recorded.
+        inside: whether the folder contains the text encoder, with its tokenizer.
+        training: record of the training, any plain values: steps, samples, resolution, commit.
+        sampling: default settings, keys of `SamplingSettings`, as recorded by the training run.
+        old: whether it has the old layout.
     """
 
     folder: Path
@@ -73,7 +73,7 @@ class PipelineFolder:
 
     @property
     def vae(self) -> Path:
-        """Where the autoencoder is, if there is one."""
+        """Folder of the autoencoder, if there is one."""
         return self.folder / VAE_FOLDER
 
     @property
@@ -84,7 +84,7 @@ class PipelineFolder:
         return self.text_encoder.name if self.text_encoder else None
 
     def weight_files(self, weights: str = "ema") -> tuple[Path, ...]:
-        """The files of the averaged or the raw weights. Raises UserError: there are none."""
+        """Return the files of the averaged or the raw weights. Raises UserError: there are none."""
         stem = (_OLD_STEMS if self.old else _STEMS)[weights]
         found = shards(self.folder / f"{stem}.safetensors")
         if not found:
@@ -93,14 +93,14 @@ class PipelineFolder:
         return found
 
     def has(self, weights: str) -> bool:
-        """Whether there are averaged or raw weights."""
+        """Return whether the folder has the averaged or the raw weights."""
         return bool(shards(self.folder / f"{(_OLD_STEMS if self.old else _STEMS)[weights]}.safetensors"))
 
     def load_network(self, weights: str = "ema") -> XUT:
-        """The network on the CPU, in evaluation mode, in the dtype that the file has.
+        """Load the network on the CPU, in evaluation mode, in the dtype of its file.
 
         Raises:
-            UserError: if the weights are missing, cannot be read or do not fit the configuration.
+            UserError: the weights are missing, cannot be read or do not fit the configuration.
         """
         files = self.weight_files(weights)
         tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
@@ -111,7 +111,7 @@ class PipelineFolder:
 
 
 def network_from_tensors(config: XUTConfig, tensors: Mapping[str, Tensor]) -> XUT:
-    """The network with these tensors under our names, with or without `NETWORK_PREFIX`, in the dtype they have.
+    """Build the network from tensors under our names, with or without `NETWORK_PREFIX`, in their dtype.
 
     Raises:
         ValueError: tensors are missing, unexpected, mis-shaped or not finite; the message lists them.
@@ -119,8 +119,8 @@ def network_from_tensors(config: XUTConfig, tensors: Mapping[str, Tensor]) -> XU
     own = {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in tensors.items()}
     levels = config.depth * (config.encoder_blocks + config.decoder_blocks)
     blocks = config.blocks_before + levels + config.blocks_after
-    if blocks > len(own):  # before as many are built as a file may say
-        raise ValueError(f"the configuration describes {blocks} blocks, and there are {len(own)} tensors")
+    if blocks > len(own):  # checked before a file's number of blocks is built
+        raise ValueError(f"the configuration describes {blocks} blocks, but there are {len(own)} tensors")
     with torch.device("meta"):
         network = XUT(config)
     check_tensors(own, {name: value.shape for name, value in network.state_dict().items()})
@@ -130,24 +130,24 @@ def network_from_tensors(config: XUTConfig, tensors: Mapping[str, Tensor]) -> XU
 
 
 def is_pipeline_folder(folder: Path) -> bool:
-    """Whether a folder is that of a pipeline with an XUT, in this layout or in that of before."""
+    """Return whether a folder is that of a pipeline with an XUT, in the current or the old layout."""
     index, config = (object_or_empty(folder / name) for name in (INDEX, CONFIG))
     return index.get("_class_name") == PIPELINE_CLASS or "xut" in config
 
 
 def refuse_unfinished(folder: Path, *, where: str) -> None:
-    """Raise UserError for the folder of a run that has not written its model yet, or has made an autoencoder."""
+    """Raise UserError for the folder of a run that has not written its model yet, or that trained an autoencoder."""
     if all((folder / name).is_file() for name in _OF_A_RUN) and not is_pipeline_folder(folder / FINAL):
         if is_autoencoder(folder / FINAL):
             hint = f"train one on it: hdm-train vae=folder vae.name={quote(str(folder / FINAL))}"
-            what = f"the run {str(folder)!r} has trained an autoencoder, not a network that draws"
+            what = f"the run {str(folder)!r} trained an autoencoder, not a network that generates images"
             raise UserError(what, where=where, hint=hint)
-        hint = "the command that began it continues it until it is finished"
+        hint = "run its training command again to finish it"
         raise UserError(f"the run {str(folder)!r} has not written its {FINAL}/ yet", where=where, hint=hint)
 
 
 def holding(path: Path) -> tuple[Path, Weights] | None:
-    """The pipeline's folder that a weights file lies in, and which weights it has; None for any other path."""
+    """Return the pipeline folder that a weights file is in, and which weights it has; None for any other path."""
     for up, stems in ((path.parent, _OLD_STEMS), (path.parent.parent, _STEMS)):
         for kind in WEIGHT_KINDS:
             if path == up / f"{stems[kind]}.safetensors" and path.is_file() and is_pipeline_folder(up):
@@ -156,13 +156,13 @@ def holding(path: Path) -> tuple[Path, Weights] | None:
 
 
 def read_pipeline_folder(folder: Path) -> PipelineFolder:
-    """What a pipeline's folder says, in this layout or in that of before.
+    """Read the description in a pipeline folder, in the current or the old layout.
 
     Raises:
-        UserError: it is none, naming the file that is wrong.
+        UserError: it is not one; names the file that is wrong.
     """
     path = folder / (INDEX if (folder / INDEX).is_file() else CONFIG)
-    written = read_object(path, hint="give a run's final/ folder")
+    written = read_object(path, hint="use a run's final/ folder")
     try:
         return _read_index(folder, written) if path.name == INDEX else _read_old(folder, written)
     except UserError:
@@ -209,18 +209,18 @@ def write_pipeline_folder(
     training: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a pipeline's folder; model_index.json comes last, and goes first where there is one.
+    """Write a pipeline folder; an existing model_index.json is removed first, and the new one is written last.
 
     Args:
-        folder: made if missing; files of the same names are replaced.
-        weights: state dicts of the network, the averaged one and perhaps the raw one.
+        folder: created if missing; files of the same names are replaced.
+        weights: state dicts of the network: averaged and, optionally, raw.
         xut: the network's configuration.
-        text_encoder: which text encoder it was trained with.
+        text_encoder: text encoder that it was trained with.
         write_vae: writes the autoencoder to a folder; None for a network without one.
-        write_text_encoder: writes the text encoder and its tokenizer into the folder, and gives library and class of
-            both by their names in model_index.json; None to name the text encoder only.
-        training: free record of plain values.
-        sampling: settings to start from, as in `SamplingSettings`.
+        write_text_encoder: writes the text encoder and its tokenizer into the folder, and returns library and class of
+            both by their names in model_index.json; None only records the text encoder's name.
+        training: record of the training, any plain values.
+        sampling: default settings, keys of `SamplingSettings`.
     """
     (folder / INDEX).unlink(missing_ok=True)
     for kind, state in weights.items():
@@ -266,14 +266,14 @@ def _write_configs(folder: Path, diffusers: Mapping[str, str], xut: XUTConfig, s
 
 
 def record_measures(folder: Path, measures: Mapping[str, Any]) -> None:
-    """Put measures into a pipeline's folder: into its model_index.json and, made anew from that, into its card.
+    """Record measures in a pipeline folder: in its model_index.json and in its card, which is rebuilt.
 
     Args:
-        folder: of this layout.
+        folder: a pipeline folder in the current layout.
         measures: name → `value`, and `low` and `high` of its interval.
 
     Raises:
-        UserError: it is no such folder.
+        UserError: it is not such a folder.
         OSError: it cannot be written.
     """
     index, found = read_object(folder / INDEX), read_pipeline_folder(folder)

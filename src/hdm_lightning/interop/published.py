@@ -20,24 +20,24 @@ from hdm_lightning.models.conditioning import time_frequencies
 from hdm_lightning.models.config import WIRING
 
 PREFIXES = ("unet.model.", "model.", "")
-"""What stands before the network's names: single files and .ckpt, diffusers folders, bare state dicts.
+"""Usual prefixes of the network's names: single files and .ckpt, diffusers folders, bare state dicts.
 
-Trainers and other programs put names of their own there; what stands before names that an XUT alone has is a prefix,
-whatever it is.
+Trainers and other programs use prefixes of their own: anything in front of the names that only an XUT has counts as
+one.
 """
 _COMPILED = "_orig_mod."
-"""What torch.compile puts before the names of whatever module it has wrapped."""
+"""Inserted by torch.compile in front of the names of a wrapped module."""
 _SCALED = ".scale_weight"
-"""Ending of a tensor's name that makes sense of a float8 weight in ComfyUI alone."""
+"""Ending of tensor names that marks scaled float8 weights, which only ComfyUI reads."""
 
 BESIDE = ("vae.", "te.", "vae_mean", "vae_std")
-"""How the names begin of what may lie beside a network in one file."""
+"""Prefixes of the names of other parts that a network's file may contain."""
 
 _PATCH, _CONTEXT = "in_patch.proj.weight", "ctx_proj.weight"
 _ROPE, _HIDDEN = "backbone.enc_blocks.0.0.attn.rope.freqs", "backbone.enc_blocks.0.0.mlp.w3.weight"
 
 TELLING: Mapping[str, int] = {_PATCH: 4, _CONTEXT: 2, _ROPE: 3, _HIDDEN: 2}
-"""Published names that an XUT alone has, all of them, from which its shape follows, and their numbers of dimensions."""
+"""Published names that every XUT and nothing else has, and their dimensions; their shapes determine the XUT's."""
 
 TEXT_ENCODERS: Mapping[int, str] = {
     640: "google/gemma-3-270m",
@@ -47,11 +47,11 @@ TEXT_ENCODERS: Mapping[int, str] = {
 """Table 1 of arXiv 2509.06068: the text encoders of the three sizes, by the width of their hidden states."""
 
 LATENT_MEAN, LATENT_STD = (-3.86596, -1.33539, 0.83537, 0.90989), (10.03651, 6.84843, 7.21382, 5.59132)
-"""Of the autoencoder that the released networks were trained with (conf/vae/eq_sdxl.yaml)."""
+"""Latent statistics of the autoencoder that the released networks were trained with (conf/vae/eq_sdxl.yaml)."""
 
 CONTEXT_LENGTH = 512
 SAMPLING: Mapping[str, Any] = {"height": 1024, "width": 1024, "guidance_scale": 3.0}
-"""Tokens of text, and settings to draw with, of the released networks."""
+"""Context length in tokens and default sampling settings of the released networks."""
 
 _KEYS = {
     "patch_size": "patch_size",
@@ -70,13 +70,13 @@ _FREQUENCIES = "time_embedding.frequencies"
 
 
 def config_from_json(mapping: Mapping[str, Any]) -> XUTConfig:
-    """The configuration that the published architecture keys describe, in the published wiring.
+    """Build the configuration that the published architecture keys describe, with the published wiring.
 
-    Keys that say nothing of the network's shape (``ctx_size``, the routing rate) are passed over; what an unknown
-    key may mean shows when tensors are loaded.
+    Keys that do not affect the network's shape (``ctx_size``, the routing rate) are ignored; if an unknown key does,
+    loading the tensors fails.
 
     Raises:
-        ValueError: a key is missing or its value is not one that the published network can have.
+        ValueError: a key is missing or has a value that the published network cannot have.
     """
     missing = sorted(key for key in _KEYS if key not in mapping)
     if missing:
@@ -91,7 +91,7 @@ def config_from_json(mapping: Mapping[str, Any]) -> XUTConfig:
 
 
 def config_to_json(config: XUTConfig) -> dict[str, Any]:
-    """The published architecture keys of a configuration. Raises ValueError: the wiring is not the published one."""
+    """Return a configuration's published architecture keys. Raises ValueError: the wiring is not the published one."""
     require_published_wiring(config)
     keys: dict[str, Any] = {key: getattr(config, field) for key, field in _KEYS.items()}
     keys["tread_config"] = {key: getattr(config, field) for key, field in _ROUTED_KEYS.items()}
@@ -100,7 +100,7 @@ def config_to_json(config: XUTConfig) -> dict[str, Any]:
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> XUTConfig:
-    """The configuration of a published network whose file says nothing but its tensors.
+    """Infer the configuration of a published network from its tensors alone.
 
     Raises:
         ValueError: the tensors are not those of an XUT.
@@ -109,7 +109,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> XUTConfig:
 
 
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of an `XUTConfig` that shapes and bare published names determine: all but the wiring.
+    """Infer the fields of an `XUTConfig`, all but the wiring, from tensors under bare published names.
 
     Raises ValueError: tensors that a field follows from are missing or have another number of dimensions; lists them.
     """
@@ -122,7 +122,7 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if missing or misshaped:
         parts = (listed("missing", missing), listed("mis-shaped", misshaped))
         raise ValueError(
-            "the network's shape cannot be read off the file\n" + "\n".join(part for part in parts if part)
+            "the network's shape cannot be inferred from the file\n" + "\n".join(part for part in parts if part)
         )
     patch, rope = tensors[_PATCH], tensors[_ROPE]
     return {
@@ -148,7 +148,7 @@ def _count(names: Iterable[str], pattern: str) -> int:
 
 
 def require_published_wiring(config: XUTConfig) -> None:
-    """Raise ValueError that names each field in which the wiring differs from the released network's."""
+    """Raise ValueError, naming each field in which the wiring differs from the released network's."""
     different = [
         f"{name}={getattr(config, name)!r} (published: {PUBLISHED[name]!r})"
         for name in WIRING
@@ -156,13 +156,13 @@ def require_published_wiring(config: XUTConfig) -> None:
     ]
     if different:
         raise ValueError(
-            "the published layout has no place for this network's wiring, so a reader would compute something "
+            "the published layout cannot record this network's wiring, so a reader would compute something "
             "else with its weights: " + ", ".join(different)
         )
 
 
 def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's tensors under bare published names, without what lies beside them (VAE, text encoder).
+    """Return the network's tensors under bare published names, without those of VAE and text encoder.
 
     Raises:
         ValueError: no tensor looks like an XUT's.
@@ -170,24 +170,24 @@ def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = find_prefix(tensors)
     if prefix is None:
         parts = (listed("missing", list(TELLING)), listed("unexpected", list(tensors)))
-        raise ValueError("no tensor is that of an XUT, under any prefix\n" + "\n".join(filter(None, parts)))
+        raise ValueError("no tensor belongs to an XUT, under any prefix\n" + "\n".join(filter(None, parts)))
     if any(name.endswith(_SCALED) for name in tensors):
-        raise ValueError("the weights are scaled to float8, as only ComfyUI reads them; take float16 or bfloat16")
+        raise ValueError("the weights are scaled float8, which only ComfyUI reads; use float16 or bfloat16")
     return _under(prefix, tensors)
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without what torch.compile has put into their names."""
+    """Return the tensors without the additions of torch.compile to their names."""
     return {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
 
 
 def find_prefix(names: Iterable[str]) -> str | None:
-    """What stands before the names of an XUT's tensors; None where there is no XUT.
+    """Return the prefix of an XUT's tensor names; None if there is no XUT.
 
-    Of several networks the one counts that has more of the names of `TELLING`, then the one under one of `PREFIXES`.
+    Of several networks, the one with most of the names in `TELLING` wins, then the one under one of `PREFIXES`.
 
     Raises:
-        ValueError: that does not decide between two.
+        ValueError: these rules do not decide.
     """
     found = Counter(name.removesuffix(telling) for name in names for telling in TELLING if _ends_with(name, telling))
     if not found:
@@ -206,10 +206,10 @@ def _ends_with(name: str, telling: str) -> bool:
 
 
 def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor]) -> XUT:
-    """An XUT with published weights, in the dtype they are stored in.
+    """Build an XUT with published weights, in the dtype they are stored in.
 
-    `config` are the published architecture keys, or an `XUTConfig`; `tensors` may have a prefix; those beside the
-    network are passed over. Raises ValueError: tensors are missing, unexpected or mis-shaped; lists them.
+    `config` has the published architecture keys, or is an `XUTConfig`; `tensors` may have a prefix, and those of other
+    parts are ignored. Raises ValueError: tensors are missing, unexpected or mis-shaped; lists them.
     """
     if not isinstance(config, XUTConfig):
         config = config_from_json(config)
@@ -221,20 +221,20 @@ def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor
 
 
 def export_state_dict(model: XUT) -> dict[str, Tensor]:
-    """The model's tensors under bare published names, copied; undoes `load_xut` bit for bit."""
+    """Return copies of the model's tensors under bare published names; undoes `load_xut` bit for bit."""
     names = published_names(model)
     exported = {
         names[name]: value.detach().reshape(_published_shape(name, value, model.config)).clone()
         for name, value in model.state_dict().items()
     }
-    # In a file all tensors have one dtype; here the frequencies stay in float32 beside half-precision weights.
+    # Published files have a single dtype; here the frequencies stay in float32 even with half-precision weights.
     frequencies = names[_FREQUENCIES]
     exported[frequencies] = exported[frequencies].to(model.time_embedding.projection.weight.dtype)
     return exported
 
 
 def from_published(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict for the model (which may be on meta) from bare published names, copied.
+    """Return a copied state dict for the model (which may be on meta) from tensors under bare published names.
 
     Raises:
         ValueError: tensors are missing, unexpected or mis-shaped; the message lists them.
@@ -246,9 +246,9 @@ def from_published(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def own_tensors(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bare published tensors, not all of which need to be there or fit, under our names and in our shapes.
+    """Rename bare published tensors to our names, in our shapes; the set may be incomplete.
 
-    Those of another shape keep it, and those of another name both.
+    Tensors whose shape does not fit keep it, and those with unknown names stay as they are.
     """
     state, found = model.state_dict(), dict(tensors)
     for name, published in published_names(model).items():
@@ -262,7 +262,7 @@ def own_tensors(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_usual_normalisation(mean: Tensor | None, std: Tensor | None) -> bool:
-    """Whether latents are normalised as the released networks', to the precision of half."""
+    """Return whether latents are normalized as for the released networks, to half precision."""
     if mean is None or std is None or mean.numel() != len(LATENT_MEAN):
         return False
     found = torch.cat((mean.double().flatten(), std.double().flatten()))
@@ -270,7 +270,7 @@ def is_usual_normalisation(mean: Tensor | None, std: Tensor | None) -> bool:
 
 
 def text_encoder_name(config: XUTConfig, *, where: str) -> str:
-    """The text encoder that a published network of this context width was trained with.
+    """Return the text encoder that the published network of this context width was trained with.
 
     Raises:
         UserError: no published size has this width.
@@ -290,7 +290,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _full_frequencies(stored: Tensor) -> Tensor:
-    """What a half-precision file rounded, in float32 again: the formula's values where they round to the stored."""
+    """Restore float32 frequencies from a half-precision file: the formula's values if they round to the stored ones."""
     if stored.dtype.itemsize >= 4:
         return stored
     exact = time_frequencies(2 * stored.numel()).to(stored.device)
@@ -339,7 +339,7 @@ _BLOCK = (
 
 
 def published_name(name: str) -> str:
-    """The published name of one of our tensors. Raises KeyError: no tensor of an XUT has that name."""
+    """Return the published name of one of our tensors. Raises KeyError: no tensor of an XUT has that name."""
     part, rest = _split(name)
     published_part = dict(_NETWORK)[part]
     if part.startswith("modulation"):
@@ -351,7 +351,7 @@ def published_name(name: str) -> str:
 
 
 def published_names(model: XUT) -> dict[str, str]:
-    """Our name → published name, for every tensor of the model's state dict, in its order."""
+    """Map our names to published names, for every tensor of the model's state dict, in its order."""
     return {name: published_name(name) for name in model.state_dict()}
 
 

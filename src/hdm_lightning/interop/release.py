@@ -1,4 +1,4 @@
-"""A trained network with what lies beside it, free of any file layout.
+"""A trained network with its autoencoder, text encoder and settings, independent of any file layout.
 
 Shapes: C latent channels.
 """
@@ -22,18 +22,18 @@ NETWORK_PREFIX, VAE_PREFIX, TEXT_PREFIX = "unet.model.", "vae.", "te."
 
 @dataclass(frozen=True)
 class Release:
-    """What a published file or a folder of this project holds.
+    """The contents of a published file or of a folder of this project.
 
     Args:
         network: the network, in the dtype it is stored in.
         vae: the autoencoder's tensors under diffusers names; empty if there is none.
-        vae_config: its config.json; None where the source has none.
-        vae_mean: (1,C,1,1) normalisation of latents, (z − mean)/std; None where the source has none.
+        vae_config: its config.json; None if the source has none.
+        vae_mean: (1,C,1,1) normalization of latents, (z − mean)/std; None if the source has none.
         vae_std: (1,C,1,1).
-        text_encoder: tensors of a text encoder, as named behind ``te.``; empty if there is none.
-        settings: the other keys of this project's config.json.
+        text_encoder: tensors of a text encoder, named as after ``te.``; empty if there is none.
+        settings: `training`, `sampling` and `text_encoder`, plain values, as far as they are known.
         left_out: names of tensors that belong to none of these.
-        copies: what stands before the names of further copies of the network in the file.
+        copies: prefixes of further copies of the network in the file.
     """
 
     network: XUT
@@ -47,7 +47,7 @@ class Release:
     copies: tuple[str, ...] = ()
 
     def cast(self, dtype: torch.dtype) -> Release:
-        """All floating tensors in another dtype; the network is not shared with the original.
+        """Return a copy with all floating-point tensors in another dtype; the network is not shared with the original.
 
         Raises:
             ValueError: a value does not fit the dtype.
@@ -65,7 +65,7 @@ class Release:
 
 
 def release_from_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> Release:
-    """Sort the tensors of a published file, whose network may be under any prefix.
+    """Build a release from the tensors of a published file, whose network may have any prefix.
 
     Raises:
         ValueError: there is no network, or its tensors are missing, unexpected, mis-shaped or not finite.
@@ -80,7 +80,7 @@ def release_from_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, A
 def release_around(
     network: XUT, tensors: Mapping[str, Tensor], known: Container[str], settings: Mapping[str, Any]
 ) -> Release:
-    """A network with what lies beside it in a single file, of which `known` are the names of the network's tensors.
+    """Build a release from a network and its single file's tensors; `known` are the names of the network's own.
 
     Raises:
         ValueError: a tensor is not finite.
@@ -99,7 +99,7 @@ def release_around(
 
 
 def release_to_tensors(release: Release) -> dict[str, Tensor]:
-    """All tensors in the published single-file layout; undoes `release_from_tensors` bit for bit.
+    """Return all tensors in the published single-file layout; undoes `release_from_tensors` bit for bit.
 
     Raises:
         ValueError: the network's wiring is not the published one.
@@ -110,7 +110,7 @@ def release_to_tensors(release: Release) -> dict[str, Tensor]:
 
 
 def tensors_beside(release: Release) -> dict[str, Tensor]:
-    """All tensors but the network's, as single files name them."""
+    """Return all tensors except the network's, under their names in single files."""
     tensors = {VAE_PREFIX + n: t for n, t in release.vae.items()}
     tensors |= {TEXT_PREFIX + n: t for n, t in release.text_encoder.items()}
     for name, value in (("vae_mean", release.vae_mean), ("vae_std", release.vae_std)):
@@ -133,4 +133,4 @@ def _require_range(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     wider = {n: t for n, t in floating.items() if torch.finfo(t.dtype).max > largest}
     overflown = [name for name, tensor in wider.items() if tensor.abs().max() > largest]
     if overflown:
-        raise ValueError(f"{overflown[:3]} has values too large for {dtype}; keep the dtype, or take bfloat16")
+        raise ValueError(f"{overflown[:3]} has values too large for {dtype}; keep the dtype, or use bfloat16")

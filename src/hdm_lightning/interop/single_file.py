@@ -1,14 +1,14 @@
-"""The single file of any wiring: network and autoencoder, with all that they need to know in its metadata.
+"""The single file for any wiring: network and autoencoder, with all that describes them in its metadata.
 
 ```
 network.NAME        the network under this project's names
 vae.NAME            the autoencoder under diffusers' names
-vae_mean, vae_std   (1,C,1,1) normalisation of latents
+vae_mean, vae_std   (1,C,1,1) normalization of latents
 te.NAME             a text encoder that came with a published network
 ```
 Its metadata has a JSON object under "hdm_lightning": `xut` (the network's configuration, wiring included),
-`text_encoder` (name, layer, context_length), `vae_config`, `sampling`, `training`. The published single file has no
-place for a wiring, so a reader takes it for the released network's.
+`text_encoder` (name, layer, context_length), `vae_config`, `sampling`, `training`. The published single file cannot
+record a wiring, so readers assume the released network's.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from hdm_lightning.interop.release import Release, release_around, tensors_besid
 from hdm_lightning.models import XUTConfig
 
 XUT_KEY = "xut"
-"""Key of the metadata's object by which a single file is known."""
+"""Key of the metadata's object that identifies a single file."""
 SUFFIX = ".safetensors"
 
 
 def release_to_single(release: Release) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a single file and the object of its metadata, but for the autoencoder's configuration."""
+    """Return a single file's tensors and the object of its metadata, without the autoencoder's configuration."""
     tensors = {NETWORK_PREFIX + name: tensor for name, tensor in release.network.state_dict().items()}
     return tensors | tensors_beside(release), {**release.settings, XUT_KEY: release.network.config.to_json()}
 
 
 def release_from_single(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Release:
-    """What a single file holds; undoes `release_to_single` bit for bit.
+    """Build a release from a single file's tensors and metadata; undoes `release_to_single` bit for bit.
 
     Raises:
         ValueError: the configuration or the tensors are not those of a network; the message lists what differs.
     """
     if not isinstance(settings[XUT_KEY], dict):
-        raise ValueError(f"the metadata's {XUT_KEY} is no object")
+        raise ValueError(f"the metadata's {XUT_KEY} is not an object")
     config = XUTConfig.from_json(settings[XUT_KEY])
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(NETWORK_PREFIX)}
     network = network_from_tensors(config, own)

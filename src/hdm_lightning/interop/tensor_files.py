@@ -1,4 +1,4 @@
-"""Files of named tensors, read without running anything in them and replaced only when whole, and how they differ."""
+"""Files of named tensors: read without running anything in them, written atomically, and checked against a network."""
 
 from __future__ import annotations
 
@@ -27,62 +27,60 @@ from hdm_lightning.whole_files import replacing
 
 _SHOWN = 8
 
-_AGAIN = "download the file again, and compare its size with what the page says"
+_AGAIN = "download the file again, and compare its size with the one on its page"
 _NO_WEIGHTS = (
     (
         b"version https://git-lfs",
-        "is a pointer of Git LFS, which stands for the file",
-        "git lfs pull, where it was cloned",
+        "is a Git LFS pointer, not the file",
+        "run git lfs pull in the clone",
     ),
     (
         b"<",
-        "is a page of HTML or XML, not the file",
-        "download it by its own link, logged in where the page asks for it",
+        "is an HTML or XML page, not the file",
+        "use the direct download link, and log in if the page asks for it",
     ),
     (b"{", "is JSON, not the file", _AGAIN),
-    (b"GGUF", "is a GGUF file, whose quantized weights only llama.cpp's relatives read", "take the .safetensors of it"),
+    (b"GGUF", "is a GGUF file, which only llama.cpp and its relatives read", "use its .safetensors version"),
     (b"\x1f\x8b", "is compressed (gzip)", "gunzip it first"),
-    (b"\x89PNG", "is a picture", "give a file of weights"),
+    (b"\x89PNG", "is an image", "use a weights file"),
 )
-"""How a file begins that has been saved in the place of weights, what it is, and what to do."""
+"""First bytes of files that are often saved in place of weights, what they are, and what to do."""
 _ZIP = b"PK"
 _PICKLE = b"\x80"
 _LONGEST_HEADER = 100_000_000
-"""Of a safetensors file, as its own reader has it."""
+"""Maximum size of a safetensors header in bytes, as in its own reader."""
 _MOST_STEPS = 2_000_000
-"""Of a pickle; ten thousand tensors with their moments take half of it."""
+"""Maximum opcodes of a pickle; ten thousand tensors with their moments take half of that."""
 _LONGEST_PICKLE = 256 << 20
 _OLD_PARTS = 5
-"""Pickles, one behind the other, with which a torch file of the older kind begins."""
+"""Number of pickles at the start of a torch file in the old format."""
 _UNREADABLE = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, ImportError),
     *(pickle.UnpicklingError, RecursionError, MemoryError, OverflowError, AssertionError, struct.error),
 )
-"""What torch's reader raises for files that are damaged or hold other things."""
+"""Exceptions of torch's reader for files that are damaged or contain something else."""
 
 
 def read_tensors(path: Path, *, every: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a torch file: flat, or in one mapping inside, as a checkpoint has them.
+    """Read the tensors of a safetensors or torch file: flat, or in a mapping inside, as in checkpoints.
 
-    What a file is stands in its first bytes; its name does not count. Nothing in it is run. Mappings beside the usual
-    one that have its names, such as an average, come with their key before the names.
+    The first bytes decide what a file is, not its name; nothing in it is run. Further mappings with the names of the
+    usual one, such as an average, are included with their key as a prefix.
 
     Args:
         path: the file.
-        every: where there are several mappings and none is the usual one, all of them come, with their keys.
+        every: include all mappings, with their keys as prefixes, if there are several and none is the usual one.
 
     Raises:
-        UserError: no such file, another format, one that is cut off, or a torch file with more than plain data in it.
+        UserError: no such file, another format, a truncated file, or a torch file with more than plain data in it.
     """
     if not path.is_file():
-        raise UserError("there is no such file", where=str(path), hint="look at its name, or download it")
+        raise UserError("there is no such file", where=str(path), hint="check its name, or download it")
     try:
         with path.open("rb") as file:
             begin, size = file.read(64), path.stat().st_size
     except OSError as error:
-        raise UserError(
-            f"cannot be read ({error.strerror})", where=str(path), hint="look at its permissions"
-        ) from error
+        raise UserError(f"cannot be read ({error.strerror})", where=str(path), hint="check its permissions") from error
     if is_safetensors(begin):
         return _read_safetensors(path)
     if begin.startswith((_ZIP, _PICKLE)):
@@ -91,19 +89,19 @@ def read_tensors(path: Path, *, every: bool = False) -> dict[str, Tensor]:
 
 
 def is_safetensors(begin: bytes) -> bool:
-    """Whether a file that begins so is a safetensors file: the length of its header, then the header, which is JSON."""
+    """Return whether a file with these first bytes is a safetensors file: the header's length, then the JSON header."""
     return len(begin) > 8 and int.from_bytes(begin[:8], "little") <= _LONGEST_HEADER and begin[8:9] == b"{"
 
 
 def _no_weights(path: Path, begin: bytes, size: int) -> UserError:
     if not begin.strip(b"\0"):
-        what = "is empty" if not size else "begins with zeros alone, as after a crash or a broken download"
+        what = "is empty" if not size else "begins with zeros only, as after a crash or a broken download"
         return UserError(what, where=str(path), hint=_AGAIN)
     text = begin.removeprefix(b"\xef\xbb\xbf").lstrip()
     for start, what, hint in _NO_WEIGHTS:
         if text.startswith(start):
             return UserError(what, where=str(path), hint=hint)
-    what = f"is neither a safetensors file nor one of torch: it begins with {begin[:8]!r}"
+    what = f"is neither a safetensors nor a torch file: it begins with {begin[:8]!r}"
     return UserError(what, where=str(path), hint=_AGAIN)
 
 
@@ -111,12 +109,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, *_UNREADABLE) as error:
-        what = f"is no whole safetensors file ({first_line(error)})"
+        what = f"is not a complete safetensors file ({first_line(error)})"
         raise UserError(what, where=str(path), hint=_AGAIN) from error
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The texts beside the tensors of a safetensors file; none in any other file, or in one that is damaged."""
+    """Return the metadata of a safetensors file; empty for any other file, or a damaged one."""
     try:
         with path.open("rb") as file:
             if not is_safetensors(file.read(64)):
@@ -128,7 +126,7 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
 
 
 def shards(path: Path) -> tuple[Path, ...]:
-    """The files that a safetensors file consists of: itself, or those that its index names; none if it is not there.
+    """Return the files that make up a safetensors file: itself, or those in its index; none if it does not exist.
 
     Raises:
         UserError: its index cannot be read.
@@ -138,12 +136,12 @@ def shards(path: Path) -> tuple[Path, ...]:
         return (path,) if path.is_file() else ()
     places = read_object(index, hint="get the folder again").get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(place, str) and place for place in places.values()):
-        raise UserError("is no index of weights: weight_map", where=str(index), hint="get the folder again")
+        raise UserError("is not an index of weights (weight_map)", where=str(index), hint="get the folder again")
     return tuple(path.with_name(part) for part in sorted({Path(place).name for place in places.values()}))
 
 
 def read_sharded(folder: Path, stem: str) -> dict[str, Tensor] | None:
-    """The tensors of ``stem`` in a diffusers or transformers folder, in one file or several; None if there are none."""
+    """Read the tensors of ``stem`` in a diffusers or transformers folder, from one file or several; None if missing."""
     files = shards(folder / f"{stem}.safetensors")
     for variant in (*sorted(folder.glob(f"{stem}.*.safetensors")), folder / f"{stem}.bin"):
         files = files or ((variant,) if variant.is_file() else ())
@@ -153,7 +151,7 @@ def read_sharded(folder: Path, stem: str) -> dict[str, Tensor] | None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a .safetensors file, a Lightning-like .ckpt (under ``state_dict``) or a flat torch file.
 
-    The file appears under its name only when it is whole. Tied tensors are written as often as they are named.
+    The file appears under its name only when it is complete. Tied tensors are written once for each name.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     storages: set[int] = set()
@@ -171,17 +169,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def _read_pickled(path: Path, *, every: bool) -> dict[str, Tensor]:
     try:
-        # By its name torch would take one file for another; its warnings are of a pickle's protocol.
+        # Opened here, as torch would judge a path by its name; its warnings are about pickle protocols.
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
             require_modest_pickle(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except EndlessPickle as error:
-        raise UserError(str(error), where=str(path), hint="take a .safetensors of it") from error
+        raise UserError(str(error), where=str(path), hint="use a .safetensors version of it") from error
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
     named = dict(_mappings(content))
     if not named:
-        what = "holds no tensors by name, nor a mapping inside that does"
+        what = "contains no named tensors, neither directly nor in a mapping"
         raise UserError(what, where=str(path), hint="save the network's state_dict()")
     for usual in ("", "state_dict"):
         if usual in named:
@@ -190,33 +188,33 @@ def _read_pickled(path: Path, *, every: bool) -> dict[str, Tensor]:
         return {f"{key}.{name}": tensor for key, each in named.items() for name, tensor in each.items()}
     if len(named) > 1:
         sets = ", ".join(f"{in_one_line(key)} ({len(each)})" for key, each in named.items())
-        what = f"holds several sets of tensors: {sets}"
+        what = f"contains several sets of tensors: {sets}"
         largest = max(named, key=lambda each: len(named[each]))
-        hint = f"take one out: hdm-convert {shlex.quote(str(path))} OUT --copy {shlex.quote(largest)}"
+        hint = f"extract one: hdm-convert {shlex.quote(str(path))} OUT --copy {shlex.quote(largest)}"
         raise UserError(what, where=str(path), hint=hint)
     return next(iter(named.values()))
 
 
 class EndlessPickle(ValueError):
-    """What a torch file has beside its tensors would take its reader many minutes, or all memory."""
+    """Reading a torch file's contents besides its tensors would take many minutes, or all memory."""
 
 
 def require_modest_pickle(file: IO[bytes]) -> None:
-    """Count the steps that reading a torch file would take, without taking them; the file is at its begin afterwards.
+    """Count the steps that reading a torch file would take, without taking them, and rewind the file.
 
     Raises:
-        EndlessPickle: they are millions.
+        EndlessPickle: there are millions.
     """
     try:
         parts = _zipped(file) if zipfile.is_zipfile(file) else [file] * _OLD_PARTS
         file.seek(0)
         steps = chain.from_iterable(pickletools.genops(part) for part in parts)
         if next(islice(steps, _MOST_STEPS, None), None) is not None:
-            raise EndlessPickle(f"has more than {_MOST_STEPS:,} entries beside its tensors, which no network has")
+            raise EndlessPickle(f"has more than {_MOST_STEPS:,} entries besides its tensors, which no network has")
     except EndlessPickle:
         raise
     except (zipfile.BadZipFile, *_UNREADABLE):
-        pass  # torch's reader has the last word
+        pass  # left to torch's reader
     finally:
         file.seek(0)
 
@@ -226,12 +224,12 @@ def _zipped(file: IO[bytes]) -> Iterator[IO[bytes]]:
         for entry in archive.infolist():
             if entry.filename.endswith(".pkl"):
                 if entry.file_size > _LONGEST_PICKLE:
-                    raise EndlessPickle(f"has {entry.file_size:,} bytes beside its tensors, which no network has")
+                    raise EndlessPickle(f"has {entry.file_size:,} bytes besides its tensors, which no network has")
                 yield io.BytesIO(archive.read(entry))
 
 
 def _copies(named: Mapping[str, Mapping[str, Tensor]], usual: str) -> dict[str, Tensor]:
-    """The tensors of other sets that have at least half of the usual one's names, with their keys before the names."""
+    """Return the tensors of other sets that share at least half of the usual set's names, with keys as prefixes."""
     own = named[usual]
     others = {
         key: each for key, each in named.items() if key != usual and 2 * len(own.keys() & each.keys()) >= len(own)
@@ -240,7 +238,7 @@ def _copies(named: Mapping[str, Mapping[str, Tensor]], usual: str) -> dict[str, 
 
 
 def _mappings(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The sets of named tensors in what torch has read, by their keys: `""` for what it is itself."""
+    """Yield the sets of named tensors in what torch has read, by their keys: `""` for the top level."""
     if not isinstance(content, Mapping):
         return
     for key, inner in (("", content), *content.items()):
@@ -251,21 +249,21 @@ def _mappings(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
-    """What torch's reader has found, in words of our own: its messages advise to run what is in the file."""
+    """Report what torch's reader found in our own words, as its messages advise running what is in the file."""
     foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if foreign is not None:
-        what = f"holds more than tensors and plain data ({foreign[1]}), which reading would have to run"
-        hint = "take a .safetensors of it; of a file of your own, save the network's state_dict() alone"
+        what = f"contains more than tensors and plain data ({foreign[1]}), which reading would have to run"
+        hint = "use a .safetensors version of it; if it is your own, save only the network's state_dict()"
         return UserError(what, where=str(path), hint=hint)
-    what = "is no whole file of torch: it is cut off or damaged, or holds something else"
+    what = "is not a complete torch file: it is truncated or damaged, or contains something else"
     return UserError(what, where=str(path), hint=_AGAIN)
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError that lists tensors with values that are no numbers, or infinite, if there are any."""
+    """Raise ValueError, listing the tensors with NaN or infinite values, if there are any."""
     broken = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if broken:
-        raise ValueError(f"the weights hold NaN or infinity\n{listed('not finite', broken)}")
+        raise ValueError(f"the weights contain NaN or infinity\n{listed('not finite', broken)}")
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -275,11 +273,11 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> None:
-    """Raise ValueError that lists missing, unexpected and mis-shaped tensors, if there are any.
+    """Raise ValueError, listing missing, unexpected and mis-shaped tensors, if there are any.
 
     Args:
         found: the file's tensors.
-        wanted: names and shapes of what the network needs.
+        wanted: names and shapes that the network needs.
     """
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
@@ -298,7 +296,7 @@ def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int
 
 
 def listed(kind: str, names: Sequence[str]) -> str:
-    """One line with how many and which, the first ones by name; empty where there are none."""
+    """Return one line with the number of names and the first few of them; empty if there are none."""
     if not names:
         return ""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
