@@ -204,7 +204,7 @@ def test_shares_of_trainings_stay_within_their_range_and_cover():
     for _ in range(1500):
         shares = random.binomial(128, scipy.special.expit(random.normal(2.5, 0.8, size=6))) / 128
         found = over_trainings(list(shares[:5]), trials=[128] * 5)
-        assert 0 < found.next_low < found.low <= found.high < found.next_high < 1
+        assert 0 < found.next_low < found.low <= found.high < found.next_high <= 1
         inside += found.next_low <= shares[5] <= found.next_high
     assert 0.93 < inside / 1500 < 0.98
     logits = [np.log(((1 - lost) * 128 + 0.5) / (lost * 128 + 0.5)) for lost in (0, 0, 0, 0, 0, 0, 0, 0.5)]
@@ -217,6 +217,19 @@ def test_shares_of_trainings_stay_within_their_range_and_cover():
     two = over_trainings([48 / 48, 41 / 48], trials=[48, 48])
     assert (two.least, two.most) == (41 / 48, 1.0)
     assert two.next_low < 0.05  # of two trainings nothing follows for a third
+
+
+@pytest.mark.parametrize("share", [0.5, 0.97, 0.995, 1.0])
+@pytest.mark.parametrize("trials", [48, 128])
+def test_another_training_of_the_same_share_is_inside(share, trials):
+    """Also where all trainings so far had everything right; before, a further one without a mistake was outside."""
+    random, inside = np.random.default_rng(11), 0
+    for _ in range(1000):
+        shares = random.binomial(trials, share, size=6) / trials
+        found = over_trainings(list(shares[:5]), trials=[trials] * 5)
+        inside += found.next_low <= shares[5] <= found.next_high
+    assert inside / 1000 > 0.94
+    assert 0.85 < over_trainings([1.0] * 5, trials=[128] * 5).next_low < 1
 
 
 def test_planned_numbers_find_the_difference_in_four_fifths_of_the_cases():

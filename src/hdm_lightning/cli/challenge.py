@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.cli.arguments import Parser
-from hdm_lightning.cli.command import require_file, require_folder, run_command
+from hdm_lightning.cli.command import require_file, require_folder, run_command, table_console
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import write_json, write_text
@@ -232,13 +232,12 @@ def _is_mapping(value: Any) -> bool:
 
 def _show(board: dict[str, Any]) -> int:
     """Print a table per task, best first, then the rejected entries; return the exit status."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from hdm_lightning.evaluation.challenge_entry import refusals
 
-    console, status = Console(width=None if sys.stdout.isatty() else 140), 0
+    console, status = table_console(140), 0
     judged = [(entry, refusals(entry)) for entry in board["entries"]]
     for name in TASK_NAMES:
         mine = [entry for entry, reasons in judged if not reasons and entry["task"] == name]

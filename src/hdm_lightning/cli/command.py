@@ -16,7 +16,7 @@ from hdm_lightning.errors import UserError, memory_error
 from hdm_lightning.whole_files import file_error, write_json
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 TRACEBACK_VARIABLE = "HDM_TRACEBACK"
 USER_ERROR_STATUS = 2
@@ -121,11 +121,16 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             bar.stop()
 
 
-def show_report(report: "RenderableType", content: dict[str, Any], out: Path | None) -> None:
-    """Print a report, wide enough for four stages if the output is not a terminal, and write its JSON to `out`."""
+def table_console(width: int = 120) -> "Console":
+    """Return a console as wide as the terminal, or `width` columns if the output is not a terminal."""
     from rich.console import Console  # noqa: PLC0415  (keeps --help fast)
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
+def show_report(report: "RenderableType", content: dict[str, Any], out: Path | None) -> None:
+    """Print a report and write its JSON to `out`."""
+    console = table_console()
     console.print(report)
     if out is not None:
         write_json(out, content)

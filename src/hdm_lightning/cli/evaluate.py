@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.cli.arguments import Flags, Parser
-from hdm_lightning.cli.command import progress_bars, require_folder, run_command
+from hdm_lightning.cli.command import progress_bars, require_folder, run_command, table_console
 from hdm_lightning.cli.evaluate_recorded import compare, count, trainings
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.request import (
@@ -194,12 +194,10 @@ def _output_folder(given: Path | None, model: Path) -> Path:
 
 def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: int) -> int:
     """Write the files, print the table, the parts left out and the paths, and return the exit status."""
-    from rich.console import Console  # noqa: PLC0415
-
     from hdm_lightning.evaluation.report import result_table, write_outputs  # noqa: PLC0415
 
     paths = write_outputs(dataclasses.replace(evaluation, command=command), folder, samples_seen)
-    console = Console()
+    console = table_console()
     console.print(result_table(evaluation))
     for one in evaluation.left_out:
         hint = f"; {one.hint}" if one.hint else ""

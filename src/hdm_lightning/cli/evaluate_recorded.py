@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.cli.arguments import Flags, Parser
+from hdm_lightning.cli.command import table_console
 from hdm_lightning.evaluation.request import CompareRequest, CountRequest, TrainingsRequest
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ difference that a comparison with this number of images detects with 80% power."
 _TRAININGS = """Summarize training runs of one recipe that differ only in their seed, and predict one more run.
 
 RUN is a folder, an evaluation.json or a demo.json. The intervals of a single evaluation do not cover other runs; these
-are over runs (Student's t). Intervals of shares are computed on the logit, around the share "at mean logit", not the
-mean. With five runs, the last column extends about three standard deviations to either side."""
+are over runs (Student's t). Intervals of shares are computed on the logit, so their center is not the mean. With five
+runs, the last column extends about three standard deviations to either side."""
 
 _COUNT = """Compute how many prompts each of two models needs to tell the shares SHARE and OTHER apart.
 
@@ -103,11 +104,9 @@ def count(given: Sequence[str]) -> int:
 
 
 def _say(table: "RenderableType", lines: Sequence[str], out: Path | None, content: Callable[[], dict[str, Any]]) -> int:
-    from rich.console import Console  # noqa: PLC0415
-
     from hdm_lightning.whole_files import write_json  # noqa: PLC0415
 
-    console = Console()
+    console = table_console()
     console.print(table)
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -167,7 +167,7 @@ def _difference(first: Mapping[str, Any], second: Mapping[str, Any], name: str, 
 def _table(*columns: str) -> Table:
     """Return a table in which a narrow terminal folds names, never numbers."""
     table = Table()
-    table.add_column("measure", overflow="fold")
+    table.add_column("measure", overflow="fold", min_width=12)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -218,11 +218,8 @@ def trainings_table(found: Mapping[str, OverTrainings], confidence: float) -> Ta
     That center is the share at the mean logit for shares, and the mean for other numbers.
     """
     level = f"{confidence:.0%}"
-    headings = ("at mean\nlogit", f"center of all\nsuch, {level}", f"one further\ntraining, {level}")
-    table = _table("mean", "least", "most", *headings)
+    table = _table("mean", "range", f"center of all\nsuch, {level}", f"one further\ntraining, {level}")
     for name, one in found.items():
-        ends = [f"{value:.4g}" for value in (one.mean, one.least, one.most)]
-        centre = "–" if one.logit_centre is None else f"{one.logit_centre:.4g}"
-        intervals = (f"{one.low:.4g} … {one.high:.4g}", f"{one.next_low:.4g} … {one.next_high:.4g}")
-        table.add_row(name, *ends, centre, *intervals)
+        spans = ((one.least, one.most), (one.low, one.high), (one.next_low, one.next_high))
+        table.add_row(name, f"{one.mean:.3g}", *(f"{low:.3g} … {high:.3g}" for low, high in spans))
     return table

@@ -161,7 +161,8 @@ def over_trainings(
     Args:
         values: (K,); shares if `trials` is given.
         trials: number of trials of each share. The intervals are then those of logit((right + ½) / (trials + 1)), so
-            they stay between 0 and 1, and are finite for shares of 0 or 1.
+            they stay between 0 and 1, and t·s is never less than what binomial sampling alone gives: runs that agree in
+            every answer may still differ in the next. The interval of one further run is of its share as observed.
         confidence: of both intervals.
 
     Raises:
@@ -171,19 +172,32 @@ def over_trainings(
     if count < 2 or (trials is not None and len(trials) != count):
         raise ValueError(f"values: got {count}, expected at least 2 trainings, and the trials of each or of none")
     seen = np.asarray(values, dtype=np.float64)
-    scale = seen
-    if trials is not None:
-        shrunk = (seen * np.asarray(trials) + 0.5) / (np.asarray(trials) + 1)
-        scale = np.log(shrunk / (1 - shrunk))
-    centre, spread = float(scale.mean()), float(scale.std(ddof=1))
-    reach = t_quantile((1 + confidence) / 2, count - 1) * spread
-    ends = [centre + sign * reach * factor for factor in (count**-0.5, (1 + 1 / count) ** 0.5) for sign in (-1, 1)]
-    logit_centre = None
-    if trials is not None:
-        logit_centre, *ends = (float(1 / (1 + np.exp(-logit))) for logit in (centre, *ends))
-    low, high, next_low, next_high = ends
-    mean, least, most = float(seen.mean()), float(seen.min()), float(seen.max())
-    return OverTrainings(mean, least, most, low, high, next_low, next_high, count, logit_centre)
+    if trials is None:
+        centre, reach = _centre_and_reach(seen, confidence)
+        ends = [centre + sign * factor * reach for factor in _factors(count) for sign in (-1, 1)]
+        return OverTrainings(float(seen.mean()), float(seen.min()), float(seen.max()), *ends, count)
+    asked = np.asarray(trials, dtype=np.float64)
+    shrunk, each = (seen * asked + 0.5) / (asked + 1), float(asked.mean())
+    centre, reach = _centre_and_reach(np.log(shrunk / (1 - shrunk)), confidence)
+    share = _from_logit(centre)
+    reach = max(reach, normal_quantile((1 + confidence) / 2) * (each * share * (1 - share)) ** -0.5)
+    ends = [_from_logit(centre + sign * factor * reach) for factor in _factors(count) for sign in (-1, 1)]
+    ends[2:] = [min(1.0, max(0.0, (end * (each + 1) - 0.5) / each)) for end in ends[2:]]
+    return OverTrainings(float(seen.mean()), float(seen.min()), float(seen.max()), *ends, count, share)
+
+
+def _centre_and_reach(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Return the mean, and t times the standard deviation."""
+    return float(values.mean()), t_quantile((1 + confidence) / 2, len(values) - 1) * float(values.std(ddof=1))
+
+
+def _factors(count: int) -> tuple[float, float]:
+    """Return the factors of the reach for the center of all runs and for one further run."""
+    return count**-0.5, (1 + 1 / count) ** 0.5
+
+
+def _from_logit(logit: float) -> float:
+    return float(1 / (1 + np.exp(-logit)))
 
 
 def images_to_tell(
