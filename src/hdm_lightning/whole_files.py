@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, readable as the umask says, and never written through a symbolic link.
+"""Files and folders that appear whole or not at all, readable as the umask says, and no links that are followed.
 
 A folder may come from somebody else, so a name in it may be a link to any file of the user's.
 """
@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,8 +43,7 @@ class Replacement:
         if path.exists() and not path.is_file():
             raise UserError("is no ordinary file, and will not be replaced", where=str(path), hint="name another file")
         self.path = path
-        begin = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES]).encode(errors="ignore").decode()
-        self.temporary = path.with_name(f".{begin}.{secrets.token_hex(8)}{TEMPORARY}")
+        self.temporary = _temporary(path)
         handle = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._mode = stat.S_IMODE(os.fstat(handle).st_mode)  # what umask and folder make of 0666
         os.close(handle)
@@ -87,6 +87,34 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
         if is_disk_full(error):
             raise disk_full_error(path) from error
         raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, which gets that name at the end of the with statement.
+
+    Raises:
+        OSError: no folder can be made there, or one with files in it was made meanwhile.
+        UserError: as inside the with statement, with the final name in its text. As with any exception, nothing stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    except UserError as error:
+        texts = [text and text.replace(str(temporary), str(path)) for text in (error.what, error.where, error.hint)]
+        raise UserError(str(texts[0]), where=texts[1], hint=texts[2]) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside that of a file or folder, which no other has."""
+    begin = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES]).encode(errors="ignore").decode()
+    return path.with_name(f".{begin}.{secrets.token_hex(8)}{TEMPORARY}")
 
 
 def _put_beside(temporary: Path, path: Path) -> None:
