@@ -11,21 +11,27 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.supported_models_base
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdm_lightning.diffusion.times import shifted_grid
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.guided_branches import computing_in
 from hdm_lightning.models import XUT
 from hdm_lightning.models.positions import token_positions
+from hdm_lightning.precision import solver_dtype
 
 CAMERA, KEEP = "hdm_camera", "hdm_keep"
 """Where a conditioning has (x_shift, y_shift, zoom), and the transformer options the kept tokens (B, K)."""
 STILL = (0.0, 0.0, 1.0)
 LATEST_TIME = 1.001
 """Times are in [0, 1]; what some nodes multiply by 1000 is told."""
+EXACT = ("sample_flow", "sample_euler", "sample_heun")
+"""Functions of this pack's samplers and of those of ComfyUI that hdm-sample has, too; of the others some take float32
+alone."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,40 @@ class PaddedText(comfy.conds.CONDRegular):
         return torch.cat([F.pad(cond, (0, 0, 0, longest - cond.shape[1])) for cond in conds])
 
 
+class FlowTimes(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """The times of hdm-sample, and its mixture of picture and noise, in the dtype of the noise."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        super().__init__(configuration)
+        times = shifted_grid(len(self.sigmas), configuration.sampling_settings["shift"])[:-1].flip(0)
+        self.register_buffer("sigmas", times.to(self.sigmas))
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
+        """What sampling begins with (B, C, H, W)."""
+        return super().noise_scaling(sigma.to(noise), noise, latent_image.to(noise), max_denoise)
+
+
+def sampling_precisely(
+    executor: Any,
+    guider: Any,
+    sigmas: Tensor,
+    extra_args: Any,
+    callback: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    *more: Any,
+    **named: Any,
+) -> Any:
+    """Give the samplers in `EXACT` noise (B, C, H, W) of the dtype that hdm-sample integrates in.
+
+    They go from a velocity to a clean picture and back; in float32 that would round what the network is given.
+    """
+    function = getattr(executor.class_obj, "sampler_function", None)
+    dtype = solver_dtype(noise.device) if getattr(function, "__name__", None) in EXACT else noise.dtype
+    drawn = executor(guider, sigmas, extra_args, callback, noise.to(dtype), latent_image, *more, **named)
+    return drawn.to(noise.dtype)
+
+
 class HDMModel(comfy.model_base.BaseModel):
     """A loaded model; the samplers of ComfyUI take it for one of flow matching."""
 
@@ -197,6 +237,7 @@ class HDMModel(comfy.model_base.BaseModel):
             device=torch.device("cpu"),
             unet_model=lambda **_: network,
         )
+        self.model_sampling = FlowTimes(self.model_config)
         self.facts = network.facts
 
     def extra_conds(self, **given: Any) -> dict[str, Any]:

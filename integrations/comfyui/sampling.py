@@ -39,7 +39,7 @@ class Solver:
 def solving(solver: sampling.Solver) -> Any:
     """A solver of the flow as a sampler function of ComfyUI, whose models give the clean picture at each time."""
 
-    def sample(
+    def sample_flow(
         model: Any,
         x: Tensor,
         sigmas: Tensor,
@@ -63,7 +63,7 @@ def solving(solver: sampling.Solver) -> Any:
 
         return solver(velocity, x, sigmas.double().cpu(), on_step)
 
-    return sample
+    return sample_flow
 
 
 class Times:

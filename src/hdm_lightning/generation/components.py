@@ -70,8 +70,13 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         times.shifted_grid(1, shift)
 
     def grid(self, steps: int, *, start: float = 1.0) -> Tensor:
-        """`steps` + 1 decreasing times from `start` to 0, float64 on the CPU."""
-        return times.shifted_grid(steps, self.config.shift, start=start)
+        """`steps` + 1 decreasing times from `start` to 0, float64 on the CPU.
+
+        They are numbers of float32, which is what networks and other samplers are given, unless two would be the same.
+        """
+        grid = times.shifted_grid(steps, self.config.shift, start=start)
+        rounded = grid.float().double()
+        return rounded if bool((rounded.diff() < 0).all()) else grid
 
     def solve(
         self, velocity: sampling.Velocity, x: Tensor, grid: Tensor, on_step: sampling.OnStep | None = None
