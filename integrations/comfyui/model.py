@@ -30,7 +30,7 @@ STILL = (0.0, 0.0, 1.0)
 LATEST_TIME = 1.001
 """Times are in [0, 1]; some nodes multiply them by 1000, which is reported."""
 EXACT = ("sample_flow", "sample_euler", "sample_heun")
-"""Sampler functions that run in float64: this pack's, and ComfyUI's that hdm-sample has too; some others need float32."""
+"""Sampler functions to run in float64: this pack's, and ComfyUI's that hdm-sample has too; some others need float32."""
 
 
 @dataclass(frozen=True)
