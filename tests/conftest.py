@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,17 @@ def pytest_collection_modifyitems(config, items):
     files = {name.partition("::")[0] for name in found} if not any("::" in each for each in config.args) else ()
     if gone := sorted(name for name in listed - found.keys() if name.partition("::")[0] in files):
         raise pytest.UsageError(f"{SLOW_TESTS} lists what is no test: {gone[0]}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def backward_before_anything_is_compiled():
+    """Run a backward pass, so that tests can fork whatever ran before them.
+
+    CUDA builds of torch 2.11 start autograd's threads at the first backward pass if something was compiled before it,
+    and a process with such threads cannot fork children that train.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].ones(1, requires_grad=True).sum().backward()
 
 
 @contextmanager

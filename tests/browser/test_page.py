@@ -206,7 +206,7 @@ def test_the_newest_run_is_shown_until_another_is_chosen(page):
 
 def test_no_tab_is_wider_than_a_small_window(page):
     page.set_viewport_size({"width": 420, "height": 900})
-    for name in ("Draw", "Shards", "Plan", "Runs"):
+    for name in ("Generate", "Shards", "Plan", "Runs"):
         tab(page, name)
         page.get_by_role("tabpanel").filter(visible=True).first.wait_for(timeout=SLOW_MS)
         if name == "Runs":
