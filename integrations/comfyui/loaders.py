@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import comfy.sd
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from hdm_lightning.encoders.autoencoder import KLAutoencoder
 from hdm_lightning.errors import UserError
@@ -14,7 +15,7 @@ from hdm_lightning.precision import default_dtype
 
 from . import files
 from .autoencoder import PictureVAE
-from .model import DiffusionModel, Facts, HDMModel, LatentFormat, facts_of, patcher_of
+from .model import DiffusionModel, Facts, HDMModel, LatentFormat, facts_of, patcher_of, sampling_precisely
 from .text_encoder import TextClip
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def parts_of(pipeline: "HDMPipeline", sampling: dict[str, Any]) -> tuple[Any, An
     model = HDMModel(DiffusionModel(network, facts, pipeline.autocast), latents)
     management = comfy.model_management
     patcher = patcher_of(model, management.get_torch_device(), management.unet_offload_device())
+    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "hdm_precision", sampling_precisely)
     plain = KLAutoencoder(autoencoder.model, [0.0] * facts.channels, [1.0] * facts.channels)
     return patcher, TextClip(pipeline.encoder, pipeline.caption_tokenizer), PictureVAE(plain)
 

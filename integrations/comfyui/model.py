@@ -11,21 +11,26 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.supported_models_base
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdm_lightning.diffusion.times import shifted_grid
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.guided_branches import computing_in
 from hdm_lightning.models import XUT
 from hdm_lightning.models.positions import token_positions
+from hdm_lightning.precision import solver_dtype
 
 CAMERA, KEEP = "hdm_camera", "hdm_keep"
 """Keys of (x_shift, y_shift, zoom) in a conditioning, and of the kept tokens (B, K) in the transformer options."""
 STILL = (0.0, 0.0, 1.0)
 LATEST_TIME = 1.001
 """Times are in [0, 1]; some nodes multiply them by 1000, which is reported."""
+EXACT = ("sample_flow", "sample_euler", "sample_heun")
+"""Sampler functions to run in float64: this pack's, and ComfyUI's that hdm-sample has too; some others need float32."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,40 @@ class PaddedText(comfy.conds.CONDRegular):
         return torch.cat([F.pad(cond, (0, 0, 0, longest - cond.shape[1])) for cond in conds])
 
 
+class FlowTimes(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """The times of hdm-sample, with image and noise mixed in the noise's dtype."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        super().__init__(configuration)
+        times = shifted_grid(len(self.sigmas), configuration.sampling_settings["shift"])[:-1].flip(0)
+        self.register_buffer("sigmas", times.to(self.sigmas))
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
+        """Return the start of sampling (B, C, H, W)."""
+        return super().noise_scaling(sigma.to(noise), noise, latent_image.to(noise), max_denoise)
+
+
+def sampling_precisely(
+    executor: Any,
+    guider: Any,
+    sigmas: Tensor,
+    extra_args: Any,
+    callback: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    *more: Any,
+    **named: Any,
+) -> Any:
+    """Run the samplers in `EXACT` with noise (B, C, H, W) in the dtype that hdm-sample integrates in.
+
+    They convert a velocity to a clean image and back; in float32 that would round the network's input.
+    """
+    function = getattr(executor.class_obj, "sampler_function", None)
+    dtype = solver_dtype(noise.device) if getattr(function, "__name__", None) in EXACT else noise.dtype
+    drawn = executor(guider, sigmas, extra_args, callback, noise.to(dtype), latent_image, *more, **named)
+    return drawn.to(noise.dtype)
+
+
 class HDMModel(comfy.model_base.BaseModel):
     """A loaded model, which ComfyUI's samplers treat as a flow-matching model."""
 
@@ -197,6 +236,7 @@ class HDMModel(comfy.model_base.BaseModel):
             device=torch.device("cpu"),
             unet_model=lambda **_: network,
         )
+        self.model_sampling = FlowTimes(self.model_config)
         self.facts = network.facts
 
     def extra_conds(self, **given: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ OLDEST_TRIED = (0, 3, 64)
 NEEDED: Mapping[str, Sequence[str]] = {
     "comfy.model_base": ("BaseModel", "ModelType"),
     "comfy.model_patcher": ("ModelPatcher",),
+    "comfy.model_sampling": ("CONST", "ModelSamplingDiscreteFlow"),
     "comfy.patcher_extension": ("WrappersMP",),
     "comfy.conds": ("CONDRegular",),
     "comfy.samplers": ("KSAMPLER", "calc_cond_batch"),

@@ -39,7 +39,7 @@ class Solver:
 def solving(solver: sampling.Solver) -> Any:
     """Turn a solver of the flow into a sampler function of ComfyUI, whose models predict the clean image."""
 
-    def sample(
+    def sample_flow(
         model: Any,
         x: Tensor,
         sigmas: Tensor,
@@ -63,7 +63,7 @@ def solving(solver: sampling.Solver) -> Any:
 
         return solver(velocity, x, sigmas.double().cpu(), on_step)
 
-    return sample
+    return sample_flow
 
 
 class Times:

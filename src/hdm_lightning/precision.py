@@ -36,6 +36,15 @@ def encoder_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
+def solver_dtype(device: torch.device | str) -> torch.dtype:
+    """The dtype to integrate in: float64 on a CPU or a CUDA device, float32 on others, of which some have no float64.
+
+    So that two ways to write the same formula do not differ by rounding; latents are small, and only the network's
+    input is rounded.
+    """
+    return torch.float64 if torch.device(device).type in ("cpu", "cuda") else torch.float32
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return a dtype's name in commands and records, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Write files atomically, with permissions from the umask, and never through a symbolic link.
+"""Write files and folders atomically, with permissions from the umask, and never through a symbolic link.
 
 A folder may come from somebody else, so a name in it may link to any of the user's files.
 """
@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,8 +43,7 @@ class Replacement:
         if path.exists() and not path.is_file():
             raise UserError("is not a regular file and will not be replaced", where=str(path), hint="name another file")
         self.path = path
-        begin = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES]).encode(errors="ignore").decode()
-        self.temporary = path.with_name(f".{begin}.{secrets.token_hex(8)}{TEMPORARY}")
+        self.temporary = _temporary(path)
         handle = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._mode = stat.S_IMODE(os.fstat(handle).st_mode)  # 0666 after umask and folder defaults
         os.close(handle)
@@ -87,6 +87,36 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
         if is_disk_full(error):
             raise disk_full_error(path) from error
         raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder next to `path`, which is renamed to `path` at the end of the with statement.
+
+    After any exception nothing is left of it.
+
+    Raises:
+        OSError: the folder cannot be created, or one with files in it has been created at `path` meanwhile.
+        UserError: raised inside the with statement; its text names the final folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    except UserError as error:
+        texts = [text and text.replace(str(temporary), str(path)) for text in (error.what, error.where, error.hint)]
+        raise UserError(str(texts[0]), where=texts[1], hint=texts[2]) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """Return an unused name next to a file or folder."""
+    begin = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES]).encode(errors="ignore").decode()
+    return path.with_name(f".{begin}.{secrets.token_hex(8)}{TEMPORARY}")
 
 
 def _put_beside(temporary: Path, path: Path) -> None:

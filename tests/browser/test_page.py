@@ -191,6 +191,31 @@ def test_a_run_shows_its_stages_curves_samples_and_ledger(page):
     page.locator("#ledger").get_by_text("progress").filter(visible=True).first.wait_for(timeout=SLOW_MS)
 
 
+def test_the_newest_run_is_shown_until_another_is_chosen(page):
+    tab(page, "Runs")
+    images(page, "samples", 2)
+    assert field(page, "run").input_value() == f"runs/{HACK}"  # written last
+    choose(page, "run", "runs/one")
+    page.wait_for_function("document.querySelector('#stages').innerText.includes('raw 0.5000')", timeout=SLOW_MS)
+    page.locator("#read-run").click()
+    tab(page, "Plan")
+    tab(page, "Runs")
+    page.wait_for_timeout(1500)
+    assert field(page, "run").input_value() == "runs/one"
+
+
+def test_no_tab_is_wider_than_a_small_window(page):
+    page.set_viewport_size({"width": 420, "height": 900})
+    for name in ("Draw", "Shards", "Plan", "Runs"):
+        tab(page, name)
+        page.get_by_role("tabpanel").filter(visible=True).first.wait_for(timeout=SLOW_MS)
+        if name == "Runs":
+            images(page, "samples", 2)
+            page.get_by_role("button", name="Ledger").click()
+            page.locator("#ledger").get_by_text("progress").filter(visible=True).first.wait_for(timeout=SLOW_MS)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420, name
+
+
 def test_a_sample_is_found_shown_and_left_out(page, served):
     tab(page, "Shards")
     field(page, "words").fill("00021")

@@ -1,6 +1,9 @@
 """hdm-convert through every layout and back, with a real autoencoder's tensors."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hdm_lightning.cli.command import INTERRUPTED_STATUS
 from hdm_lightning.cli.convert import main, parser
 from hdm_lightning.interop import published
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
@@ -240,6 +244,38 @@ def test_mistakes_end_with_one_message(
     assert convert(bare, tmp_path / "comfy.safetensors", "--to", "comfyui") == 2
     assert "vae, vae_mean, vae_std is missing" in capsys.readouterr().err
     assert convert(bare, tmp_path / "comfy.safetensors", "--to", "comfyui", "--vae", tiny_autoencoder) == 0
+
+
+@pytest.mark.parametrize("released", [torch.float32], indirect=True)
+@pytest.mark.parametrize(("target", "ended"), [("project", signal.SIGKILL), ("diffusers", signal.SIGINT)])
+def test_an_interrupted_conversion_leaves_no_half_folder(
+    released: Path, tmp_path: Path, target: str, ended: signal.Signals
+) -> None:
+    """It dies when two of the folder's files are there."""
+    dying = f"""
+import os, sys
+from hdm_lightning import whole_files
+commit, written = whole_files.Replacement.commit, []
+def dies(self, **named):
+    commit(self, **named)
+    written.append(self.path)
+    if len(written) == 2:
+        os.kill(os.getpid(), {int(ended)})
+whole_files.Replacement.commit = dies
+from hdm_lightning.cli.convert import main
+sys.exit(main(sys.argv[1:]))
+"""
+    asked = [str(released), str(tmp_path / "out"), "--to", target, "--text-encoder", "some/encoder"]
+    died = subprocess.run([sys.executable, "-c", dying, *asked], capture_output=True, text=True, check=False)
+    assert died.returncode == (INTERRUPTED_STATUS if ended is signal.SIGINT else -ended), died.stderr
+    left = [path for path in tmp_path.iterdir() if path != released]
+    assert all(path.name.startswith(".") for path in left)
+    assert len(left) == (ended is signal.SIGKILL)
+    assert convert(*asked) == 0
+    back = tmp_path / "back.safetensors"
+    assert convert(tmp_path / "out", back, "--to", "bare") == 0
+    expected = {name: tensor for name, tensor in load_file(released).items() if name.startswith("unet.model.")}
+    same_bits(load_file(back), {name.removeprefix("unet.model."): tensor for name, tensor in expected.items()})
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,22 @@ def test_the_pipeline_is_the_formula(pipeline):
     assert_same_pictures(pipeline.draw(PROMPTS[:1], [9], settings), expected)
 
 
+def test_the_way_by_the_clean_image_draws_the_same(pipeline):
+    """As samplers of other programs go: the solver computes in float64, and only what the network gets is rounded."""
+    settings = dataclasses.replace(SETTINGS, solver="euler", shift=1.7, guidance_scale=1.0)
+    context, positions = pipeline._encode(PROMPTS[:1]).context, pipeline._positions((8, 12), settings)
+    x = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(9))[None].double()
+    with torch.no_grad():
+        for now, then in itertools.pairwise(times.shifted_grid(4, 1.7).float().tolist()):
+            v = pipeline.transformer(x.float(), torch.tensor([now]), context, token_positions=positions)
+            clean = x - now * v.double()
+            x = x + (then - now) * ((x - clean) / now)
+    named = {"solver": "euler", "shift": 1.7, "guidance_scale": 1.0, "num_inference_steps": 4}
+    latent = pipeline(PROMPTS[0], 32, 48, seed=9, output_type="latent", **named).images
+    assert latent.dtype == torch.float32 and torch.equal(latent, x.float())
+    assert torch.equal(pipeline.draw(PROMPTS[:1], [9], settings), to_uint8(pipeline.autoencoder.decode(latent)))
+
+
 def test_each_branch_has_its_own_rate(pipeline):
     """Both kinds of guidance, each of three branches with another share of tokens, written out for one picture."""
     rates = {"conditional_rate": 0.125, "unconditional_rate": 0.25, "weak_rate": 0.5}
@@ -208,7 +224,7 @@ def test_image_to_image_starts_from_the_mixture(pipeline, monkeypatch):
     pipeline.draw(PROMPTS[:1], [3], settings, images=image)
     (x, grid), noise = starts[0], torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(3))[None]
     latent = pipeline.autoencoder.encode(image / 127.5 - 1.0)
-    torch.testing.assert_close(x, flow.interpolate(latent, noise, torch.tensor([0.6])))
+    torch.testing.assert_close(x, flow.interpolate(latent.double(), noise.double(), torch.tensor([0.6])))
     assert float(grid[0]) == pytest.approx(0.6)
     assert len(grid) == 5
 

@@ -19,8 +19,10 @@ from transformers import Qwen3Model
 
 import hdm_lightning
 from hdm_lightning import HDMPipeline, load_autoencoder, load_text_encoder
+from hdm_lightning.diffusion import times
 from hdm_lightning.diffusion.sampling import SOLVERS
 from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
 from hdm_lightning.generation.image_files import to_pil
@@ -142,9 +144,8 @@ def test_a_final_folder_may_hold_its_text_encoder(tmp_path, state, final, expect
         load_pipeline(tmp_path / "final", LoadOptions()).pipeline,
     ):
         assert_same_images(pipeline.draw(PROMPTS, [5, 6], SETTINGS), expected)
-    whole = HDMPipeline.from_pretrained(tmp_path / "final")
-    bound = whole.encoder.tokenizer.bind(16)  # as a ShardDataModule takes it
-    assert bound("a red star") == whole.caption_tokenizer("a red star")
+        bound = pipeline.encoder.tokenizer.bind(16)  # as a ShardDataModule takes it
+        assert bound("a red star") == Tokenizer(str(tiny_text_encoder)).bind(16)("a red star")
 
 
 def test_parts_in_another_s_place_are_told(final):
@@ -188,13 +189,27 @@ def test_a_callback_sees_the_latents_and_may_change_them(final):
     plain = pipeline(PROMPTS, seed=5, output_type="latent", callback_on_step_end=look).images
     assert [step for step, _, _ in seen] == [0, 1, 2]
     assert [time for _, time, _ in seen] == pytest.approx(FlowScheduler("heun", 1.5).grid(3).tolist()[:3])
-    assert torch.equal(seen[-1][2], plain)
+    assert torch.equal(seen[-1][2], plain) and plain.dtype == torch.float32
+    assert torch.equal(pipeline(PROMPTS, seed=5, output_type="latent").images, plain)  # looking changes nothing
 
     def zero_at_the_end(pipe, step, time, tensors):
         return {"latents": 0 * tensors["latents"]} if step == 2 else None
 
     changed = pipeline(PROMPTS, seed=5, output_type="latent", callback_on_step_end=zero_at_the_end).images
     assert not changed.any()
+
+    def zero_in_place(pipe, step, time, tensors):
+        tensors["latents"].mul_(float(step != 2))
+        return tensors
+
+    changed = pipeline(PROMPTS, seed=5, output_type="latent", callback_on_step_end=zero_in_place).images
+    assert not changed.any()
+
+
+def test_times_are_numbers_of_float32_unless_two_would_be_one():
+    grid = FlowScheduler(shift=1.7).grid(9)
+    assert grid.dtype == torch.float64 and torch.equal(grid, times.shifted_grid(9, 1.7).float().double())
+    assert torch.equal(FlowScheduler(shift=1e6).grid(200), times.shifted_grid(200, 1e6))
 
 
 def test_the_camera_routing_and_a_start_image_are_arguments_of_the_call(final):

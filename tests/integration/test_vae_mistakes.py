@@ -145,6 +145,6 @@ def test_a_config_that_is_no_json_is_named(config, tmp_path, changed):
 
 def test_pictures_that_are_too_small_for_the_perceptual_network_are_refused(config, monkeypatch, changed):
     monkeypatch.setattr("hdm_lightning.training.autoencoder_checks.require_perceptual", lambda name, where=None: None)
-    with pytest.raises(UserError, match="as small as 8 px, lpips_vgg needs 16 px") as caught:
+    with pytest.raises(UserError, match="as small as 8 px, but lpips_vgg needs 16 px") as caught:
         check_vae_job(changed(config, loss={"perceptual_network": "lpips_vgg"}))
     assert caught.value.where == "loss.perceptual_network"

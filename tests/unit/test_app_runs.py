@@ -1,13 +1,14 @@
 """What the page shows of a run, and what is left of one: numbers against those that the run was written with."""
 
 import json
+import os
 from itertools import pairwise
 
 import pytest
 
 from hdm_lightning.app.run_forecast import remainder
 from hdm_lightning.app.run_history import MOST_POINTS, Curves, Point, Run
-from hdm_lightning.app.shelf import chosen, find_runs, inside
+from hdm_lightning.app.shelf import chosen, find_runs, inside, newest
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.operations import training_flops
@@ -36,6 +37,13 @@ def test_runs_are_found_below_a_folder_and_links_are_not_followed(runs, tmp_path
 def test_a_name_that_was_not_offered_is_refused(runs, name):
     with pytest.raises(UserError, match="run: "):
         chosen(find_runs([runs]), name, "run")
+
+
+def test_the_newest_run_is_the_one_whose_files_were_written_last(runs):
+    found = find_runs([runs])
+    for name, time in ((str(runs / "begun"), 2e9), (str(runs / "sweep" / "one"), 3e9), (str(runs / "begun"), 4e9)):
+        os.utime(found[name] / "ledger.jsonl", (time, time))
+        assert newest(found) == name
 
 
 def test_a_link_out_of_a_run_is_not_read(runs, tmp_path):

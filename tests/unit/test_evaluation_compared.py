@@ -148,7 +148,7 @@ def test_trainings_are_summed_up_over_trainings(tmp_path, capsys):
     assert evaluate.main(["trainings", *map(str, runs), "--out", str(tmp_path / "t.json")]) == 0
     kept = json.loads((tmp_path / "t.json").read_text())["measures"]["shapes.one_unseen_colour_and_shape"]
     assert kept["logit_centre"] == one.logit_centre and kept["low"] < one.logit_centre < kept["high"]
-    assert "3 trainings: the last column is wide" in capsys.readouterr().out
+    assert "3 training runs: the last column is wide" in capsys.readouterr().out
     assert evaluate.main(["trainings", str(runs[0])]) == 2
     assert "says nothing about another" in capsys.readouterr().err
 

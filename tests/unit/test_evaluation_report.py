@@ -77,7 +77,7 @@ def test_the_page_escapes_what_it_shows_and_says_what_is_missing():
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "toy &lt;model&gt;" in page
-    assert "holds the true value in 90% of such evaluations" in page
+    assert "contains the true value in 90% of such evaluations" in page
     assert "the open end is the exact bound of a proportion" in page
     assert page.count("data:image/png;base64,") == 2
     assert re.search(r"shapes</b>: no shapes <i>build some</i>", page)

@@ -167,7 +167,7 @@ def test_lpips_without_its_weights_says_what_to_do(torchvision):
 
 
 def test_what_is_missing_or_unknown_is_named(monkeypatch):
-    with pytest.raises(UserError, match="none of efficientnet_lite0, lpips_vgg"):
+    with pytest.raises(UserError, match="not one of efficientnet_lite0, lpips_vgg"):
         perceptual_distance("vgg")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="torchvision") as caught:

@@ -28,7 +28,8 @@ WAITING = 32
 SANS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
 CSS = """
-.gradio-container {max-width: 1500px !important; margin: auto}
+.gradio-container {max-width: 1500px !important; margin: auto; width: 100%}
+.gradio-container .main, .gradio-container .main > .wrap, .contain {min-width: 0; max-width: 100%}
 .thumbnail-item {display: flex !important; flex-direction: column}
 .thumbnail-item img {flex: 1 1 0; min-height: 0}
 .thumbnail-item .caption-label {position: static !important; max-width: 100% !important; border: 0 !important}
@@ -43,8 +44,8 @@ def build(settings: AppSettings, studio: Studio, served: Path) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600), fill_width=True) as blocks:
         with gr.Tab("Generate", id="draw-tab"):
             DrawTab(studio, served).build(blocks)
-        with gr.Tab("Runs", id="runs-tab"):
-            RunTab(settings.runs).build(blocks)
+        with gr.Tab("Runs", id="runs-tab") as runs:
+            RunTab(settings.runs).build(runs)
         with gr.Tab("Shards", id="shards-tab"):
             ShardTab(settings.shards).build(blocks)
         with gr.Tab("Plan", id="plan-tab"):

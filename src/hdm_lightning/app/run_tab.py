@@ -10,7 +10,7 @@ import pandas as pd
 from hdm_lightning.app.page_errors import told
 from hdm_lightning.app.run_forecast import remainder
 from hdm_lightning.app.run_history import Curves, Run, StageRow
-from hdm_lightning.app.shelf import chosen, find_runs
+from hdm_lightning.app.shelf import chosen, find_runs, newest
 from hdm_lightning.training.callbacks.progress_bar import duration
 
 STAGES = ["stage", "px", "samples", "of", "state", "time", "device-hours", "$", "validation loss"]
@@ -28,8 +28,8 @@ class RunTab:
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
 
-    def build(self, blocks: gr.Blocks) -> None:
-        """Add the tab's components to the current context."""
+    def build(self, tab: gr.Tab) -> None:
+        """Add the tab's components to the current context; opening the tab fills them."""
         with gr.Row():
             self.run = gr.Dropdown([], label="run", scale=5, elem_id="run", allow_custom_value=True)
             self.again = gr.Button("Read again", scale=1, elem_id="read-run", elem_classes="beside")
@@ -50,15 +50,15 @@ class RunTab:
         with gr.Accordion("Ledger", open=False):
             self.ledger = gr.Dataframe(headers=LEDGER, show_label=False, interactive=False, elem_id="ledger")
         parts = [self.left, self.stages, self.names, self.plot, self.samples, self.ledger]
-        blocks.load(told(self.list_runs), None, [self.run], show_progress="hidden")
+        tab.select(told(self.list_runs), [self.run], [self.run], show_progress="hidden")
         self.run.change(told(self.read), [self.run], parts, api_name="run")
-        self.again.click(told(self.list_runs), None, [self.run]).then(told(self.read), [self.run], parts)
+        self.again.click(told(self.list_runs), [self.run], [self.run]).then(told(self.read), [self.run], parts)
         self.names.input(told(self.curves), [self.run, self.names], [self.plot])
 
-    def list_runs(self) -> Any:
-        """Return the current names of all runs."""
-        runs = list(find_runs(self.folders))
-        return gr.update(choices=runs) if runs else gr.update(choices=[], value=None)
+    def list_runs(self, shown: str | None = None) -> Any:
+        """Return the current names of all runs, and choose the newest unless one is shown."""
+        runs = find_runs(self.folders)
+        return gr.update(choices=list(runs), value=(shown or newest(runs)) if runs else None)
 
     def read(self, name: str | None) -> Any:
         """Return everything that the tab shows of a run."""

@@ -5,6 +5,7 @@ The page sends names back. A name that was not found here is refused, and no pat
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,19 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
 def is_run(folder: Path) -> bool:
     """Return whether a folder is that of a run."""
     return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _OF_A_RUN)
+
+
+def newest(runs: Mapping[str, Path]) -> str:
+    """The name of the run, of one or more, whose files were written last."""
+    return max(runs, key=lambda name: _written(runs[name]))
+
+
+def _written(run: Path) -> float:
+    times = [0.0]
+    for name in ("config.yaml", *_OF_A_RUN):
+        with suppress(OSError):  # not there, or not any more
+            times.append((run / name).lstat().st_mtime)
+    return max(times)
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:

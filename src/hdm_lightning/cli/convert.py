@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ from hdm_lightning.cli.arguments import Flags, IntermixedParser
 from hdm_lightning.cli.command import run_command
 from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.printable import in_one_line, printable
+from hdm_lightning.whole_files import new_folder
 
 if TYPE_CHECKING:
     from hdm_lightning.interop.release import Release
@@ -142,6 +144,11 @@ def _check_destination(destination: Path, target: str) -> None:
         raise UserError(what, where=str(destination), hint="choose another name")
 
 
+def _place(destination: Path, target: str) -> AbstractContextManager[Path]:
+    """Where to write: a new folder gets its name once it is whole; files are replaced one by one."""
+    return nullcontext(destination) if target in SINGLE_FILES or destination.exists() else new_folder(destination)
+
+
 def _read(asked: Conversion) -> "Release":
     from hdm_lightning.interop.adapter_files import is_adapter  # noqa: PLC0415  (imports torch; keeps --help fast)
     from hdm_lightning.interop.layouts import read_release, with_vae  # noqa: PLC0415  (as above)
@@ -182,7 +189,8 @@ def _convert_adapter(asked: Conversion) -> None:
     written_by = {"peft": files.write_adapter_folder, "lora": files.write_lora, "lycoris": files.write_lycoris}
     write: Any = written_by.get(str(asked.to), files.write_lora_comfyui)
     try:
-        write(destination, files.for_others(cast))
+        with _place(destination, str(asked.to)) as place:
+            write(place, files.for_others(cast))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be written ({error})", where=str(destination)) from error
     print(f"{destination}: {asked.to}, from LoRA {asked.source}")
@@ -242,7 +250,8 @@ def _write(release: "Release", destination: Path, target: str, asked: Conversion
     try:
         cast = release if dtype is None else release.cast(getattr(torch, dtype))
         more = [asked.text_encoder] if target == "project" else []
-        getattr(layouts, f"write_{target}")(destination, cast, *more)
+        with _place(destination, target) as place:
+            getattr(layouts, f"write_{target}")(place, cast, *more)
     except UserError:
         raise
     except (OSError, SafetensorError) as error:

@@ -130,6 +130,10 @@ class TransformersTextEncoder:
             raise AttributeError("this text encoder was built without a tokenizer")
         return self._tokenizer
 
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device."""
         place(self.model, device, auto=self._auto)

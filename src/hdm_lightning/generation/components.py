@@ -70,8 +70,13 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         times.shifted_grid(1, shift)
 
     def grid(self, steps: int, *, start: float = 1.0) -> Tensor:
-        """Return `steps` + 1 decreasing times from `start` to 0, float64 on the CPU."""
-        return times.shifted_grid(steps, self.config.shift, start=start)
+        """Return `steps` + 1 decreasing times from `start` to 0, float64 on the CPU.
+
+        They are rounded to float32, which networks and other samplers take, unless two times would become equal.
+        """
+        grid = times.shifted_grid(steps, self.config.shift, start=start)
+        rounded = grid.float().double()
+        return rounded if bool((rounded.diff() < 0).all()) else grid
 
     def solve(
         self, velocity: sampling.Velocity, x: Tensor, grid: Tensor, on_step: sampling.OnStep | None = None

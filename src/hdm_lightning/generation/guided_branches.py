@@ -128,11 +128,11 @@ def velocities(branches: Sequence[Branch], x: Tensor, t: float) -> list[Tensor]:
 def _one_pass(branches: Sequence[Branch], keep: Tensor | None, x: Tensor, t: float) -> Tensor:
     """Return the velocities (branches·B, C, h, w) of branches with the same routing rate."""
     view, text = branches[0].view, joined([branch.text for branch in branches])
-    repeated = x.repeat(len(branches), 1, 1, 1)
+    repeated = x.float().repeat(len(branches), 1, 1, 1)
     with computing_in(view.autocast, x.device):
         predicted = view.model(
             repeated,
-            x.new_full(repeated.shape[:1], t),
+            repeated.new_full(repeated.shape[:1], t),
             text.context,
             context_lengths=text.lengths,
             token_positions=view.positions,

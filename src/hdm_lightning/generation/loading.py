@@ -11,7 +11,7 @@ import torch
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path, locate_model
-from hdm_lightning.encoders.text import MODEL_DOWNLOAD, MODEL_FILES, load_text_encoder
+from hdm_lightning.encoders.text import MODEL_DOWNLOAD, MODEL_FILES, TransformersTextEncoder, load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.errors import UserError
@@ -268,6 +268,8 @@ def build_pipeline(
         tokenizer = tokenizer if tokenizer and Path(tokenizer).is_dir() else None
     encoder = load_text_encoder(name, dtype=options.encoder_dtype, layer=source.layer, where="text_encoder")
     own_tokenizer = None if options.text_encoder or tokenizer is None else Tokenizer(tokenizer, where="text_encoder")
+    if own_tokenizer is not None and isinstance(encoder, TransformersTextEncoder):
+        encoder.tokenizer = own_tokenizer
     network = network.float().eval().to(options.device)
     if options.compiled:
         compile_blocks(network)

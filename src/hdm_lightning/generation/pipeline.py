@@ -37,6 +37,7 @@ from hdm_lightning.generation.sampling_settings import SamplingSettings, check_r
 from hdm_lightning.generation.stored_pipeline import StoredPipeline
 from hdm_lightning.models import XUT
 from hdm_lightning.models.positions import token_positions
+from hdm_lightning.precision import solver_dtype
 
 Progress = Callable[[int, int], None]
 """Called after each solver step with (steps done, total steps)."""
@@ -269,8 +270,8 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
                 bar.update()
                 if callback_on_step_end is None:
                     return x
-                shown = {"latents": x} if "latents" in callback_on_step_end_tensor_inputs else {}
-                return (callback_on_step_end(self, done - 1, grid[done - 1], shown) or {}).get("latents", x)
+                shown = {"latents": x.float()} if "latents" in callback_on_step_end_tensor_inputs else {}
+                return _resumed(x, (callback_on_step_end(self, done - 1, grid[done - 1], shown) or {}).get("latents"))
 
             latent = self._latents(prompts, generators, chosen, images, on_step)
         drawn: Any = latent if output_type == "latent" else converted(self._decoded(latent, chosen), output_type)
@@ -340,15 +341,14 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         size = (height // self.autoencoder.factor, width // self.autoencoder.factor)
         shape = (self.transformer.config.channels, *size)
         noise = [torch.randn(shape, generator=one, device=one.device).to(device) for one in generators]
-        x = torch.stack(noise)
-        start = 1.0
-        if images is not None:
-            start = settings.strength
-            x = flow.interpolate(self._clean(images, settings, device), x, x.new_full(x.shape[:1], start))
+        x = torch.stack(noise).to(solver_dtype(device))
         scheduler = self._scheduler(settings)
-        grid = scheduler.grid(settings.steps, start=start)
+        grid = scheduler.grid(settings.steps, start=1.0 if images is None else settings.strength)
+        if images is not None:
+            start = x.new_full(x.shape[:1], float(grid[0]))
+            x = flow.interpolate(self._clean(images, settings, device).to(x), x, start)
         view = View(self.transformer, self._positions(size, settings), generators, self.autocast)
-        return scheduler.solve(self._velocity(prompts, settings, view), x, grid, on_step)
+        return scheduler.solve(self._velocity(prompts, settings, view), x, grid, on_step).float()
 
     def _scheduler(self, settings: SamplingSettings) -> FlowScheduler:
         """Return the pipeline's scheduler with the solver and shift of the settings."""
@@ -392,3 +392,10 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
             zoom=settings.zoom,
             device=self._execution_device,
         )
+
+
+def _resumed(x: Tensor, given: Tensor | None) -> Tensor:
+    """The solver's state, or what a callback that was shown it in float32 puts in its place."""
+    if given is None or torch.equal(given.to(x.device, torch.float32), x.float()):
+        return x
+    return given.to(x)

@@ -166,7 +166,7 @@ def test_a_finished_shard_that_has_changed_since_is_told_by_the_build_and_writte
     shard.write_bytes({"emptied": b"", "cut": content[: len(content) // 2], "another": other.read_bytes()}[change])
     if not indexed:
         (tmp_path / "out" / "index.json").unlink()
-        with pytest.raises(UserError, match="samples, and") as caught:
+        with pytest.raises(UserError, match="samples, but") as caught:
             build()
         assert caught.value.where == str(shard)
         shard.unlink()  # as it says
