@@ -16,7 +16,7 @@ from hdm_lightning.datasets import folder, kohya
 PAGE = Path(__file__).parents[2] / "docs" / "fine_tuning.md"
 BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", "").splitlines() if line.strip()]
-COMMANDS = [shlex.split(line, comments=True) for line in LINES]
+COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
 
 
 def test_the_page_has_commands_of_every_kind():

@@ -54,7 +54,7 @@ def test_they_train_and_draw(tmp_path, monkeypatch):
     drawn, names = run(FOLDER / "sampling.ipynb", {"MODEL": "../runs/notebook/model", "STEPS": 2}, tmp_path)
     sheets = [each for each in drawn if isinstance(each, Image.Image)]
     assert len(sheets) == 5 and all(sheet.getextrema() != ((255, 255),) * 3 for sheet in sheets)
-    once, again = names["draw"]("a red ring", seed=3), names["draw"]("a red ring", seed=3)
+    once, again = names["generate"]("a red ring", seed=3), names["generate"]("a red ring", seed=3)
     assert once[0].tobytes() == again[0].tobytes()
 
 
