@@ -63,20 +63,35 @@ def test_the_readme_s_costs_are_the_recorded_ones():
 
 
 def test_the_readme_s_demo_is_the_recorded_one():
-    scores = json.loads((ROOT / "experiments" / "demo" / "pairs" / "demo.json").read_text())["scores"]
-    names = {
-        "color and shape": ("one", "colour_and_shape"),
-        "placed": ("two", "placement"),
-        "two": ("two", "everything"),
-    }
-    for page in (ROOT / "README.md", ROOT / "experiments" / "demo" / "README.md"):
-        text = page.read_text()
+    folder = ROOT / "experiments" / "demo"
+    trainings = [json.loads(file.read_text())["scores"] for file in sorted(folder.glob("seed*.json"))]
+    assert len(trainings) == 6
+    names = [("one", "colour_and_shape"), ("two", "placement"), ("two", "everything")]
+
+    def percent(objects, split, name):
+        shares = [100 * each[objects][split][name]["share"] for each in trainings]
+        return round(sum(shares) / 6), round(min(shares)), round(max(shares))
+
+    for page in (ROOT / "README.md", folder / "README.md"):
+        cell = r"(\d+)% \((\d+) to (\d+)\)"
         rows = re.findall(
-            r"^\| (one|two|everything)([^|]*) \| (\d+ of \d+) \| (\d+ of \d+) \| (\d+)% \| (\d+ of \d+) \|$", text, re.M
+            rf"^\| (?:one|two|everything)[^|]* \| {cell} \| {cell} \| (\d+)% \| (\d+)%", page.read_text(), re.M
         )
         assert len(rows) == 3
-        for (_, _, *cells), (objects, name) in zip(rows, names.values(), strict=True):
-            of = {split: scores[objects][split][name] for split in ("unseen", "seen", "untrained")}
-            told = [f"{each['right']} of {each['trials']}" for each in of.values()]
-            assert [cells[0], cells[1], cells[3]] == told
-            assert int(cells[2]) == round(100 * of["unseen"]["chance"])
+        for row, (objects, name) in zip(rows, names, strict=True):
+            numbers = [int(each) for each in row]
+            assert tuple(numbers[:3]) == percent(objects, "unseen", name)
+            assert tuple(numbers[3:6]) == percent(objects, "seen", name)
+            assert numbers[6] == round(100 * trainings[0][objects]["unseen"][name]["chance"])
+            assert numbers[7] == percent(objects, "untrained", name)[0]
+
+
+def test_the_demo_s_page_has_the_recorded_interval_of_one_further_training():
+    folder = ROOT / "experiments" / "demo"
+    recorded = json.loads((folder / "trainings.json").read_text())["measures"]
+    rows = re.findall(r"\| (\d+)% to (\d+)% \|$", (folder / "README.md").read_text(), re.M)
+    names = ("one_unseen_colour_and_shape", "two_unseen_placement", "two_unseen_everything")
+    ends = [(recorded[f"shapes.{name}"]["next_low"], recorded[f"shapes.{name}"]["next_high"]) for name in names]
+    assert [(int(low), int(high)) for low, high in rows] == [
+        (round(100 * low), round(100 * high)) for low, high in ends
+    ]

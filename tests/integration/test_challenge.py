@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +55,13 @@ def board(answers, tmp_path):
 def enter(images, board, name="right", stated=STATED):
     words = ["enter", "small", "--images", str(images), "--name", name, "--board", str(board), *stated]
     return challenge.main(words)
+
+
+def test_the_recorded_leaderboard_stands_every_check(capsys):
+    board = Path(__file__).parents[2] / "experiments" / "challenge" / "leaderboard.json"
+    assert challenge.main(["board", str(board)]) == 0
+    found = capsys.readouterr()
+    assert "44.5%" in found.out and not found.err
 
 
 def entry_of(board):
