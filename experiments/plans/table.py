@@ -120,7 +120,7 @@ def tables() -> str:
             table(header, encodings(cached) + stages("4x5090", cached)),
             "### The presets by card",
             cards(),
-            "### What $600 buy",
+            "### What $600 buys",
             bought,
             table(header, stages("$600", budget)),
         ]

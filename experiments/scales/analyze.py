@@ -143,12 +143,12 @@ def batches(rows: list[Result]) -> dict[str, Any]:
 def tables(found: dict[str, Any]) -> str:
     """Return the part of the README that is made of numbers."""
     lines = [
-        f"**{found['trainings']} of {found['planned']} trainings are in.** Commits "
+        f"**{found['trainings']} of {found['planned']} trainings are complete.** Commits "
         f"{', '.join(each[:7] for each in found['commits'])}; {', '.join(found['processors'])}, one core.",
         "",
         "![loss over operations, and over the base rate under both rules](figure.png)",
         "",
-        "| width | samples | parameters (M) | operations (10¹²) | dollars | processor seconds | loss | trainings |",
+        "| width | samples | parameters (M) | operations (10¹²) | dollars | CPU seconds | loss | trainings |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [_cell_row(cell) for cell in found["cells"]]
@@ -174,8 +174,8 @@ def _law_lines(law: dict[str, Any]) -> list[str]:
     far = law["far_beyond"]
     lines = [
         f"L = E + A·(N/10⁶)^−α + B·(D/10⁴)^−β: E {told['floor']}, A {told['of_size']}, α {told['alpha']}, B "
-        f"{told['of_samples']}, β {told['beta']}. Relative residual {law['relative_residual']:.1%}; trainings that "
-        f"differ in their seed spread by {law['relative_noise']:.1%}.",
+        f"{told['of_samples']}, β {told['beta']}. Relative residual {law['relative_residual']:.1%}; relative "
+        f"standard deviation over seeds {law['relative_noise']:.1%}.",
         "",
         "| held out: width | samples | loss | predicted | 95% interval | inside |",
         "|---:|---:|---:|---:|---:|---|",
@@ -188,16 +188,16 @@ def _law_lines(law: dict[str, Any]) -> list[str]:
         )
     lines += [
         "",
-        f"Put into the law, the paper's 343M parameters and 207M samples come to {far.value:.3g} ({far.low:.3g} to "
-        f"{far.high:.3g}): 150 times the largest network and 16,000 times the longest training that were fitted, of "
-        "another set and other encoders. **It must not be used for that.**",
+        f"For the paper's 343M parameters and 207M samples, the law gives {far.value:.3g} ({far.low:.3g} to "
+        f"{far.high:.3g}): 150 times the largest network and 16,000 times the longest training in the fit, with "
+        "another dataset and other encoders. **It must not be used for that.**",
     ]
     return lines
 
 
 def _span(each: Interval) -> str:
     if each.at_edge:
-        return f"{each.value:.3g} is the end of those tried | no optimum seen"
+        return f"{each.value:.3g} (at the edge of the range tried) | no optimum found"
     return f"{each.value:.3g} | {each.low:.3g} to {each.high:.3g}"
 
 

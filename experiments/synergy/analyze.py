@@ -70,15 +70,15 @@ def attributes_beyond_square(result: Result) -> float:
 ENDPOINTS: dict[str, tuple[Callable[[Result], float], str]] = {
     PRIMARY: (log_pixel_error, "lower"),
     "log latent loss": (lambda result: log_pixel_error(result, "latent_loss"), "lower"),
-    "attributes right, unseen pairs": (lambda result: attributes(result, "64x64 heldout"), "higher"),
-    "attributes right, seen pairs": (lambda result: attributes(result, "64x64 train"), "higher"),
-    "color and shape right, unseen pairs": (
+    "correct attributes, unseen pairs": (lambda result: attributes(result, "64x64 heldout"), "higher"),
+    "correct attributes, seen pairs": (lambda result: attributes(result, "64x64 train"), "higher"),
+    "correct color and shape, unseen pairs": (
         lambda result: share_right(result, "64x64 heldout", "colour_and_shape"),
         "higher",
     ),
     "kernel distance": (lambda result: result["kernel_distance"], "lower"),
-    "log pixel error, wide and tall beyond square": (beyond_square, "lower"),
-    "attributes right, wide and tall beyond square": (attributes_beyond_square, "higher"),
+    "log pixel error, wide and tall minus square": (beyond_square, "lower"),
+    "correct attributes, wide and tall minus square": (attributes_beyond_square, "higher"),
 }
 """Endpoints, and which way is better. The latent loss cannot be compared between EQ-VAE off and on."""
 
@@ -158,15 +158,15 @@ def tables(analysis: dict[str, Any]) -> str:
     """Return the part of the README that is made of numbers."""
     primary = analysis["endpoints"][PRIMARY]
     lines = [
-        f"**{analysis['trainings']} of {analysis['planned']} trainings are in.** Commits "
+        f"**{analysis['trainings']} of {analysis['planned']} trainings are complete.** Commits "
         f"{', '.join(each[:7] for each in analysis['commits'])}; {', '.join(analysis['processors'])}, one core.",
         "",
     ]
     if primary["freedom"] < 1:
         return lines[0] + " That is fewer than there are coefficients: no effect is estimated yet.\n"
     lines += [
-        f"Primary endpoint, {PRIMARY} (mean {primary['mean']:.3f}; a residual has a standard deviation of "
-        f"{primary['residual']:.3f} on {primary['freedom']} degrees of freedom). −0.1 is an error lower by 10%.",
+        f"Primary endpoint, {PRIMARY} (mean {primary['mean']:.3f}; residual standard deviation "
+        f"{primary['residual']:.3f}, {primary['freedom']} degrees of freedom). −0.1 means an error 10% lower.",
         "",
         "| effect | change of log pixel error | 95% interval | p |",
         "|---|---:|---:|---:|",
@@ -175,19 +175,19 @@ def tables(analysis: dict[str, Any]) -> str:
         "",
         "![effects on the primary endpoint with their intervals](figure.png)",
         "",
-        "| term | p | p by Holm, primary | other endpoints with p below 0.05 by Holm |",
+        "| term | p | Holm-adjusted p, primary | other endpoints with Holm-adjusted p below 0.05 |",
         "|---|---:|---:|---|",
     ]
     for term in PRIMARY_TERMS:
         if term not in primary["terms"]:
-            lines.append(f"| {term} | not told apart yet | | |")
+            lines.append(f"| {term} | not estimable yet | | |")
             continue
         others = [
             name for name, each in analysis["endpoints"].items() if name != PRIMARY and each["holm"].get(term, 1) < 0.05
         ]
-        lines.append(f"| {term} | {_p(primary['terms'][term])} | {_p(primary['holm'][term])} | {', '.join(others)} |")
+        lines.append(f"| {term} | {_p(primary['terms'][term])} | {_p(primary['holm'][term])} | {'; '.join(others)} |")
     lines += ["", *_other_endpoints(analysis)]
-    lines += ["", "| level | operations a sample (M) | processor seconds of the training, median |", "|---|---:|---:|"]
+    lines += ["", "| level | operations per sample (M) | median CPU seconds per training |", "|---|---:|---:|"]
     for level, cost in analysis["cost"].items():
         lines.append(f"| {level} | {cost['operations_per_sample'] / 1e6:.0f} | {cost['training_cpu_seconds']:.0f} |")
     if analysis["more samples"]:
@@ -195,7 +195,7 @@ def tables(analysis: dict[str, Any]) -> str:
         own = ", ".join(f"{each:.2f}" for each in analysis["more samples"]["by_seed"])
         lines += [
             "",
-            f"Twice the samples change the baseline's log pixel error by {slope * math.log(2):.3f} (slopes {own}).",
+            f"Doubling the samples changes the baseline's log pixel error by {slope * math.log(2):.3f} (slopes {own}).",
         ]
     return "\n".join(lines) + "\n\n" + verdicts(analysis)
 
@@ -226,13 +226,13 @@ def verdicts(analysis: dict[str, Any]) -> str:
     """Return one line per technique and pair, by rule: shown only if the term survives Holm's correction."""
     primary, saved = analysis["endpoints"][PRIMARY], equal_time(analysis)
     lines = [
-        "By rule (a term counts as shown if p by Holm is below 0.05; a main effect is read off its contrasts):",
+        "By rule (a term counts as shown if its Holm-adjusted p is below 0.05; contrasts give its main effects):",
         "",
     ]
     for term in PRIMARY_TERMS:
         p = primary["holm"].get(term)
         if p is None:
-            lines.append(f"- `{term}`: not told apart yet.")
+            lines.append(f"- `{term}`: not estimable yet.")
             continue
         kind = "interaction" if ":" in term else "main"
         own = [each for each in primary["effects"][kind] if _belongs(each.name, term)]
@@ -258,7 +258,7 @@ def equal_time(analysis: dict[str, Any]) -> dict[str, str]:
     gain = analysis["more samples"]["slope"] * math.log(cost["routing 0"] / cost["routing 0.5"])
     times = cost["routing 0"] / cost["routing 0.5"]
     told = (
-        f" At equal operations routing sees {times:.2f} times the samples, another {gain:+.3f} by the baseline's slope."
+        f" At equal operations routing sees {times:.2f} times the samples: another {gain:+.3f} by the baseline's slope."
     )
     return {"routing": told}
 
