@@ -172,18 +172,20 @@ def over_trainings(
     if count < 2 or (trials is not None and len(trials) != count):
         raise ValueError(f"values: got {count}, expected at least 2 trainings, and the trials of each or of none")
     seen = np.asarray(values, dtype=np.float64)
+    known = {"mean": float(seen.mean()), "least": float(seen.min()), "most": float(seen.max())}
     if trials is None:
-        centre, reach = _centre_and_reach(seen, confidence)
-        ends = [centre + sign * factor * reach for factor in _factors(count) for sign in (-1, 1)]
-        return OverTrainings(float(seen.mean()), float(seen.min()), float(seen.max()), *ends, count)
+        low, high, *further = _ends(*_centre_and_reach(seen, confidence), count)
+        return OverTrainings(**known, low=low, high=high, next_low=further[0], next_high=further[1], trainings=count)
     asked = np.asarray(trials, dtype=np.float64)
     shrunk, each = (seen * asked + 0.5) / (asked + 1), float(asked.mean())
     centre, reach = _centre_and_reach(np.log(shrunk / (1 - shrunk)), confidence)
     share = _from_logit(centre)
     reach = max(reach, normal_quantile((1 + confidence) / 2) * (each * share * (1 - share)) ** -0.5)
-    ends = [_from_logit(centre + sign * factor * reach) for factor in _factors(count) for sign in (-1, 1)]
-    ends[2:] = [min(1.0, max(0.0, (end * (each + 1) - 0.5) / each)) for end in ends[2:]]
-    return OverTrainings(float(seen.mean()), float(seen.min()), float(seen.max()), *ends, count, share)
+    low, high, *further = (_from_logit(end) for end in _ends(centre, reach, count))
+    next_low, next_high = (min(1.0, max(0.0, (end * (each + 1) - 0.5) / each)) for end in further)
+    return OverTrainings(
+        **known, low=low, high=high, next_low=next_low, next_high=next_high, trainings=count, logit_centre=share
+    )
 
 
 def _centre_and_reach(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
@@ -191,9 +193,9 @@ def _centre_and_reach(values: NDArray[np.float64], confidence: float) -> tuple[f
     return float(values.mean()), t_quantile((1 + confidence) / 2, len(values) - 1) * float(values.std(ddof=1))
 
 
-def _factors(count: int) -> tuple[float, float]:
-    """Return the factors of the reach for the center of all runs and for one further run."""
-    return count**-0.5, (1 + 1 / count) ** 0.5
+def _ends(centre: float, reach: float, count: int) -> list[float]:
+    """Return the ends of the interval of the center over `count` runs, and those of one further run."""
+    return [centre + sign * factor * reach for factor in (count**-0.5, (1 + 1 / count) ** 0.5) for sign in (-1, 1)]
 
 
 def _from_logit(logit: float) -> float:
