@@ -43,7 +43,7 @@ def test_a_run_says_what_it_does_and_keeps_it(config, tmp_path, tiny_shards, cap
     assert "CPU, 1 process, 32-true" in told["device"]
     samples = load_index(str(tiny_shards)).samples
     assert f"{samples:,} samples, 24 to see (one 16 + two 8)" in told["data"]
-    assert "my runs/toy, begins" in told["run"]
+    assert "my runs/toy, begins" in told["run"] and shlex.split(told["run"])[-1] == "my runs/toy"
 
     events = [json.loads(line) for line in (job.run_dir / "ledger.jsonl").read_text().splitlines()]
     for stage, seen, comes in (("one", 16, "two, 8 samples at 16 px"), ("two", 8, "my runs/toy/final")):

@@ -1,6 +1,7 @@
 """Status messages of a run: four lines at its start, one at each stage's end, two at the end of the run."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -121,4 +122,4 @@ def _folder(run: Run, plan: StagePlan, start: StartPoint) -> str:
         begins = f"resumes {plan.name} after {seen:,} of its {plan.samples:,} samples"
     else:
         begins = "begins"
-    return f"{folder}, {begins}; watch it: tensorboard --logdir {folder}"
+    return f"{folder}, {begins}; watch it: tensorboard --logdir {shlex.quote(folder)}"
