@@ -82,7 +82,7 @@ def filter_shards(arguments: argparse.Namespace) -> int:
             "no sample is kept", where=arguments.shards, hint="relax the bounds; --dry-run shows their effect"
         )
     if arguments.out is not None:
-        print(f"  {arguments.out / REJECTED} lists each sample that was left out: {arguments.out}")
+        print(f"  {arguments.out / REJECTED} lists each sample that was left out")
     if arguments.mark:
         print(f"  removed from the index; hdm-shards index {shlex.quote(arguments.shards)} restores them")
     return 0
