@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from PIL import Image
 
-from composed import check_job, run_job, weights_of
+from composed import BASES, check_job, run_job, weights_of
 from crash import crashing_at
 from hdm_lightning import XUT, FlowModule, ShardDataModule, load_autoencoder, load_text_encoder
 from hdm_lightning.cli.shards import main
@@ -88,6 +89,11 @@ def test_a_stage_says_what_it_is_to_read(cached_job, tiny_shards, tmp_path):
         with pytest.raises(UserError) as caught:
             check_job(cached_job(tmp_path / "other", px16=wrong))
         assert caught.value.where == "schedule.stages.px16.latents" and hint in caught.value.hint
+    (advised,) = [word for word in caught.value.hint.replace(";", "").split() if "IMAGES" in word]
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        for present in ([], ["+schedule.stages.px16.data.train=latents"]):
+            composed = compose("train", overrides=[*BASES["train"], *present, advised])
+            assert composed.schedule.stages.px16.data.train == "IMAGES"
 
 
 def test_killed_and_resumed_equals_uninterrupted(cached_job, tmp_path, monkeypatch):

@@ -133,11 +133,12 @@ def test_a_hub_that_refuses_says_so_before_anything_is_trained(hub, job):
 
 def test_a_push_that_fails_at_the_end_loses_nothing(hub, tmp_path):
     hub.refuses = True
-    (tmp_path / "final").mkdir()
-    (tmp_path / "final" / "a").write_text("b")
+    (tmp_path / ".upload-1").mkdir()
+    (tmp_path / ".upload-1" / "a").write_text("b")
     with pytest.raises(UserError, match="refused") as refused:
-        upload(tmp_path / "final", Hub(push="me/toy"), "toy")
+        upload(tmp_path / ".upload-1", Hub(push="me/toy"), "toy")
     assert "same command" in refused.value.hint
+    assert str(tmp_path) not in refused.value.hint  # the folder may be gone when the user reads it
 
 
 def test_a_published_file_is_drawn_by_its_repository_s_name_with_a_word_on_its_license(

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_run_says_what_it_does_and_keeps_it(config, tmp_path, tiny_shards, cap
     assert "CPU, 1 process, 32-true" in told["device"]
     samples = load_index(str(tiny_shards)).samples
     assert f"{samples:,} samples, 24 to see (one 16 + two 8)" in told["data"]
-    assert "my runs/toy, begins" in told["run"]
+    assert "my runs/toy, begins" in told["run"] and shlex.split(told["run"])[-1] == "my runs/toy"
 
     events = [json.loads(line) for line in (job.run_dir / "ledger.jsonl").read_text().splitlines()]
     for stage, seen, comes in (("one", 16, "two, 8 samples at 16 px"), ("two", 8, "my runs/toy/final")):
@@ -57,6 +58,14 @@ def test_a_run_says_what_it_does_and_keeps_it(config, tmp_path, tiny_shards, cap
     assert words[0] == "hdm-sample" and (tmp_path / words[1] / "final" / "model_index.json").exists()
     assert sample.main([*words[1:], "--steps", "1", "--out", str(tmp_path / "drawn"), "--device", "cpu"]) == 0
     assert list((tmp_path / "drawn").glob("*.png"))
+
+
+def test_a_stage_s_own_data_are_the_ones_that_are_named(config, tmp_path, tiny_shards, capsys):
+    shutil.copytree(tiny_shards, tmp_path / "own")
+    config["schedule"]["stages"] = {"one": config["schedule"]["stages"]["one"] | {"data": {"train": "own"}}}
+    assert run_job(check_job(config)) == 0
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data ")]
+    assert told.startswith(f"data    own: {load_index(str(tiny_shards)).samples:,} samples")
 
 
 def test_a_resumed_and_a_finished_run_say_so(config, capsys):

@@ -1,5 +1,6 @@
 """Mistakes in an autoencoder's training: named before anything is built, or stopped before anything is spoilt."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,8 +144,24 @@ def test_a_config_that_is_no_json_is_named(config, tmp_path, changed):
     assert caught.value.where.endswith("config.json")
 
 
-def test_pictures_that_are_too_small_for_the_perceptual_network_are_refused(config, monkeypatch, changed):
+@pytest.mark.parametrize(
+    ("loss", "reported", "refused"),
+    [
+        ({"perceptual_network": "lpips_vgg"}, None, ("loss", "as small as 8 px, but lpips_vgg needs 16 px")),
+        ({"perceptual_network": "lpips_vgg", "perceptual_weight": 0.0}, None, None),  # the report sees whole images
+        ({"perceptual_network": "lpips_alex", "perceptual_weight": 0.0}, None, ("loss", "small as 16 px.* 31 px")),
+        ({"perceptual_network": None}, "lpips_alex", ("validation", "small as 16 px, but lpips_alex needs 31 px")),
+        ({"perceptual_network": None}, "lpips_vgg", None),
+    ],
+)
+def test_pictures_that_are_too_small_for_the_perceptual_network_are_refused(
+    config, monkeypatch, changed, loss, reported, refused
+):
     monkeypatch.setattr("hdm_lightning.training.autoencoder_checks.require_perceptual", lambda name, where=None: None)
-    with pytest.raises(UserError, match="as small as 8 px, but lpips_vgg needs 16 px") as caught:
-        check_vae_job(changed(config, loss={"perceptual_network": "lpips_vgg"}))
-    assert caught.value.where == "loss.perceptual_network"
+    check = partial(check_vae_job, changed(config, loss=loss, validation={"perceptual_network": reported}))
+    if refused is None:
+        assert check().plans
+        return
+    with pytest.raises(UserError, match=refused[1]) as caught:
+        check()
+    assert caught.value.where == f"{refused[0]}.perceptual_network"

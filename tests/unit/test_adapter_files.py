@@ -1,6 +1,7 @@
 """Adapters of somebody else's, damaged or odd: a UserError names the file, and nothing in it takes for ever."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,13 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.pipeline_adapters import AdapterUse
 from hdm_lightning.interop.adapter_files import (
     BASE,
+    CARD,
     CONFIG,
     WEIGHTS,
     for_others,
     is_adapter,
     read_adapter,
+    write_adapter_folder,
     write_lora,
 )
 from hdm_lightning.interop.adapters import Adapter, Base, merged
@@ -184,3 +187,10 @@ def test_an_adapter_for_others_names_no_folder_of_this_machine(folder, tmp_path,
         None: None,
     }.items():
         assert for_others(replace(given, base=Base(name, "0" * 64))).base == Base(told, "0" * 64)
+
+
+def test_the_command_on_the_card_works_with_any_path(tmp_path):
+    layers = {"a": LowRank(torch.ones(1, 2), torch.ones(2, 1), 1.0)}
+    write_adapter_folder(tmp_path / "my ink", Adapter(layers, Base("/runs/my base")))
+    (command,) = [line for line in (tmp_path / "my ink" / CARD).read_text().splitlines() if line.startswith("hdm-")]
+    assert shlex.split(command) == ["hdm-sample", "/runs/my base", "a prompt", "--lora", str(tmp_path / "my ink")]

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from hdm_lightning.cli.bench import bench
+from hdm_lightning.cli.command import show_report
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.cases import SIZES, Case, peak_bytes, random_network, size_of
 from hdm_lightning.profiling.encoder_costs import TextArchitecture
 from hdm_lightning.profiling.system import cpu_name, describe_machine
-from hdm_lightning.profiling.timing import Timing, compare, measurement, record, time_call, time_in_turn
+from hdm_lightning.profiling.timing import Timing, compare, measurement, record, report, time_call, time_in_turn
 from hdm_lightning.whole_files import write_json
 
 CPU = torch.device("cpu")
@@ -158,3 +159,11 @@ def test_rates_of_the_machine(tmp_path):
     assert set(both) == {"read", "write"}
     assert not list(tmp_path.iterdir())
     assert system.device_to_device() is None or torch.cuda.device_count() > 1
+
+
+@pytest.mark.parametrize("peak", [0.0, 1e15])
+def test_a_gpu_of_unknown_peak_rate_is_told_where_mfu_lacks(peak, capsys):
+    row = measurement("xut", Timing((1.0, 1.0, 1.0)), samples=8, flops=2e12, model_flops=1e12, peak_flops=peak)
+    show_report(report(record("xut", {"gpu": "Abacus 9", "cpu": "x"}, {}, [row])), {}, None)
+    told = capsys.readouterr().out
+    assert ("0.1%" in told) == bool(peak) and ("no useful MFU" in told) != bool(peak)

@@ -1,6 +1,7 @@
 """How commands end."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,12 @@ import torch
 from hdm_lightning.cli.command import progress_bars, require_file, require_folder, require_platform, run_command
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.recorded_numbers import read_recorded
+from hdm_lightning.generation.loading import adapter_and_base
+from hdm_lightning.interop.adapter_files import write_lora
+from hdm_lightning.interop.adapters import Adapter
+from hdm_lightning.interop.low_rank_layer import LowRank
+from hdm_lightning.training.base_model import base_folder
 from hdm_lightning.training.stop_request import StopRequest
 
 
@@ -224,3 +231,15 @@ def test_where_nothing_can_be_written_is_found_before_any_work(tmp_path: Path, p
         assert caught.value.where == "--out"
     assert require_folder(tmp_path / "a" / "b", "--out") == tmp_path / "a" / "b"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "lost"]
+
+
+@pytest.mark.parametrize("refuse", [lambda place: base_folder(str(place)), read_recorded, adapter_and_base])
+def test_a_command_in_a_hint_works_with_any_path(tmp_path: Path, refuse: Callable[[Path], Any]) -> None:
+    place = tmp_path / "my model; x"
+    if refuse is adapter_and_base:
+        write_lora(place, Adapter({"a": LowRank(torch.ones(1, 2), torch.ones(2, 1), 1.0)}))
+    else:
+        place.mkdir()
+    with pytest.raises(UserError) as caught:
+        refuse(place)
+    assert caught.value.hint and str(place) in shlex.split(caught.value.hint.replace("`", " "))

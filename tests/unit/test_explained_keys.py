@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
+from hdm_lightning.cli.conf_comments import first_paragraph
 from hdm_lightning.cli.docstrings import find, parameters
 from hdm_lightning.cli.explained import Reference, explain, referenced
 from hdm_lightning.cli.hydra_app import short_name
@@ -34,6 +35,23 @@ def keys(node, above=""):
         yield f"{above}{name}"
         if isinstance(value, dict):
             yield from keys(value, f"{above}{name}.")
+
+
+@pytest.mark.parametrize(
+    ("head", "summary"),
+    [
+        ("# @package hydra\n# One folder\n# per run.\n", "One folder per run."),
+        (
+            "# @package _global_\n# Needs 0.3 GB and config.json. Use it:\n#   hdm-plan\n",
+            "Needs 0.3 GB and config.json.",
+        ),
+        ("# Needs 0.3 GB; with config.json:\n#   hdm-plan\n", "Needs 0.3 GB"),
+        ("# Needs 0.3 GB in config.json:\n#   hdm-plan\n", "Needs 0.3 GB in config.json"),
+        ("key: 1\n", ""),
+    ],
+)
+def test_the_summary_of_a_file_ends_where_its_command_begins(head, summary):
+    assert first_paragraph(head) == summary
 
 
 @pytest.mark.parametrize(("name", "overrides"), COMMANDS, ids=lambda each: " ".join(each) if each else "")

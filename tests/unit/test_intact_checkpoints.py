@@ -104,10 +104,13 @@ def test_only_as_many_are_read_as_are_needed(saved):
     assert path_of(saved, 2).exists()
 
 
-def test_none_left_is_an_error_and_stays_one(saved):
+def test_none_left_is_an_error_and_stays_one(saved, capsys):
     assert start_point(saved / "nothing yet", []).checkpoint is None
     for step in (2, 4, 6):
         path_of(saved, step).write_bytes(b"")
     for _ in range(2):
         with pytest.raises(UserError, match="all checkpoints are damaged"):
             start_point(saved, [])
+    newer, middle, oldest = capsys.readouterr().out.splitlines()
+    assert all(line.endswith("trying the one before it") for line in (newer, middle))
+    assert str(path_of(saved, 2)) in oldest and "trying" not in oldest

@@ -151,12 +151,25 @@ def test_what_a_sharded_network_does_not_go_with_is_refused(where, changes):
 
 
 @pytest.mark.parametrize(
-    ("build", "what", "hint"), [(None, "build of torch", "CUDA build"), ("13.0", "visible", "nvidia-smi")]
+    ("cuda", "hip", "what", "hint"),
+    [
+        (None, None, "build of torch", "CUDA build"),
+        ("13.0", None, "visible", "nvidia-smi"),
+        (None, "6.4", "visible", "rocminfo"),
+    ],
 )
-def test_a_card_that_is_not_found_is_laid_to_torch_or_to_the_driver(monkeypatch, build, what, hint):
+def test_a_card_that_is_not_found_is_laid_to_torch_or_to_the_driver(monkeypatch, cuda, hip, what, hint):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", build)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
     with pytest.raises(UserError, match=what) as caught:
         hardware.accelerator("cuda")
     assert hint in caught.value.hint and "trainer=cpu" in caught.value.hint
     assert hardware.accelerator("auto") == "cpu"
+
+
+@pytest.mark.parametrize("devices", [True, False, "two", 1.5])
+def test_what_is_not_a_number_of_devices_is_refused(devices):
+    with pytest.raises(UserError, match="is not a number of devices"):
+        hardware.local_devices(devices, "cpu")
+    assert [hardware.local_devices(number, "cpu") for number in ("auto", None, 0, 3)] == [1, 1, 1, 3]

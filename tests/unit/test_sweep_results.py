@@ -99,6 +99,18 @@ def test_a_value_spelt_otherwise_is_the_baseline_s_too(tmp_path, override, is_ba
     assert found == {"a": is_baseline, "b": False}
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a: b", "a: b"), ("@x", "@x"), ("%a", "%a"), ("*b", "*b"), ("'it s'", "it s"), ("{a:1}", {"a": 1}), ("[[", "[[")],
+)
+def test_a_value_is_read_as_hydra_reads_it(tmp_path, text, value):
+    job(tmp_path / "a", [f"key={text}"], {"raw": 1.0})
+    job(tmp_path / "b", ["key=7"], {"raw": 1.0})
+    for base, expected in ((value, True), ("other", False)):
+        found = {r.folder.name: r.baseline for r in read_results(tmp_path, {"key": base})}
+        assert found == {"a": expected, "b": False}
+
+
 def test_the_objective_of_other_jobs(tmp_path):
     assert objective(tmp_path) is None
     job(tmp_path / "raw", [], {"raw": 0.3})

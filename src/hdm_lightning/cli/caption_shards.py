@@ -3,10 +3,8 @@
 # ruff: noqa: PLC0415 (torch is imported only when the command runs, to keep --help fast)
 import argparse
 import re
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +16,7 @@ from hdm_lightning.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from PIL import Image
 
-    from hdm_lightning.data.index import Index
-    from hdm_lightning.datasets.captioning import CaptionedSet, CaptionOptions, Describe, Summary
+    from hdm_lightning.datasets.captioning import CaptionOptions, Describe, Summary
 
 PROMPTS = {
     "long": "Describe this image in detail in one paragraph: its subjects, what they do and how they look, where they "
@@ -31,7 +28,6 @@ PROMPTS = {
 
 KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 RESERVED = ("txt", "json")
-SAY_EVERY_S = 60.0
 MOST_REASONS = 8
 
 
@@ -62,6 +58,7 @@ def caption_arguments(command: argparse.ArgumentParser) -> None:
 def caption(arguments: argparse.Namespace) -> int:
     """Caption the images, and report the captions and the failures."""
     from hdm_lightning.data.captions import CaptionRules
+    from hdm_lightning.data.parallel import progress_bar
     from hdm_lightning.datasets.captioning import CaptionedSet
     from hdm_lightning.datasets.shard_work import require_room
 
@@ -70,7 +67,8 @@ def caption(arguments: argparse.Namespace) -> int:
     waiting = sum(shard.samples for shard in made.missing())
     if waiting < made.samples:
         print(f"{made.samples - waiting:,} of {made.samples:,} images are in finished shards", flush=True)
-    index, summary = _make(made)
+    with progress_bar("images", made.samples) as show:
+        index, summary = made.make(show)
     told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(summary.captions.items())) or "no captions"
     print(f"{arguments.out}: {index.samples:,} samples in {len(index.shards)} shards, captions: {told}")
     for line in _faults(summary, arguments):
@@ -132,40 +130,6 @@ def start(model: str, dtype: str, max_tokens: int, device: str) -> "Describe":
         return [(said.text, said.cut) for said in captioner.describe(images, prompt)]
 
     return describe
-
-
-def _make(made: "CaptionedSet") -> "tuple[Index, Summary]":
-    from hdm_lightning.data.parallel import progress_bar
-
-    with progress_bar("images", made.samples) as show:
-        tell = _every_minute(made.samples)
-
-        def progress(done: int) -> None:
-            show(done)
-            tell(done)
-
-        return made.make(progress)
-
-
-def _every_minute(total: int) -> Callable[[int], None]:
-    """Return a callback that prints the progress and the time left every minute, if there is no terminal for a bar."""
-    began: list[tuple[float, int]] = []
-    told = [time.monotonic()]
-
-    def tell(done: int) -> None:
-        now = time.monotonic()
-        if not began:
-            began.append((now, done))
-        (first, before), passed = began[0], now - told[0]
-        if sys.stderr.isatty() or passed < SAY_EVERY_S or done == before:
-            return
-        from hdm_lightning.training.callbacks.progress_bar import duration
-
-        told[0] = now
-        left = (now - first) / (done - before) * (total - done)
-        print(f"{done:,} of {total:,} images, {duration(left)} to go", flush=True)
-
-    return tell
 
 
 def _faults(summary: "Summary", arguments: argparse.Namespace) -> list[str]:

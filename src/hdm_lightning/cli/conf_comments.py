@@ -12,6 +12,9 @@ import yaml
 CONF = "hdm_lightning.conf"
 ROOT = Path(str(import_module(CONF).__file__)).parent
 _GLOBAL = "# @package _global_\n"
+_PACKAGE = re.compile(r"\A# @package .*\n")
+_LEAD_IN = re.compile(r"(?<=[.:;])\s(?:(?![.:;]\s).)*:$")
+"""The last clause of a paragraph, if it introduces the command below."""
 _COMMENT = re.compile(r"(?:^|\s)#\s?(.*)$")
 
 
@@ -57,11 +60,11 @@ def lineage(path: Path) -> Iterator[ConfFile]:
 def first_paragraph(text: str) -> str:
     """Return the first paragraph of a file's header comment."""
     lines = []
-    for line in text.removeprefix(_GLOBAL).splitlines():
+    for line in _PACKAGE.sub("", text).splitlines():
         if not line.startswith("# ") or line.startswith("#   "):
             break
         lines.append(line.lstrip("# "))
-    return re.sub(r"\s*[^.:;]*:$", "", " ".join(lines))  # the lead-in to the command below
+    return _LEAD_IN.sub("", " ".join(lines)).rstrip(":;")
 
 
 def _beside(node: yaml.MappingNode, lines: list[str], above: str) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -218,9 +219,11 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items())
     console.print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in total", highlight=False)
     console.print(f"images:   {folder / 'samples.png'}", highlight=False, soft_wrap=True)
-    console.print(f"watch:    tensorboard --logdir {folder}", highlight=False, soft_wrap=True)
+    console.print(f"watch:    tensorboard --logdir {shlex.quote(str(folder))}", highlight=False, soft_wrap=True)
     prompt = "a small green triangle on a white background"
-    console.print(f'sample:   hdm-sample {folder / "model"} "{prompt}"', highlight=False, soft_wrap=True)
+    console.print(
+        f'sample:   hdm-sample {shlex.quote(str(folder / "model"))} "{prompt}"', highlight=False, soft_wrap=True
+    )
 
 
 def _read(folder: Path) -> dict[str, Any]:

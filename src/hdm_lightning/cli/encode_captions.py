@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 (torch is imported only when the command runs, to keep --help fast)
 import argparse
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,8 @@ def encode_captions(arguments: argparse.Namespace) -> int:
     print(f"{wanted.samples:,} samples, {len(wanted.missing())} of {len(wanted.shards)} shards to read", flush=True)
     with progress_bar("captions of samples", wanted.samples) as show:
         captions = wanted.make(show)
-    print(f"{arguments.out}: {captions:,} different captions; train with data.text_states={arguments.out}")
+    setting = f"data.text_states={shlex.quote(str(arguments.out))}"
+    print(f"{arguments.out}: {captions:,} different captions; train with {setting}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 (torch is imported only when the command runs, to keep --help fast)
 import argparse
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,9 +82,9 @@ def filter_shards(arguments: argparse.Namespace) -> int:
             "no sample is kept", where=arguments.shards, hint="relax the bounds; --dry-run shows their effect"
         )
     if arguments.out is not None:
-        print(f"  {arguments.out / REJECTED} lists each sample that was left out: {arguments.out}")
+        print(f"  {arguments.out / REJECTED} lists each sample that was left out")
     if arguments.mark:
-        print(f"  removed from the index; hdm-shards index {arguments.shards} restores them")
+        print(f"  removed from the index; hdm-shards index {shlex.quote(arguments.shards)} restores them")
     return 0
 
 

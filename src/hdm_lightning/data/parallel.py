@@ -3,12 +3,15 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing import resource_tracker
 from typing import TypeVar
 
@@ -22,6 +25,7 @@ Result = TypeVar("Result")
 
 # Enough that no process waits for the slowest item, few enough that memory stays flat.
 IN_FLIGHT_PER_PROCESS = 4
+SAY_EVERY_S = 60.0
 
 
 def ordered_map(
@@ -118,8 +122,36 @@ def available_cores() -> int:
 
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yield a function to be called with the number of samples done; `total` None means unknown."""
+    """Yield a function to be called with the number of samples done; `total` None means unknown.
+
+    Without a terminal for a bar, it prints a line every minute.
+    """
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+    if not console.is_terminal:
+        yield _every_minute(description, total)
+        return
+    with Progress(console=console, transient=True) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def _every_minute(description: str, total: int | None) -> Callable[[int], None]:
+    """Return a function that prints to stderr every minute how many are done, and the time left if it is known."""
+    began: list[tuple[float, int]] = []  # not 0: what an earlier call finished takes no time
+    told = [time.monotonic()]
+
+    def tell(done: int) -> None:
+        now = time.monotonic()
+        if not began:
+            began.append((now, done))
+        first, before = began[0]
+        if now - told[0] < SAY_EVERY_S or done == before:
+            return
+        told[0] = now
+        text = f"{description}: {done:,}"
+        if total is not None:
+            left = (now - first) / (done - before) * (total - done)
+            text += f" of {total:,}, {timedelta(seconds=round(left))} to go"
+        print(text, file=sys.stderr, flush=True)
+
+    return tell

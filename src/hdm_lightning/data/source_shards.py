@@ -86,8 +86,8 @@ def at_resolution(source: Source, resolution: int) -> Source:
             raise UserError(
                 f"there are no latents of images at {resolution} px, only at {_listed(resolutions)}",
                 where=folder,
-                hint=f"make them: hdm-shards encode IMAGES --out {folder} --vae NAME --resolution {resolution}, "
-                "or train this stage on images: +schedule.stages.NAME.data.train=IMAGES",
+                hint=f"make them: hdm-shards encode IMAGES --out {shlex.quote(folder)} --vae NAME --resolution "
+                f"{resolution}, or train this stage on images: ++schedule.stages.NAME.data.train=IMAGES",
             )
     urls = (_set_of(url, resolution) if there[_place(source, url)] else url for url in addresses_of(source))
     index = source.index

@@ -6,6 +6,7 @@ Shapes: image (B,3,f·H,f·W); latent (B,C,H,W).
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -81,7 +82,7 @@ def _no_run(path: Path, name: str, where: str, made_by: str | None) -> UserError
     if run.is_dir():
         hint = "run the same hdm-train-vae command again to finish it"
         return UserError(f"the run {str(run)!r} has not written its {FINAL}/ yet", where=where, hint=hint)
-    named = f"name={run.name}" if str(run.parent) == RUNS else f"run_dir={run}"
+    named = f"name={shlex.quote(run.name)}" if str(run.parent) == RUNS else f"run_dir={shlex.quote(str(run))}"
     command = made_by if made_by and named in made_by.split() else f"hdm-train-vae data.train=SHARDS {named}"
     return UserError(f"there is no folder {name!r}", where=where, hint=f"train it: {command}")
 

@@ -1,6 +1,7 @@
 """Read what `hdm-evaluate` and `hdm-demo` wrote: numbers, the outcomes behind them, and what they depend on."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ def read_recorded(path: Path, weights: str | None = None) -> Recorded:
     """
     file = path if path.is_file() else next((path / name for name in FILES if (path / name).is_file()), None)
     if file is None:
-        raise UserError("contains no evaluation", where=str(path), hint=f"run `hdm-evaluate {path}` first")
+        hint = f"run `hdm-evaluate {shlex.quote(str(path))}` first"
+        raise UserError("contains no evaluation", where=str(path), hint=hint)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         kind = str(content["format"])

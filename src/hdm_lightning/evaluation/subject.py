@@ -1,6 +1,7 @@
 """The model under evaluation: loaded from a run, a model, a published one or a checkpoint, with all of its weights."""
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -134,7 +135,8 @@ def _settings(config: Path) -> TrainSettings | None:
 def _refuse_autoencoder(path: Path) -> None:
     """Raise UserError if the folder is an autoencoder, which another command evaluates."""
     if any(is_autoencoder(folder) for folder in (path / FINAL_FOLDER, path)):
-        raise UserError("is an autoencoder", where=str(path), hint=f"run `hdm-evaluate vae {path} --data FOLDER`")
+        hint = f"run `hdm-evaluate vae {shlex.quote(str(path))} --data FOLDER`"
+        raise UserError("is an autoencoder", where=str(path), hint=hint)
 
 
 def _from_model(path: Path, options: LoadOptions) -> Subject:

@@ -1,5 +1,6 @@
 """Load a model of any kind on disk as a pipeline."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -134,7 +135,8 @@ def _load_adapted(folder: Path, options: LoadOptions) -> LoadedModel:
     adapter, at = adapter_and_base(folder)
     base, notice = _located(at, options)
     if is_adapter(base):
-        hint = f"merge that into its own base with hdm-convert, then hdm-sample MERGED --lora {folder} --any-base"
+        then = f"hdm-sample MERGED --lora {shlex.quote(str(folder))} --any-base"
+        hint = f"merge that into its own base with hdm-convert, then {then}"
         raise UserError(f"its base, {at}, is itself a LoRA", where=str(folder), hint=hint)
     loaded = _load_model(base, options)
     loaded.pipeline.load_lora_weights(folder, any_base=options.any_base)
@@ -154,7 +156,8 @@ def adapter_and_base(folder: Path) -> tuple[Adapter, Path]:
 
 
 def _base_of(adapter: Adapter, folder: Path) -> Path:
-    name, hint = adapter.base.name, f"name the base yourself: hdm-sample BASE --lora {folder}"
+    name = adapter.base.name
+    hint = f"name the base yourself: hdm-sample BASE --lora {shlex.quote(str(folder))}"
     if name is None:
         raise UserError("does not record its base", where=str(folder), hint=hint)
     if Path(name).exists() or not is_local_path(name):

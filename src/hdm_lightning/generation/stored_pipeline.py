@@ -1,6 +1,7 @@
 """Loading, saving, uploading and offloading a pipeline as diffusers does, with checks on what a folder may contain."""
 
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ class StoredPipeline(DiffusionPipeline):
         hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
         path = Path(name).expanduser()
         if old := [place for place in (path, path / "final") if _is_old(place)]:
-            hint = f"convert it with hdm-convert {old[0]} FOLDER; hdm-sample reads it as it is"
+            hint = f"convert it with hdm-convert {shlex.quote(str(old[0]))} FOLDER; hdm-sample reads it as it is"
             raise UserError("has the old layout, which is not a diffusers pipeline", where=str(old[0]), hint=hint)
         folder = path / "final"
         if not (folder / INDEX).is_file() and (release := _released(path, name, hub)) is not None:
@@ -121,7 +122,8 @@ class StoredPipeline(DiffusionPipeline):
         given = {name: options.pop(name, None) for name in ("vae", "scheduler", *_TEXT_PARTS)}
         if options:
             what = f"is a published network, which does not take the options {', '.join(options)}"
-            raise UserError(what, where=str(path), hint=f"make a pipeline folder of it: hdm-convert {path} FOLDER")
+            hint = f"make a pipeline folder of it: hdm-convert {shlex.quote(str(path))} FOLDER"
+            raise UserError(what, where=str(path), hint=hint)
         release = read_release(path)
         text, tokenizer = given["text_encoder"], given["tokenizer"]
         source = text_encoder_of(release, path, named=None if text is None else _PASSED)

@@ -13,6 +13,7 @@ lora_up and alpha, and with underscores instead of dots in names (`lora_unet_…
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ pipeline_tag: text-to-image
 A {kind} of `{base}`, trained with hdm-lightning: rank {rank}, {count} layers.
 
 ```
-hdm-sample {base} "a prompt" --lora {folder}
+hdm-sample {base_word} "a prompt" --lora {folder_word}
 ```
 
 ```python
@@ -171,6 +172,7 @@ def write_adapter_folder(folder: Path, adapter: Adapter, *, name: str = "A LoRA"
     kind = KINDS[next(iter(adapter.layers.values())).kind]
     card = _CARD_TEXT.format(
         base=base or "BASE",
+        base_word=shlex.quote(base or "BASE"),
         base_model=f"base_model: {base}\n" if base and is_on_hub(base) else "",
         name=name,
         kind=kind,
@@ -178,6 +180,7 @@ def write_adapter_folder(folder: Path, adapter: Adapter, *, name: str = "A LoRA"
         rank=max(ranks),
         count=len(ranks),
         folder=found_as or folder,
+        folder_word=shlex.quote(found_as or str(folder)),
         training=json.dumps(dict(adapter.settings.get("training", {})), indent=2, ensure_ascii=False),
     )
     write_text(folder / CARD, card)

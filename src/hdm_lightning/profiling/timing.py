@@ -173,21 +173,24 @@ def record(
 
 
 def report(content: Mapping[str, Any]) -> RenderableType:
-    """Return a table with a row per measurement of a record, and the result of a comparison."""
+    """Return a table with a row per measurement of a record, a note if MFU is lacking, and a comparison's result."""
     machine, compared = content["machine"], content.get("comparison")
     table = Table(title=str(machine.get("gpu", machine["cpu"])), title_justify="left")
     for column in ("", "median", "quartiles", "rate", "TFLOP/s", "useful MFU", "peak GiB"):
         table.add_column(column, justify="right" if column else "left")
     for row in content["results"]:
         table.add_row(*_cells(row))
-    if compared is None:
-        return table
-    low, high = compared["interval_95"]
-    text = (
-        f"{compared['of'][1]} takes {compared['time_ratio']:.3f} times as long as the first "
-        f"(95% interval {low:.3f} … {high:.3f}; faster in {compared['second_faster']})"
-    )
-    return Group(table, Text(text))
+    parts: list[RenderableType] = [table]
+    if any("useful_tflop_per_s" in row and "mfu" not in row for row in content["results"]):
+        parts.append(Text(f"no useful MFU: the peak rate of this GPU, {machine.get('gpu')}, is not known"))
+    if compared is not None:
+        low, high = compared["interval_95"]
+        text = (
+            f"{compared['of'][1]} takes {compared['time_ratio']:.3f} times as long as the first "
+            f"(95% interval {low:.3f} … {high:.3f}; faster in {compared['second_faster']})"
+        )
+        parts.append(Text(text))
+    return Group(*parts)
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Status messages of a run: four lines at its start, one at each stage's end, two at the end of the run."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hdm_lightning.training.composition import plain
 from hdm_lightning.training.modules.adapted_layers import is_adapted
 from hdm_lightning.training.rewind import StartPoint
 from hdm_lightning.training.run_log import say
-from hdm_lightning.training.run_recipe import Run
+from hdm_lightning.training.run_recipe import Run, with_stage
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.strategies import processes
 
@@ -33,7 +34,7 @@ def announce_start(run: Run, plan: StagePlan, start: StartPoint, data: Any) -> N
     run.parts["announced"] = True
     size = getattr(getattr(data, "train_plan", None), "samples", None)
     if processes.rank() == 0:
-        lines = (_model(run), _device(run), _data(run, size), _folder(run, plan, start))
+        lines = (_model(run), _device(run), _data(run, plan, size), _folder(run, plan, start))
         say(
             "\n".join(f"{name:<7} {text}" for name, text in zip(("model", "device", "data", "run"), lines, strict=True))
         )
@@ -103,11 +104,11 @@ def _device(run: Run) -> str:
     return f"{several}, {precision}" + (", compiled" if run.config.hardware.compile else "")
 
 
-def _data(run: Run, size: int | None) -> str:
+def _data(run: Run, plan: StagePlan, size: int | None) -> str:
     total = sum(plan.samples for plan in run.plans)
     stages = " + ".join(f"{plan.name} {plan.samples:,}" for plan in run.plans)
     to_see = f"{total:,} to see ({stages})" if len(run.plans) > 1 else f"{total:,} to see"
-    source = run.config.data.get("train")
+    source = with_stage(run.config, plan).data.get("train")
     where = shown_source(source) if isinstance(source, str) else source
     return f"{where}: " + (f"{size:,} samples, {to_see}" if size is not None else f"unknown size, {to_see}")
 
@@ -121,4 +122,4 @@ def _folder(run: Run, plan: StagePlan, start: StartPoint) -> str:
         begins = f"resumes {plan.name} after {seen:,} of its {plan.samples:,} samples"
     else:
         begins = "begins"
-    return f"{folder}, {begins}; watch it: tensorboard --logdir {folder}"
+    return f"{folder}, {begins}; watch it: tensorboard --logdir {shlex.quote(folder)}"

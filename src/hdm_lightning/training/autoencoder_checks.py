@@ -318,13 +318,21 @@ def _smallest_image(groups: dict[str, Any], plan: StagePlan, factor: int) -> int
 
 
 def _check_perceptual(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
-    named = groups["loss"].perceptual_network
-    smallest = _smallest_image(groups, plan, factor)
-    if named is not None and smallest < SMALLEST_SIDES[named]:
+    """Check the images of the loss, and those of the validation, which are whole."""
+    loss, reported = groups["loss"], groups["validation"].perceptual_network
+    if loss.perceptual_weight:
+        smallest, enlarge = _smallest_image(groups, plan, factor), "larger equivariance.scale_numerators"
+        _require_side(loss.perceptual_network, smallest, "loss", f"use efficientnet_lite0, {enlarge}")
+    named, where = (reported, "validation") if reported is not None else (loss.perceptual_network, "loss")
+    _require_side(named, plan.settings.resolution, where, "use efficientnet_lite0")
+
+
+def _require_side(name: str | None, smallest: int, where: str, hint: str) -> None:
+    if name is not None and smallest < SMALLEST_SIDES[name]:
         raise UserError(
-            f"images get as small as {smallest} px, but {named} needs {SMALLEST_SIDES[named]} px",
-            where="loss.perceptual_network",
-            hint="use efficientnet_lite0, larger equivariance.scale_numerators or a larger stage.resolution",
+            f"images get as small as {smallest} px, but {name} needs {SMALLEST_SIDES[name]} px",
+            where=f"{where}.perceptual_network",
+            hint=f"{hint} or a larger stage.resolution",
         )
 
 

@@ -1,5 +1,6 @@
 """Export of a trained autoencoder: `final/`, a diffusers folder with latent statistics and a model card."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ An AutoencoderKL (diffusers) trained with hdm-lightning{equivariance}.
 ## Use
 
 ```
-hdm-train vae=folder vae.name={folder}
+hdm-train vae=folder vae.name={folder_word}
 ```
 
 ```python
@@ -97,6 +98,7 @@ def export_autoencoder(
         weights="averaged over training" if averaged else "of the last step",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         folder=found_as or folder,
+        folder_word=shlex.quote(found_as or str(folder)),
         images=latents.images,
         measured_on=training.get("measured_on", "images"),
         measures="\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(measures.items())),

@@ -4,6 +4,7 @@ Null in `model`, `text_encoder.name`, `text_encoder.layer`, `vae.name` or a stag
 means the value of `init`.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def base_folder(source: str) -> PipelineFolder:
         if is_pipeline_folder(folder):
             return read_pipeline_folder(folder)
     if is_adapter(path):
-        hint = f"merge it: hdm-convert {source} FOLDER, then init=FOLDER"
+        hint = f"merge it: hdm-convert {shlex.quote(str(path))} FOLDER, then init=FOLDER"
         raise UserError(f"{source} is a LoRA, not a model", where="init", hint=hint)
     if not path.exists() and "/" in source and not is_local_path(source):
         return read_pipeline_folder(locate_model(source, where="init", required=[INDEX], download=DOWNLOAD))
@@ -48,7 +49,8 @@ def base_folder(source: str) -> PipelineFolder:
     refuse_unfinished(path, where="init")
     if path.exists():
         what = f"{source} does not specify the text encoder, autoencoder and sizes of its weights"
-        raise UserError(what, where="init", hint=f"convert it to a folder that does: hdm-convert {source} FOLDER")
+        hint = f"convert it to a folder that does: hdm-convert {shlex.quote(str(path))} FOLDER"
+        raise UserError(what, where="init", hint=hint)
     hint = "name the folder of a finished run, a pipeline folder or a hub name OWNER/NAME"
     raise UserError(f"there is no model in {source}", where="init", hint=hint)
 

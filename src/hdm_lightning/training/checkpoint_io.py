@@ -153,7 +153,9 @@ def set_aside(path: Path, reason: str) -> None:
     """Rename a damaged checkpoint, so that it is kept but not resumed from, and report it."""
     aside = path.with_name(path.name + DAMAGED)
     path.replace(aside)
-    say(f"{path} is damaged ({reason}): kept as {aside.name}, resuming from the one before it")
+    earlier = any(other.name < path.name for other in checkpoints_in(path.parent))
+    then = "trying the one before it" if earlier else "and there is none before it"
+    say(f"{path} is damaged ({reason}): kept as {aside.name}, {then}")
 
 
 def require_some(folder: Path) -> None:

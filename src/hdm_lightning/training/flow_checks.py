@@ -120,7 +120,7 @@ def _check_kind(config: DictConfig, found: LatentFormat | None) -> None:
         hint = "set data.train to the output of `hdm-shards encode`"
     else:
         what = "is false, but data.train contains latents"
-        hint = f"use images: +{config.stage.written_at}.data.train=IMAGES"
+        hint = f"use images: ++{config.stage.written_at}.data.train=IMAGES"
     raise UserError(what, where=where, hint=f"{hint}; or set {where}=null")
 
 

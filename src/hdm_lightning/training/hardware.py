@@ -80,7 +80,9 @@ def accelerator(name: Any) -> str:
 
 def _no_cuda() -> UserError:
     what, hint = "no CUDA device is visible", "check whether nvidia-smi lists the card"
-    if torch.version.cuda is None:
+    if torch.version.hip is not None:
+        what, hint = "no ROCm device is visible", "check whether rocminfo lists the card"
+    elif torch.version.cuda is None:
         what, hint = "this build of torch lacks CUDA", "install a CUDA build, see pytorch.org for your driver"
     hint += "; without a card, use trainer=cpu and a preset for it such as experiment=openclipart_cpu"
     return UserError(what, where="trainer.accelerator", hint=hint)
@@ -93,9 +95,9 @@ def local_devices(devices: Any, kind: str) -> int:
         UserError: there are not that many devices.
     """
     where = "trainer.devices"
-    if devices in ("auto", None, 0, -1):
+    if not isinstance(devices, bool) and devices in ("auto", None, 0, -1):
         devices = 0
-    if not isinstance(devices, int):
+    if isinstance(devices, bool) or not isinstance(devices, int):
         raise UserError(f"{devices!r} is not a number of devices", where=where, hint="set a number, or auto for all")
     if devices < 0:
         raise UserError(f"{devices} is negative", where=where, hint="use auto for all devices")

@@ -62,8 +62,8 @@ def upload(folder: Path, hub: Hub, message: str) -> str:
     try:
         done = _api().upload_folder(repo_id=hub.push, folder_path=folder, commit_message=message)
     except Exception as error:
-        hint = f"nothing is lost: {folder} is complete, and the same command uploads it again"
-        raise _refused(error, hint) from error
+        # The folder is not named: it may be a temporary one.
+        raise _refused(error, "nothing is lost: the same command uploads the result again") from error
     return str(done.commit_url)
 
 

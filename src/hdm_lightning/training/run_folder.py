@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,8 @@ def is_finished(run_dir: Path) -> bool:
 
 def way_on(config: DictConfig, run_dir: Path) -> str:
     """Return the setting that starts another run from the result of a finished one."""
-    return f"init={run_dir}" if "schedule" in config else f"autoencoder.source={run_dir / FINAL}"
+    key, folder = ("init", run_dir) if "schedule" in config else ("autoencoder.source", run_dir / FINAL)
+    return f"{key}={shlex.quote(str(folder))}"
 
 
 def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from hdm_lightning.json_files import LARGEST_BYTES, object_or_empty, require_shallow
 from hdm_lightning.regular_files import read_regular
@@ -158,9 +159,11 @@ def _same(text: str | None, value: Any) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    """Return the value of an override's text, without resolving anything in it."""
-    plain = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
-    return plain["value"] if isinstance(plain, dict) else None
+    """Return the value of an override's text as Hydra reads it; the text itself if it cannot."""
+    try:
+        return OverridesParser.create().parse_override(f"key={text}").value()
+    except HydraException:
+        return text
 
 
 def _overrides(folder: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ import webdataset
 from PIL import Image
 
 from hdm_lightning.cli import shards as shards_command
+from hdm_lightning.data import parallel
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import load_index
@@ -516,3 +517,17 @@ def test_a_process_that_is_killed_is_told_and_what_came_before_it_stays():
     with pytest.raises(UserError, match="was killed") as caught:
         list(ordered_map(os._exit, [3, 4], processes=2))
     assert "same command" in caught.value.hint
+
+
+@pytest.mark.parametrize(("total", "last"), [(1000, " of 1,000, 0:08:00 to go"), (None, "")])
+def test_without_a_terminal_a_line_every_minute_takes_the_place_of_the_bar(monkeypatch, capsys, total, last):
+    """Of a set of which 500 samples were finished before; 20 come every 24 s."""
+    now = [0.0]
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: now[0])
+    with parallel.progress_bar("samples", total) as show:
+        for done in range(500, 620, 20):
+            now[0] += 24.0
+            show(done)
+    said = capsys.readouterr()
+    assert said.out == "" and len(lines := said.err.splitlines()) == 2
+    assert lines[1] == f"samples: 600{last}"

@@ -179,6 +179,7 @@ def test_the_command_writes_shards_whose_samples_are_the_same_bytes(scored, tmp_
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "11 samples: 2 kept, 9 left out" in told and "  1 left out: pwatermark above 0.5" in told
+    assert told.count(str(tmp_path / "out")) == 1  # in the path of the list of those left out
     assert {file.name: file.read_bytes() for file in scored.iterdir()} == before
     index = load_index(out)
     assert [(shard.name, shard.samples) for shard in index.shards] == [("000.tar", 1), ("001.tar", 1)]
