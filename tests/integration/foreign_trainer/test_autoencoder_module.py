@@ -162,6 +162,9 @@ def test_it_loads_from_a_checkpoint_by_its_plain_fields(module, images, fit, wei
     if adversarial:
         again = AutoencoderModule.load_from_checkpoint(tmp_path / "last.ckpt", discriminator=PatchDiscriminator(8, 1))
         assert again.accumulation == 2
+    other = build_vae(CONFIG | {"layers_per_block": 2})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        AutoencoderModule.load_from_checkpoint(tmp_path / "last.ckpt", autoencoder=other)
 
 
 def test_the_report_and_the_images_are_of_the_average(module, images, fit, tmp_path):
