@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
@@ -127,6 +127,18 @@ def test_its_metrics_are_those_of_the_images(module, images, fit, adversarial):
     assert measured["val/psnr"] == pytest.approx(np.mean(-10 * np.log10(errors.mean((1, 2, 3)))), rel=1e-5)
     assert measured["val/equivariance_rotation"] == pytest.approx(np.mean(turned), rel=1e-5)
     assert measured["val/equivariance_scale"] == pytest.approx(np.mean(scaled), rel=1e-5)
+
+
+def test_the_losses_of_the_samples_have_the_trained_loss_as_their_mean(module, images, fit):
+    pairs = []
+    note = LambdaCallback(
+        on_train_batch_end=lambda trainer, trained, outputs, batch, place: pairs.append(
+            ((outputs["sample_losses"] * batch["weight"]).mean().item(), outputs["loss"].item())
+        )
+    )
+    trained = module(True, adversarial_start_samples=0, adversarial_weight=0.1)
+    fit(True, callbacks=[note], limit_val_batches=0).fit(trained, images())
+    assert len(pairs) == 12 and all(mean == pytest.approx(loss, rel=1e-4, abs=1e-6) for mean, loss in pairs)
 
 
 def relative(value, reference):
