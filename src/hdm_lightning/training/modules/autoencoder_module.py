@@ -297,9 +297,8 @@ class AutoencoderModule(AdversarialSteps):
         strict, alone = kwargs.pop("strict", True), kwargs.get("discriminator") is None
         if alone:
             kwargs |= {"accumulation": 1, "gradient_clip": 0.0}
-        module: AutoencoderModule = super().load_from_checkpoint(
-            checkpoint_path, *args, strict=strict and not alone, **kwargs
-        )
+        kwargs["strict"] = strict and not alone
+        module: AutoencoderModule = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         if strict and alone:  # only the discriminator's weights may be left over
             own = {name: value for name, value in saved["state_dict"].items() if not name.startswith("discriminator.")}
             module.load_state_dict(own)
