@@ -4,8 +4,8 @@ Compared are the first shard, its table and its statistics: names and order of m
 records and the types of their values, columns, names of statistics. The images themselves are not compared.
 """
 
+import argparse
 import json
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,13 @@ def _without(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 def main() -> int:
     """Print the differences."""
-    one, two = (layout(Path(name)) for name in sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs=2, type=Path, metavar="FOLDER")
+    folders = parser.parse_args().folders
+    for folder in folders:
+        if not any(folder.glob("*.tar")):
+            parser.error(f"{folder} has no shards")
+    one, two = map(layout, folders)
     differing = [name for name in one if one[name] != two[name]]
     print(f"{len(one) - len(differing)} of {len(one)} facts are the same; different: {differing}")
     for name in differing:

@@ -33,4 +33,5 @@ def main() -> None:
     Path(out).write_text(json.dumps(content, indent=1) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -50,4 +50,5 @@ def main() -> None:
     file.write_text(json.dumps({**config, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -92,4 +92,5 @@ def summary(rows: list[dict[str, Any]], resolution: int) -> dict[str, Any]:
     return {**sizes, "rms_all": whole, "rms_by_distance": rms, "decoded_psnr_db": float(psnr_db)}
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hdm_lightning.profiling.duration import PAPER_HOURS
+
 HERE = Path(__file__).parent
 MACHINES = ("4x5090", "4x4090", "4x3090", "1x4090")
-# Wall-clock hours that the paper reports for four RTX 5090 (arXiv 2509.06068, appendix), by resolution.
-PAPER_HOURS = {256: 174.0, 512: 120.0, 768: 42.0, 1024: 49.0}
 MONEY = ("kwh", "rent_usd", "electricity_usd")
 CARDS = ("1x4080", "1x3090", "1x4090", "1x5090", "1xh100", "4x4090", "4x5090", "4xh100", "8x5090")
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"

@@ -28,6 +28,10 @@ class UserError(ValueError):
         self.what, self.where, self.hint = what, where, hint
         super().__init__(what, where, hint)
 
+    def hint_with(self, more: str) -> str:
+        """Return the hint followed by `more`, which stands alone, without its "or", if there is no hint."""
+        return f"{self.hint}; {more}" if self.hint else more.removeprefix("or ")
+
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         """Keep all fields on the way out of a worker process: by default, only positional arguments survive."""
         return partial(type(self), self.what, where=self.where, hint=self.hint), ()

@@ -401,12 +401,16 @@ def test_an_autoencoder_is_measured(tiny_autoencoder, tiny_shards, tmp_path, cap
 
 @pytest.fixture
 def broken_part(monkeypatch):
-    """Context in which a part of the evaluation raises an error."""
+    """Context in which a part of the evaluation raises an error, for all weights or for some."""
 
     @contextmanager
-    def broken(key, error):
+    def broken(key, error, weights=("ema", "raw")):
+        measure = measuring(key)
+
         def fails(context):
-            raise error
+            if context.weights in weights:
+                raise error
+            return measure(context)
 
         with monkeypatch.context() as patch:
             function = PARTS[key].function.replace(":", ".")
@@ -432,6 +436,19 @@ def test_a_part_that_fails_costs_no_other(run_folder, tiny_shards, tmp_path, bro
     assert all("pulled out" in one["error"] for one in result["failed"])
     assert "pulled out" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "evaluation.partial.json").exists()
+
+
+def test_a_part_that_turns_out_impossible_for_the_second_weights_alone_failed_for_them(
+    run_folder, tiny_shards, tmp_path, broken_part
+):
+    arguments = [str(run_folder), "--data", str(tiny_shards), *SMALL, *FEW, "--out", str(tmp_path)]
+    with broken_part("loss", UserError("too few"), ["raw"]), broken_part("camera", UserError("too few"), ["ema"]):
+        assert evaluate.main(arguments) == 1
+    result = result_of(tmp_path)
+    assert "loss" in result["results"]["ema"] and "loss" not in result["results"]["raw"]
+    assert [(one["part"], one["weights"]) for one in result["failed"]] == [("loss", "raw")]
+    left_out = {one["part"] for one in result["left_out"]}
+    assert "camera" in left_out and "loss" not in left_out
 
 
 def test_where_no_part_succeeds_the_first_error_is_the_commands(run_folder, tiny_shards, tmp_path, broken_part):

@@ -66,8 +66,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, c
         ({"stage": {"resolution": 14}}, "equivariance.scale_numerators"),
         ({"equivariance": {"equivariant": 0.9, "downscaled": 0.2}}, "equivariance"),
         ({"equivariance": {"scale_numerators": [3], "scale_denominator": 16}}, "equivariance.scale_numerators"),
-        ({"equivariance": {"downscaled": 0.5, "scale_numerators": []}}, "equivariance.scale_numerators"),
-        ({"equivariance": {"downscaled": 0.5, "scale_numerators": [8]}}, "equivariance.scale_numerators"),
+        ({"equivariance": {"downscaled": 0.5, "scale_numerators": []}}, "equivariance"),
+        ({"equivariance": {"downscaled": 0.5, "scale_numerators": [8]}}, "equivariance"),
         (
             {
                 "equivariance": {

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from hdm_lightning.training.averaging.averages import ParameterAverages
+from hdm_lightning.training.averaging.power_function import snapshot_path
 
 
 def linear(value):
@@ -79,3 +80,10 @@ def test_state_survives_a_round_trip_and_a_change_of_halflives():
 
 def test_names():
     assert ParameterAverages(linear(0.0), [500, 50_000, 2_000_000]).names() == ["ema_500", "ema_50k", "ema_2M"]
+
+
+def test_close_averages_have_names_and_files_of_their_own(tmp_path):
+    averages = ParameterAverages(linear(0.0), [1_234_567, 1_234_568], sigma_rel=[0.05, 0.0501, 0.0504])
+    assert len(set(averages.names())) == 5
+    paths = {snapshot_path(tmp_path, 64, width) for width in averages.widths}
+    assert len(paths) == 3 and tmp_path / "000000000064-0.050.safetensors" in paths

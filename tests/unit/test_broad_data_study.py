@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments.broad_data import counting
 from experiments.broad_data.commands import ShardServer
+from experiments.broad_data.layout import main as compare_layouts
 from experiments.broad_data.run import KEEPS, LIMITS
 from experiments.broad_data.stand_in import ERRORS, Sizes, imitate
 from experiments.broad_data.web import DEAD, Web
@@ -29,6 +30,15 @@ def stand_in(tmp_path_factory):
     folder = tmp_path_factory.mktemp("web") / "set"
     imitate(web, folder, SIZES)
     return web, folder
+
+
+@pytest.mark.parametrize("arguments", [[], ["one"], ["one", "two"]])
+def test_folders_that_are_missing_are_refused_with_the_usage(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["layout.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        compare_layouts()
+    assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
 
 
 def test_failed_addresses_are_counted_by_reason_and_the_killed_shard_is_named(stand_in, capsys):

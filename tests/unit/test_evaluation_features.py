@@ -125,6 +125,17 @@ def test_a_model_of_pictures_alone_is_no_clip(tmp_path):
         load_clip(str(folder), CPU)
 
 
+def test_a_clip_that_is_not_there_says_how_to_do_without_even_where_nothing_else_helps(monkeypatch):
+    def lacking(*_, **__):
+        raise UserError("contains no such folder")
+
+    monkeypatch.setattr("hdm_lightning.evaluation.clip.locate_model", lacking)
+    with pytest.raises(UserError) as caught:
+        load_clip("py:nowhere", CPU)
+    assert caught.value.hint.startswith("leave --clip out")
+    assert UserError("no", hint="wait").hint_with("or go") == "wait; or go"
+
+
 def test_networks_of_one_name_keep_their_features_apart(clip_folder):
     judge = load_clip(str(clip_folder), CPU)  # the same model as feature network and as judge of captions
     networks = [load_feature_network(str(clip_folder), CPU), judge.network]

@@ -79,6 +79,8 @@ def test_the_page_escapes_what_it_shows_and_says_what_is_missing():
     assert "toy &lt;model&gt;" in page
     assert "contains the true value in 90% of such evaluations" in page
     assert "the open end is the exact bound of a proportion" in page
+    explained = page.partition("How to read the numbers")[2]
+    assert "Wilson" in explained and "Newcombe" in explained and "floor" in explained
     assert page.count("data:image/png;base64,") == 2
     assert re.search(r"shapes</b>: no shapes <i>build some</i>", page)
     assert page.count("<td>–</td>") == 1  # only_ema has no value for raw

@@ -73,6 +73,14 @@ def test_no_function_is_written_twice() -> None:
     assert [places for places in found.values() if len(places) > 1] == []
 
 
+def test_experiments_can_be_imported_without_running() -> None:
+    files = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
+    bodies = {str(file): ast.parse(file.read_text(encoding="utf-8")).body for file in files}
+    calls = {(name, ast.unparse(node)) for name, body in bodies.items() for node in body if isinstance(node, ast.Expr)}
+    assert len(files) > 20
+    assert not [call for call in calls if call[1].startswith("main(")]
+
+
 def test_what_experiments_and_documents_import_is_there() -> None:
     root = Path(__file__).parents[2]
     sources = [file.read_text(encoding="utf-8") for file in root.glob("experiments/**/*.py")]

@@ -84,7 +84,10 @@ def test_scales_that_enlarge_and_transforms_that_do_nothing_are_refused():
         BranchSettings(scale_numerators=(16, 33))
     with pytest.raises(ValueError, match="leave every image unchanged"):
         BranchSettings(scale_numerators=(32,), quarter_turns=(0, 4))
-    assert BranchSettings(scale_numerators=(), quarter_turns=(), flips=True).flips
+    assert BranchSettings(downscaled=0.0, scale_numerators=(), quarter_turns=(), flips=True).flips
+    for numerators in ((), (32,)):
+        with pytest.raises(ValueError, match="no scale below 1"):
+            BranchSettings(downscaled=0.125, scale_numerators=numerators)
 
 
 def test_patches_cover_the_grid_and_stay_inside():

@@ -72,11 +72,14 @@ class BranchSettings:
                 f"scale_numerators: got {max(self.scale_numerators)}/{self.scale_denominator}, expected at most 1"
             )
         moves = self.flips or any(turns % 4 for turns in self.quarter_turns)
-        if self.equivariant and not moves and not any(n < self.scale_denominator for n in self.scale_numerators):
+        scales = any(n < self.scale_denominator for n in self.scale_numerators)
+        if self.equivariant and not moves and not scales:
             raise ValueError(
                 "equivariant: scale_numerators, quarter_turns and flips leave every image unchanged; "
                 "expected a transform, or probability 0"
             )
+        if self.downscaled and not scales:
+            raise ValueError("downscaled: scale_numerators has no scale below 1; expected one, or probability 0")
 
     @classmethod
     def anime(cls) -> "BranchSettings":

@@ -105,7 +105,7 @@ def _config_of(source: AutoencoderSource) -> dict[str, Any]:
         return autoencoder_config(source)
     except UserError as error:
         known = ", ".join(AUTOENCODERS)
-        raise UserError(error.what, where=error.where, hint=f"{error.hint}; known without it: {known}") from error
+        raise UserError(error.what, where=error.where, hint=error.hint_with(f"known without it: {known}")) from error
 
 
 class AutoencoderStep:

@@ -66,7 +66,7 @@ def load_clip(name: str, device: torch.device) -> Clip:
     try:
         folder = locate_model(name, where=WHERE, required=VISION_FILES, download=[*VISION_DOWNLOAD, "*.txt"])
     except UserError as error:
-        hint = f"{error.hint}; or leave --clip out: a small head is trained on the training set"
+        hint = error.hint_with("or leave --clip out: a small head is trained on the training set")
         raise UserError(error.what, where=WHERE, hint=hint) from error
     model = read_vision_model(folder, WHERE)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):

@@ -31,9 +31,9 @@ def evaluate(
 ) -> tuple[Evaluation, int]:
     """Evaluate a model; return the results and the number of training samples behind the model.
 
-    A part that turns out to be impossible is left out, unless it was asked for by name. One that fails, for whatever
-    reason, is recorded, and the others are still measured. After each part, which may have taken hours, `keep` gets all
-    results so far.
+    A part that turns out to be impossible is left out, unless it was asked for by name or measured for other weights.
+    One that fails, for whatever reason, is recorded, and the others are still measured. After each part, which may have
+    taken hours, `keep` gets all results so far.
 
     Raises:
         UserError: something is missing for a part asked for by name, or nothing can be measured at all.
@@ -55,7 +55,8 @@ def evaluate(
             try:
                 found.results[weights][key] = measuring(key)(context)
             except Exception as error:  # must not lose what the others found in hours
-                if isinstance(error, UserError) and not request.asked:
+                measured = any(key in parts_of for parts_of in found.results.values())
+                if isinstance(error, UserError) and not request.asked and not measured:
                     found.left_out.append(_omission(key, error))
                     parts.remove(key)
                 else:

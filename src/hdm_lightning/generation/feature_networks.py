@@ -123,7 +123,7 @@ def _transformers(name: str, device: torch.device) -> FeatureNetwork:
     try:
         folder = locate_model(name, where=WHERE, required=VISION_FILES, download=VISION_DOWNLOAD)
     except UserError as error:
-        raise UserError(error.what, where=WHERE, hint=f"{error.hint}; or {_NEAREST}") from error
+        raise UserError(error.what, where=WHERE, hint=error.hint_with(f"or {_NEAREST}")) from error
     preprocessing = vision_preprocessing(folder)
     model = read_vision_model(folder).to(device)
     return measured_network(short_name(name), f"transformers {name}", preprocessing, _one_vector(model), device)

@@ -284,7 +284,7 @@ def _config_of(name: str, known: Mapping[str, Mapping[str, Any]], where: str) ->
     try:
         folder = locate_model(name, where=where, required=["config.json"])
     except UserError as error:
-        hint = f"{error.hint}; sizes known without it: {', '.join(known)}"
+        hint = error.hint_with(f"sizes known without it: {', '.join(known)}")
         raise UserError(error.what, where=where, hint=hint) from error
     content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return content

@@ -272,14 +272,9 @@ def smallest_trained(branches: BranchSettings, cells: int) -> int:
     Raises:
         UserError: no scale gives a whole number of cells.
     """
-    if not (branches.equivariant or branches.downscaled):
+    if not branches.scale_numerators or not (branches.equivariant or branches.downscaled):
         return cells
     where = "equivariance.scale_numerators"
-    if not branches.scale_numerators:
-        if branches.downscaled:
-            what, hint = "is empty, so the downscaled branch would not scale", "equivariance.downscaled=0"
-            raise UserError(what, where=where, hint=f"set some, or {hint}")
-        return cells
     scales = exact_scales(cells, branches.scale_numerators, branches.scale_denominator)
     if not scales:
         raise UserError(

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
@@ -129,6 +129,18 @@ def test_its_metrics_are_those_of_the_images(module, images, fit, adversarial):
     assert measured["val/equivariance_scale"] == pytest.approx(np.mean(scaled), rel=1e-5)
 
 
+def test_the_losses_of_the_samples_have_the_trained_loss_as_their_mean(module, images, fit):
+    pairs = []
+    note = LambdaCallback(
+        on_train_batch_end=lambda trainer, trained, outputs, batch, place: pairs.append(
+            ((outputs["sample_losses"] * batch["weight"]).mean().item(), outputs["loss"].item())
+        )
+    )
+    trained = module(True, adversarial_start_samples=0, adversarial_weight=0.1)
+    fit(True, callbacks=[note], limit_val_batches=0).fit(trained, images())
+    assert len(pairs) == 12 and all(mean == pytest.approx(loss, rel=1e-4, abs=1e-6) for mean, loss in pairs)
+
+
 def relative(value, reference):
     difference, scale = ((each.flatten(1).double() ** 2).sum(1).sqrt() for each in (value - reference, reference))
     return (difference / scale).mean().item()
@@ -162,6 +174,9 @@ def test_it_loads_from_a_checkpoint_by_its_plain_fields(module, images, fit, wei
     if adversarial:
         again = AutoencoderModule.load_from_checkpoint(tmp_path / "last.ckpt", discriminator=PatchDiscriminator(8, 1))
         assert again.accumulation == 2
+    other = build_vae(CONFIG | {"layers_per_block": 2})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        AutoencoderModule.load_from_checkpoint(tmp_path / "last.ckpt", autoencoder=other)
 
 
 def test_the_report_and_the_images_are_of_the_average(module, images, fit, tmp_path):

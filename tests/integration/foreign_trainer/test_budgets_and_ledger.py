@@ -115,8 +115,16 @@ def test_a_spent_budget_counts_restarts_and_stays_spent(flow_module, shard_data,
 
 @pytest.mark.parametrize("settings", [{"max_hours": 0.0}, {"max_cost_usd": -1.0}])
 def test_a_budget_of_nothing_is_refused(settings):
-    with pytest.raises(UserError, match="not positive"):
+    with pytest.raises(UserError, match="not positive") as caught:
         Budget(**settings)
+    assert caught.value.where == f"callbacks.budget.{next(iter(settings))}"
+
+
+@pytest.mark.parametrize("settings", [{"samples": 0}, {"samples": 8, "min_delta": -0.1}])
+def test_a_plateau_that_cannot_be_is_refused_by_its_key(settings):
+    with pytest.raises(UserError) as caught:
+        PlateauStopping(**settings)
+    assert caught.value.where == f"callbacks.plateau.{list(settings)[-1]}"
 
 
 def test_a_plateau_is_measured_in_samples_and_the_lowest_loss_counts(flow_module, shard_data, trainer, monkeypatch):

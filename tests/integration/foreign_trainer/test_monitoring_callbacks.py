@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from PIL import Image
@@ -185,6 +186,13 @@ def test_speed_and_the_parts_of_a_step_count_training_alone(flow_module, shard_d
         assert logger.values(f"step_time_ms/{name}") == pytest.approx([milliseconds] * 2, abs=1e-6)
     assert type(fit.profiler).__name__ == "PassThroughProfiler"
     assert logger.values("memory_gb/host")[0] > 0.05
+
+
+def test_speed_and_samples_seen_are_logged_for_batches_that_are_bare_tensors(trainer):
+    logger = Record()
+    fit = trainer(callbacks=[Throughput(), DataSeen()], logger=logger, max_steps=2, limit_val_batches=0)
+    fit.fit(BoringModel())
+    assert len(logger.values("speed/images_per_s")) == 2 and logger.values("seen/masked") == [0.0, 0.0]
 
 
 def test_flops_are_what_torch_counts(flow_module, shard_data, trainer):

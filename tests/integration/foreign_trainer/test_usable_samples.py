@@ -45,6 +45,14 @@ def test_a_training_without_any_usable_sample_ends_at_once(flow_module, shard_da
     assert caught.value.where == "data.train" and run.global_step == 2  # steps of 8
 
 
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_a_fit_too_short_for_that_ends_the_same_whatever_share_may_be_bad(flow_module, shard_data, trainer, share):
+    run = trainer(callbacks=[UsableSamples(share)], limit_val_batches=0, max_steps=1)
+    with pytest.raises(UserError, match="8 of 8 samples of the training could not be used") as caught:
+        run.fit(flow_module(), masking(shard_data(), lambda index: True))
+    assert caught.value.where == "data.train" and "max_bad_share" not in str(caught.value)
+
+
 def test_a_training_that_runs_out_of_usable_samples_ends_at_the_next_checkpoint(
     flow_module, shard_data, trainer, tmp_path
 ):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.averaging.power_function import WIDEST, step_decay
+from hdm_lightning.training.averaging.power_function import WIDEST, step_decay, width_name
 from hdm_lightning.training.strategies.sharded_tensors import copy_whole, is_sharded, local_parts, whole
 
 
@@ -59,7 +59,7 @@ class ParameterAverages:
     def names(self) -> list[str]:
         """Return a name per average, such as `ema_500k` or `power_0.050`."""
         exponential = [f"ema_{_short(halflife)}" for halflife in self.halflives]
-        return exponential + [f"power_{width:.3f}" for width in self.widths]
+        return exponential + [f"power_{width_name(width)}" for width in self.widths]
 
     @torch.no_grad()
     def update(self, samples: int) -> None:
@@ -208,6 +208,7 @@ class AveragedNetwork:
 
 def _short(count: float) -> str:
     for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if count >= size:
-            return f"{count / size:g}{unit}"
+        short = f"{count / size:g}"
+        if count >= size and float(short) == count / size:  # otherwise two half-lives could share a name
+            return f"{short}{unit}"
     return str(count)

@@ -149,9 +149,15 @@ class Reconstruction:
     used: int
 
 
+def width_name(sigma_rel: float) -> str:
+    """Return a relative width with three decimals, or with all it has; distinct widths have distinct names."""
+    short = f"{sigma_rel:.3f}"
+    return short if float(short) == sigma_rel else str(float(sigma_rel))
+
+
 def snapshot_path(folder: Path, samples: int, sigma_rel: float) -> Path:
     """Return the path of an average's file."""
-    return folder / f"{samples:012d}-{sigma_rel:.3f}.safetensors"
+    return folder / f"{samples:012d}-{width_name(sigma_rel)}.safetensors"
 
 
 def write_snapshot(

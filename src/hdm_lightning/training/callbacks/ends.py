@@ -68,7 +68,8 @@ class Budget(StepWatcher, Callback):
         super().__init__()
         for where, value in (("max_hours", max_hours), ("max_cost_usd", max_cost_usd)):
             if value is not None and not value > 0:
-                raise UserError(f"{value} is not positive", where=where, hint="set a positive value or null")
+                hint = "set a positive value or null"
+                raise UserError(f"{value} is not positive", where=f"callbacks.budget.{where}", hint=hint)
         self.max_hours, self.max_cost_usd, self.usd_per_device_hour = max_hours, max_cost_usd, usd_per_device_hour
         self.reason: str | None = None
         self._ledger: KeepLedger | None = None
@@ -140,9 +141,12 @@ class PlateauStopping(EarlyStopping):
 
     def __init__(self, samples: int, *, monitor: str = "val/loss", min_delta: float = 0.0, **kwargs: Any) -> None:
         super().__init__(monitor=monitor, min_delta=min_delta, **kwargs)
-        if not samples > 0 or not min_delta >= 0:
-            what = f"got {samples} samples and min_delta {min_delta}"
-            raise UserError(what, where="plateau_samples", hint="set samples above 0, and min_delta to 0 or more")
+        if not samples > 0:
+            raise UserError(
+                f"{samples} is not positive", where="callbacks.plateau.samples", hint="set 1 or more, or null"
+            )
+        if not min_delta >= 0:
+            raise UserError(f"{min_delta} is not 0 or more", where="callbacks.plateau.min_delta", hint="set 0 or more")
         self.samples = samples
         self.reason: str | None = None
         self.best = math.inf

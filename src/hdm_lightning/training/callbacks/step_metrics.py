@@ -1,5 +1,6 @@
 """Metrics logged per step: the loss by time, norms, and the data seen."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ class DataSeen(StepWatcher, Callback):
     ) -> None:
         """Count the micro-batch's masked samples, on the device."""
         assert self._since is not None
-        self._since += (1 - batch["weight"]).sum()
+        if isinstance(batch, Mapping) and "weight" in batch:
+            self._since += (1 - batch["weight"]).sum()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:

@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -310,15 +310,22 @@ class Throughput(StepWatcher, Callback):
 def batch_flops(module: LightningModule, batch: Any) -> int:
     """Return an XUT's operations for this process's micro-batch, forward and backward, without padding; else 0."""
     config = getattr(getattr(module, "network", None), "config", None)
-    if not isinstance(config, XUTConfig) or "caption_tokens" not in batch:
+    counts = _caption_tokens(batch)
+    if not isinstance(config, XUTConfig) or counts is None:
         return 0
     height, width = latent_grid(batch, module.autoencoder.factor)  # type: ignore[union-attr,arg-type]
     rate = float(module.routing_rate)  # type: ignore[arg-type]
-    return sum(training_flops(config, (height, width), text, rate) for text in batch["caption_tokens"])
+    return sum(training_flops(config, (height, width), text, rate) for text in counts)
 
 
 def text_tokens(module: LightningModule, batch: Any) -> tuple[int, int]:
     """Return the caption tokens of this process's micro-batch, without and with padding; 0 without captions."""
-    if "caption_tokens" not in batch or not hasattr(module, "fed_tokens"):
+    counts = _caption_tokens(batch)
+    if counts is None or not hasattr(module, "fed_tokens"):
         return 0, 0
-    return sum(batch["caption_tokens"]), module.fed_tokens(batch).numel()  # type: ignore[operator]
+    return sum(counts), module.fed_tokens(batch).numel()  # type: ignore[operator]
+
+
+def _caption_tokens(batch: Any) -> list[int] | None:
+    """Return the number of tokens of each caption; None for a batch without, such as a bare tensor."""
+    return batch.get("caption_tokens") if isinstance(batch, Mapping) else None

@@ -96,7 +96,9 @@ class UsableSamples(StepWatcher, Callback):
         if not self.bad:
             return
         told, share = f"{self.bad} of {self.seen} samples of the training could not be used", self._share(trainer)
-        if self.bad == self.seen or self.bad > share * self.seen:
+        if self.bad == self.seen:
+            raise UserError(f"{told}{_reasons(trainer)}", where="data.train", hint=_VERIFY)
+        if self.bad > share * self.seen:
             what = f"{told}, more than {share:.1%}{_reasons(trainer)}"
             raise UserError(what, where="data.max_bad_share", hint=f"{_VERIFY}; or raise data.max_bad_share")
         if rank() == 0:

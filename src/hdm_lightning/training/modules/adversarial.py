@@ -173,12 +173,12 @@ class AdversarialSteps(ResumableModule):
         loss = batch_mean(per_sample, weight)
         if discriminator is not None:
             terms["adversarial"] = generator_adversarial(frozen_call(discriminator, result.output))
-            per_sample = per_sample + terms["adversarial"]
             adversarial = batch_mean(terms["adversarial"], weight)
             reconstruction = batch_mean(self.objective.reconstruction(terms), weight)
             balance = self.adversarial.balance(reconstruction, adversarial, self.network.last_layer())
             terms["adaptive_weight"] = balance.reshape(1)
             loss = loss + balance * self.adversarial.weight * adversarial
+            per_sample = per_sample + balance * self.adversarial.weight * terms["adversarial"]
         self.log_terms(terms, loss, weight)
         return loss, per_sample
 

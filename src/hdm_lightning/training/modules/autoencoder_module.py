@@ -285,16 +285,23 @@ class AutoencoderModule(AdversarialSteps):
             args: further arguments of `LightningModule.load_from_checkpoint`.
             kwargs: `discriminator` if the training had one, otherwise its weights are dropped; `autoencoder` to replace
                 the saved AutoencoderKL; others replace saved hyperparameters.
+
+        Raises:
+            RuntimeError: the names or shapes of the weights differ from those of the module.
         """
         kwargs.setdefault("weights_only", True)
         kwargs.setdefault("map_location", "cpu")
+        saved = torch.load(Path(checkpoint_path), map_location="cpu", weights_only=True, mmap=True)
         if "autoencoder" not in kwargs:
-            saved = torch.load(Path(checkpoint_path), map_location="cpu", weights_only=True, mmap=True)
             kwargs["autoencoder"] = build_vae(saved["hyper_parameters"]["network_config"])
-        if kwargs.get("discriminator") is None:
-            kwargs.setdefault("strict", False)
+        strict, alone = kwargs.pop("strict", True), kwargs.get("discriminator") is None
+        if alone:
             kwargs |= {"accumulation": 1, "gradient_clip": 0.0}
+        kwargs["strict"] = strict and not alone
         module: AutoencoderModule = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        if strict and alone:  # only the discriminator's weights may be left over
+            own = {name: value for name, value in saved["state_dict"].items() if not name.startswith("discriminator.")}
+            module.load_state_dict(own)
         return module
 
 
