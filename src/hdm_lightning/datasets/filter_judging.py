@@ -101,7 +101,7 @@ def judged_shard(wanted: Filter, shard: PlannedShard) -> Judged:
         for row, (high, wide) in enumerate(zip(height.tolist(), width.tolist(), strict=True)):
             judge.take(row, Seen(wide, high), b"")
         return judge.found(height * width)
-    for row, sample in samples_of(LocalFiles(), shard):
+    for row, (_, sample) in enumerate(samples_of(LocalFiles(), shard)):
         if isinstance(sample, str):
             judge.refuse(row, UNREADABLE)
             continue

@@ -14,6 +14,7 @@ from hdm_lightning.cli.shards import main
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.inspection import collect
 from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.datasets import filtering, near_duplicates
 from hdm_lightning.datasets.filter_judging import Filter
 from hdm_lightning.datasets.filter_rules import Rule
@@ -320,3 +321,15 @@ def test_a_sample_that_cannot_be_copied_ends_the_call_and_the_hint_helps(kit, tm
     main(command.split())
     assert main([*words[:3], str(tmp_path / "again"), *words[4:]]) == 0
     assert load_index(tmp_path / "again").samples == 7
+
+
+def test_the_sample_that_cannot_be_copied_is_named_as_in_its_shard(kit, tmp_path):
+    """Not by its row among the samples that are not left out."""
+    folder = kit.write_shards(tmp_path / "set", [4])
+    shard, starts = folder / "000.tar", load_index(folder).shards[0].table().start
+    data = bytearray(shard.read_bytes())
+    data[starts[2] + 4 : starts[2] + 24] = bytes(20)
+    shard.write_bytes(data)
+    leave_out(folder, [Problem("000.tar", "marked by hand", 0)])
+    with pytest.raises(UserError, match="sample 2 cannot"):
+        FilteredSet(str(folder), Filter((Rule("height", least=1),))).write(tmp_path / "out")
