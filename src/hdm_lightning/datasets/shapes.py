@@ -94,11 +94,11 @@ class ShapesOptions:
             and sum(p for _, p in self.objects) > 0,
             "objects",
             self.objects,
-            "numbers from 1 to 3 with frequencies that are not negative and not all zero",
+            "numbers from 1 to 3, with frequencies that are not negative and not all zero",
         )
         require(self.split in SPLITS, "split", self.split, f"one of {', '.join(SPLITS)}")
         require(self.held_out in RULES, "held_out", self.held_out, f"one of {', '.join(RULES)}")
-        require(0 <= self.variation <= 1, "variation", self.variation, "from 0 to 1")
+        require(0 <= self.variation <= 1, "variation", self.variation, "a number from 0 to 1")
         require(self.encoding in ENCODINGS, "encoding", self.encoding, f"one of {', '.join(ENCODINGS)}")
 
 
@@ -210,9 +210,9 @@ def _size(rng: np.random.Generator, options: ShapesOptions) -> tuple[int, int]:
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
-    """Raise UserError with an option's name, its value and what was expected, unless the condition holds."""
+    """Raise UserError with an option, its value and what to choose instead, unless the condition holds."""
     if not condition:
-        raise UserError(f"is {value!r}; expected {expected}", where=name, hint=f"change {name}")
+        raise UserError(f"is {value!r}", where=f"--{name.replace('_', '-')}", hint=f"choose {expected}")
 
 
 _LONG_FORM = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
