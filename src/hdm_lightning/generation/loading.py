@@ -206,7 +206,7 @@ def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) 
         raise UserError(
             f"contains no autoencoder ({VAE_FOLDER}/)",
             where=str(found.folder),
-            hint="name one with --vae, the one the network was trained with",
+            hint="name one with --vae (vae= in Python), the one the network was trained with",
         )
     files = found.weight_files(weights)
     autoencoder = load_autoencoder(options.vae or str(found.vae), dtype=torch.float32, where="vae")
