@@ -157,7 +157,7 @@ class StreamLoader:
             yield self._batch(samples)
 
     def _samples(self, chunks: "_Chunks") -> Iterator[Sample]:
-        meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience)
+        meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience, self.config.quarantine)
         for sample in in_order(self._source(chunks)):
             meter.count(sample.fault or None)
             yield sample
