@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, inject_adapter_in_model, set_peft_model_state_dict
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hdm_lightning import HDMPipeline, load_autoencoder
@@ -16,6 +17,7 @@ from hdm_lightning.encoders import pretrained
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import read_record
+from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline_adapters import AdapterUse
 from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop.adapter_files import read_adapter, write_adapter_folder, write_lora, write_lora_comfyui
@@ -242,6 +244,20 @@ def test_a_single_file_is_drawn_over_its_base_or_names_the_way(base, adapter, tm
     write_lora(file, replace(adapter(1), base=Base(str(file))))
     assert sample.main([str(file), *options]) == 2
     assert "is itself a LoRA" in capsys.readouterr().err
+
+
+def test_what_is_told_of_a_base_is_told_with_its_lora(base, adapter, tmp_path):
+    """A file that holds the network twice."""
+    file = tmp_path / "twice.safetensors"
+    assert convert.main([str(base), str(file)]) == 0
+    with safe_open(file, "pt") as opened:
+        metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    copies = {f"other.{name}": value.clone() for name, value in tensors.items() if not name.startswith("vae")}
+    save_file({**tensors, **copies}, file, metadata)
+    write_adapter_folder(tmp_path / "lora", replace(adapter(1), base=Base(str(file))))
+    notice = load_pipeline(file, LoadOptions()).notice
+    assert "more than once" in notice
+    assert load_pipeline(tmp_path / "lora", LoadOptions(any_base=True)).notice == notice
 
 
 def test_a_lora_on_the_hub_is_drawn_over_its_base(base, adapter, tmp_path, capsys, monkeypatch):

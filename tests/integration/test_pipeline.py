@@ -19,6 +19,7 @@ from transformers import Qwen3Model
 
 import hdm_lightning
 from hdm_lightning import HDMPipeline, load_autoencoder, load_text_encoder
+from hdm_lightning.cli import convert
 from hdm_lightning.diffusion import times
 from hdm_lightning.diffusion.sampling import SOLVERS
 from hdm_lightning.encoders.pretrained import TextEncoderSource
@@ -124,6 +125,22 @@ def test_hub_names_are_referred_to(final, tmp_path):
     assert index["text_encoder_name"] == "OWNER/NAME"
     assert not (tmp_path / "text_encoder").exists()
     assert pipeline.components["text_encoder"] is pipeline.text_encoder  # saving leaves the pipeline as it was
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["a folder", "a single file"])
+def test_a_text_encoder_of_ones_own_is_saved_instead_of_the_recorded_name(final, tmp_path, single):
+    """The recorded name is a hub's, so that saving would leave the encoder out."""
+    recorded = HDMPipeline.from_pretrained(final)
+    own, source = recorded.text_encoder, shutil.copytree(final, tmp_path / "source")
+    index = json.loads((source / "model_index.json").read_text())
+    (source / "model_index.json").write_text(json.dumps({**index, "text_encoder_name": "OWNER/NAME"}))
+    if single:
+        assert convert.main([str(source), str(tmp_path / "hdm.safetensors")]) == 0
+        source = tmp_path / "hdm.safetensors"
+    pipeline = HDMPipeline.from_pretrained(source, text_encoder=own, tokenizer=recorded.tokenizer)
+    assert pipeline.text_encoder is own and pipeline.config.text_encoder_name is None
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "text_encoder" / "config.json").is_file()
 
 
 def test_a_final_folder_may_hold_its_text_encoder(tmp_path, state, final, expected, tiny_text_encoder):

@@ -16,6 +16,7 @@ from hdm_lightning import XUT, FlowModule, ShardDataModule, load_autoencoder, lo
 from hdm_lightning.cli.shards import main
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.text_states import PIECES_NAME, TABLE_NAME, TextStates, pieces_of
+from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.datasets import caption_states
 from hdm_lightning.datasets.writer import write_shard
 from hdm_lightning.encoders.text import TransformersTextEncoder
@@ -273,6 +274,17 @@ def test_other_fields_of_the_same_shards_are_encoded_too(tiny_text_encoder, tmp_
     assert len(TextStates(out)) == 2
     assert encode(tmp_path / "set", out, tiny_text_encoder, *words, "--fields", "said") == 0
     assert len(TextStates(out)) == 3
+
+
+def test_a_sample_whose_caption_cannot_be_read_is_recorded_as_in_its_shard(tiny_text_encoder, tmp_path):
+    """Not by its row among the samples that are not left out."""
+    samples = {str(number): {"png": _white(), "txt": "red"} for number in range(4)}
+    write_shard(tmp_path / "set" / "0.tar", {**samples, "2": {"png": _white(), "json": b"{"}})
+    index_shards(tmp_path / "set")
+    leave_out(tmp_path / "set", [Problem("0.tar", "marked by hand", 0)])
+    assert encode(tmp_path / "set", tmp_path / "states", tiny_text_encoder, "--context-length", "8") == 0
+    (line,) = (tmp_path / "states" / caption_states.FAULTS_NAME).read_text().splitlines()
+    assert (json.loads(line)["key"], json.loads(line)["ordinal"]) == ("2", 2)
 
 
 def test_damaged_files_are_named(states, tiny_text_encoder, tmp_path):

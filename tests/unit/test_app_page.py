@@ -143,6 +143,8 @@ def test_large_numbers_reach_the_plan_as_they_are():
         ((PAPER, "5090", 0, None), "cards"),
         ((PAPER, "5090", 1.5, None), "cards"),
         ((PAPER, "5090", "4x", None), "cards"),
+        ((PAPER, "5090", float("nan"), None), "cards"),
+        ((PAPER, "5090", float("inf"), None), "cards"),
         ((PAPER, "5090", 4, -3), "budget"),
         ((PAPER, "5090", 4, 0.01), "budget_usd"),
     ],

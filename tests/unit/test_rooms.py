@@ -42,6 +42,15 @@ def test_each_name_stands_once() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_each_error_of_a_user_has_a_hint() -> None:
+    calls = [(name, node) for name, file in FILES.items() for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    errors = [
+        each for each in calls if isinstance(each[1], ast.Call) and getattr(each[1].func, "id", "") == "UserError"
+    ]
+    assert len(errors) > 300
+    assert [f"{name}:{call.lineno}" for name, call in errors if "hint" not in {key.arg for key in call.keywords}] == []
+
+
 class Renamed(ast.NodeTransformer):
     """Variables by the order in which they come, without annotations."""
 

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from hdm_lightning.app.shelf import chosen
+from hdm_lightning.app.side_by_side import whole_from
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
 from hdm_lightning.errors import UserError, first_line
@@ -65,7 +66,7 @@ def plan(experiment: str, card: str, count: float, budget_usd: float | None, mor
     Raises:
         UserError: a choice is not in its list, or the plan is refused.
     """
-    overrides = [f"gpus={_whole(count, 'cards')}x{chosen({name: name for name in cards()}, card, 'card')}"]
+    overrides = [f"gpus={whole_from(count, 'cards', 1, 1024)}x{chosen({name: name for name in cards()}, card, 'card')}"]
     name = chosen({name: name for name in experiments()}, experiment, "experiment")
     overrides = [*([] if name == PAPER else [f"experiment={name}"]), *overrides]
     if budget_usd:
@@ -113,12 +114,6 @@ def _total(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     sums = [sum(stage[key] for stage in stages) for key in ("hours", "rent_usd", "kwh")]
     samples = sum(stage["stage"]["samples"] for stage in stages)
     return ["all", f"{samples:,}", "", "", f"{sums[0]:,.1f}", f"{sums[1]:,.2f}", f"{sums[2]:,.1f}", "", ""]
-
-
-def _whole(value: float, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or not 1 <= value <= 1024:
-        raise UserError(f"is {value!r}", where=what, hint="enter a whole number from 1 to 1024")
-    return int(value)
 
 
 def _positive(value: float, what: str) -> float:

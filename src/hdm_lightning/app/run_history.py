@@ -105,7 +105,7 @@ class Run:
         """Return all scalars of all stages in TensorBoard's files."""
         found: dict[str, list[Point]] = {}
         for folder in sorted(self.folder.glob("*/tensorboard")):
-            for name, points in _scalars(self.folder, inside(self.folder, folder)):
+            for name, points in _scalars(self.folder, folder):
                 found.setdefault(name, []).extend(points)
         first = {name: sorted(found[name], key=lambda point: point.samples) for name in _FIRST if name in found}
         return Curves(first | {name: sorted(found[name], key=lambda p: p.samples) for name in sorted(found)})
@@ -154,7 +154,10 @@ class Run:
 
 
 def _scalars(run: Path, folder: Path) -> list[tuple[str, list[Point]]]:
-    files = [inside(run, file) for file in folder.iterdir()]
+    try:
+        files = [inside(run, file) for file in (folder, *folder.iterdir())]
+    except UserError:  # TensorBoard would also read the link that leads out of this run
+        return []
     if sum(file.stat().st_size for file in files if file.is_file()) > LARGEST_EVENTS:
         hint = "open it in TensorBoard"
         raise UserError("holds more than two gigabytes of events", where=str(folder), hint=hint)

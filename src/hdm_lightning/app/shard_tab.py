@@ -11,6 +11,7 @@ from hdm_lightning.app.hand_marks import left_out, mark, unmark
 from hdm_lightning.app.page_errors import told
 from hdm_lightning.app.shard_search import Found, Hit, ShardSet, is_markable, whole
 from hdm_lightning.app.shelf import chosen
+from hdm_lightning.app.side_by_side import whole_from
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.contact_sheet import contact_sheet
 
@@ -167,7 +168,7 @@ class ShardTab:
         """Return what a training will see from a position in its order on."""
         *options, start = options  # type: ignore[assignment]
         shards = ShardSet(chosen(self.places, place, "set"))
-        return _sheet(shards.order(_stream(shards, *options), _whole(start, "place", 0, 1 << 50), SHOWN))
+        return _sheet(shards.order(_stream(shards, *options), whole_from(start, "place", 0, 1 << 50), SHOWN))
 
     def leave_out(self, looking: Looking | None, reason: str) -> dict[Any, Any]:
         """Leave the chosen sample out of its set."""
@@ -184,7 +185,7 @@ class ShardTab:
     def take_back(self, place: str, shard: str, ordinal: Any) -> dict[Any, Any]:
         """Restore a sample that was marked by hand."""
         place = chosen(self.places, place, "set")
-        remain = unmark(place, str(shard or "").strip(), _whole(ordinal, "sample", 0, 1 << 24))
+        remain = unmark(place, str(shard or "").strip(), whole_from(ordinal, "sample", 0, 1 << 24))
         return {self.state: f"mark undone, {remain:,} samples", self.marks: self.list_marks(place)}
 
     def list_marks(self, place: str | None) -> list[list[str]]:
@@ -208,19 +209,8 @@ def _hit(looking: Looking | None) -> Hit:
 
 def _stream(shards: ShardSet, resolution: Any, seed: Any, stage: Any, flip: Any) -> Any:
     return shards.stream(
-        _whole(resolution, "resolution", 1, LARGEST_RESOLUTION),
-        seed=_whole(seed, "seed", 0, 1 << 53),
+        whole_from(resolution, "resolution", 1, LARGEST_RESOLUTION),
+        seed=whole_from(seed, "seed", 0, 1 << 53),
         stage=str(stage or "")[:100],
         flip=bool(flip),
     )
-
-
-def _whole(value: Any, what: str, least: int, most: int) -> int:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or value != int(value)
-        or not least <= value <= most
-    ):
-        raise UserError(f"is {value!r}", where=what, hint=f"enter a whole number from {least} to {most}")
-    return int(value)

@@ -16,7 +16,6 @@ from hdm_lightning.printable import in_one_line
 T = TypeVar("T")
 DEPTH = 4
 """Levels of folders below a named one that are searched for runs; the runs of a sweep are two levels down."""
-MOST_RUNS = 2000
 _OF_A_RUN = ("ledger.jsonl", "run.lock", "final")
 _INSIDE_A_RUN = ("checkpoints", "samples", "tensorboard", "final")
 
@@ -26,7 +25,7 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders:
         for place in _below(folder, DEPTH):
-            if len(found) < MOST_RUNS and is_run(place):
+            if is_run(place):
                 found[in_one_line(place)] = place
     return found
 

@@ -229,6 +229,14 @@ def number_from(value: Any, where: str, *, whole: bool = False) -> float | int:
     return int(value) if whole else float(value)
 
 
+def whole_from(value: Any, where: str, least: int, most: int) -> int:
+    """Return a whole number from a form. Raises UserError, naming the field, if it is not one in this range."""
+    number = number_from(value, where, whole=True)
+    if not least <= number <= most:
+        raise UserError(f"is {number}", where=where, hint=f"enter a whole number from {least} to {most}")
+    return int(number)
+
+
 def _by_seed(drawn: Mapping[str, Sequence[Path]], first: int) -> list[Drawn]:
     rows = max(map(len, drawn.values()))
     return [Drawn(paths[row], name, first + row) for row in range(rows) for name, paths in drawn.items()]

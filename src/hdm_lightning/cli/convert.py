@@ -36,6 +36,7 @@ TARGETS = {
     "lycoris": "for a LoRA, LoHa or LoKr: one file under lycoris-lora's names (lycoris_….lokr_w1)",
 }
 SINGLE_FILES = ("single", "published", "comfyui", "bare", "lora", "lora_comfyui", "lycoris")
+_ELSEWHERE = "choose a place that is writable and has room"
 ADAPTERS = ("peft", "lora", "lora_comfyui", "lycoris")
 """Layouts for a LoRA alone; the others merge it into its base."""
 _OF_MODELS = ("vae", "text_encoder", "lora", "any_base", "copy", "average", "samples")
@@ -192,7 +193,7 @@ def _convert_adapter(asked: Conversion) -> None:
         with _place(destination, str(asked.to)) as place:
             write(place, files.for_others(cast))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot be written ({error})", where=str(destination)) from error
+        raise UserError(f"cannot be written ({error})", where=str(destination), hint=_ELSEWHERE) from error
     print(f"{destination}: {asked.to}, from LoRA {asked.source}")
 
 
@@ -255,7 +256,7 @@ def _write(release: "Release", destination: Path, target: str, asked: Conversion
     except UserError:
         raise
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot be written ({error})", where=str(destination)) from error
+        raise UserError(f"cannot be written ({error})", where=str(destination), hint=_ELSEWHERE) from error
     except ValueError as error:
         hint = "use --to single or project, train with the published wiring, or add what is missing"
         raise UserError(str(error), where=f"--to {target}", hint=hint) from error

@@ -46,7 +46,7 @@ def batches_sorted_together(accumulation: int, batch_bytes: int) -> int:
 
     Args:
         accumulation: micro-batches per step on one rank.
-        batch_bytes: bytes of pixels in a micro-batch.
+        batch_bytes: bytes of pixels or latents in a micro-batch.
     """
     affordable = (each for each in range(accumulation, 1, -1) if each * batch_bytes <= SORTED_BYTES)
     return next((each for each in affordable if accumulation % each == 0), 1)

@@ -89,8 +89,8 @@ class Buckets:
             if len(shapes) == 1:
                 raise UserError(
                     f"there are {int(counts.sum())} images, fewer than a block of {self.block}",
-                    where="data.crop.buckets.block",
-                    hint="make it smaller (in training it is the stage's batch size)",
+                    where="data.crop.buckets",
+                    hint="lower the batch size of a step (in training, the stage's), which is the block",
                 )
             del shapes[int(counts.argmin())]
 

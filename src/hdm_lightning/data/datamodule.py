@@ -14,7 +14,7 @@ from hdm_lightning.data.caption_lengths import TextLengths, batches_sorted_toget
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.fit_position import FitPosition
-from hdm_lightning.data.loader import StreamLoader, ValidationLoader
+from hdm_lightning.data.loader import StreamLoader, ValidationLoader, largest_sample_bytes
 from hdm_lightning.data.rules import Alpha, StreamConfig, rules_from, sources_from
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Tokenize
@@ -330,7 +330,9 @@ class ShardDataModule(LightningDataModule):
         # Lightning steps at an epoch's end even after few micro-batches; a group cut there is not a run of positions.
         if changing or (isinstance(limit, int) and limit % accumulation):
             return 1
-        return batches_sorted_together(accumulation, 3 * self.batch_size * self._stream.resolution**2)
+        return batches_sorted_together(
+            accumulation, self.batch_size * largest_sample_bytes(self._stream, self.train_plan)
+        )
 
     def _block(self) -> int:
         if self.samples_per_step is not None:

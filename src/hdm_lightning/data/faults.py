@@ -51,14 +51,15 @@ class FaultMeter:
         largest_share: largest tolerated share of masked samples, in [0, 1].
         patience: number of samples before the first check. After `MEMORY` times as many, all counts are halved, so
             that a server that dies after millions of good samples is noticed as soon as one that dies early.
+        quarantine: file that lists the bad samples, if any.
     """
 
     MEMORY = 20
     FIRST = 64
     """Number of first samples of which at least one must be good, whatever the share: a loss needs a sample."""
 
-    def __init__(self, largest_share: float, patience: int) -> None:
-        self.largest_share, self.patience = largest_share, patience
+    def __init__(self, largest_share: float, patience: int, quarantine: str | None = None) -> None:
+        self.largest_share, self.patience, self.quarantine = largest_share, patience, quarantine
         self.seen = 0
         self.reasons: Counter[str] = Counter()
 
@@ -94,15 +95,14 @@ class FaultMeter:
         )
 
     def _hint(self) -> str:
+        see = f"see {self.quarantine}" if self.quarantine else "set data.quarantine=FILE to list the samples"
         if self.bad < self.seen:
             return (
-                "see quarantine.jsonl, then run `hdm-shards verify --decode --mark` on the shards to leave the bad "
+                f"{see}, then run `hdm-shards verify --decode --mark` on the shards to leave the bad "
                 "samples out, or raise data.max_bad_share"
             )
         if set(self.reasons) == {"no caption"}:
             return "give the images captions, or train without any: data.captions.allow_missing=true"
         if set(self.reasons) == {"replaced shard"}:
             return "the shards have changed since they were indexed: index them again, see `hdm-shards index --help`"
-        return (
-            "see quarantine.jsonl for each sample, and check that the shards are present and intact: hdm-shards verify"
-        )
+        return f"{see}, and check that the shards are present and intact: hdm-shards verify"

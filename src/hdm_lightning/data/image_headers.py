@@ -10,6 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import compress
 from typing import NamedTuple
 
 from hdm_lightning.data.faults import SampleFault
@@ -185,16 +186,25 @@ def _inflated(packed: bytes, limit: int) -> bytes:
 
 
 def _jpeg(data: bytes) -> bytes:
-    """Return the file with EXIF and multi-picture (MPF) blocks renamed, so Pillow skips them, if costly to read."""
-    blocks: dict[bytes, list[bytes]] = {_EXIF: [], _MORE: []}
+    """Return the file with EXIF and multi-picture (MPF) blocks renamed, so Pillow skips them, if costly to read.
+
+    Of several EXIF blocks at most the first one is left, because Pillow joins all of them.
+    """
+    blocks: dict[bytes, dict[int, bytes]] = {_EXIF: {}, _MORE: {}}
     for marker, start, end in _segments(data):
         name = {0xE1: _EXIF, 0xE2: _MORE}.get(marker)
         if name is not None and data.startswith(name, start):
-            blocks[name].append(data[start + len(name) : end])
-    if any(is_heavy(block) for block in blocks[_MORE]):
-        data = data.replace(_MORE, _MORE.lower())
-    heavy = len(blocks[_EXIF]) > 1 or any(is_heavy(block) or _lies_behind(block) for block in blocks[_EXIF])
-    return _with_first_exif(data, blocks[_EXIF]) if heavy else data
+            blocks[name][start] = data[start + len(name) : end]
+    hidden = list(blocks[_MORE]) if any(map(is_heavy, blocks[_MORE].values())) else []
+    first = next(iter(blocks[_EXIF]), 0)
+    costly = (start > first or is_heavy(block) or _lies_behind(block) for start, block in blocks[_EXIF].items())
+    hidden += compress(blocks[_EXIF], costly)
+    if not hidden:
+        return data
+    renamed = bytearray(data)
+    for start in hidden:
+        renamed[start : start + 4] = renamed[start : start + 4].lower()
+    return bytes(renamed)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -215,14 +225,6 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _lies_behind(block: bytes) -> bool:
     """Return whether the first directory begins beyond the block, where another block could be joined to it."""
     return int.from_bytes(block[4:8], "little" if block[:2] == b"II" else "big") > len(block)
-
-
-def _with_first_exif(data: bytes, blocks: list[bytes]) -> bytes:
-    """Return the JPEG with at most the first of its EXIF blocks, because Pillow joins all of them."""
-    hidden = data.replace(_EXIF, b"exif\0\0")
-    if is_heavy(blocks[0]) or _lies_behind(blocks[0]):
-        return hidden
-    return hidden.replace(b"exif\0\0", _EXIF, 1)
 
 
 def _gif(data: bytes) -> bytes:

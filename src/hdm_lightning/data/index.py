@@ -117,9 +117,12 @@ def load_index(location: str | os.PathLike[str]) -> Index:
         what = f"the columns of the index cannot be read ({error})"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"the index cannot be read ({error!r})"
-    raise UserError(
-        what, where=file, hint=f"rebuild it: hdm-shards index {shlex.quote(file.rpartition('/')[0] or '.')}"
-    )
+    folder, _, name = file.rpartition("/")
+    if is_local(file) and name == INDEX_NAME:
+        hint = f"rebuild it: hdm-shards index {shlex.quote(folder or '.')}"
+    else:
+        hint = "write one with `hdm-shards index SHARDS --out index.json`, and put it in place of this one"
+    raise UserError(what, where=file, hint=hint)
 
 
 class _OtherFormat(Exception):

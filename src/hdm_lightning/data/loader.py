@@ -157,7 +157,7 @@ class StreamLoader:
             yield self._batch(samples)
 
     def _samples(self, chunks: "_Chunks") -> Iterator[Sample]:
-        meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience)
+        meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience, self.config.quarantine)
         for sample in in_order(self._source(chunks)):
             meter.count(sample.fault or None)
             yield sample
@@ -172,17 +172,11 @@ class StreamLoader:
             batch["text_encoder"] = self.text_states.format.text_encoder
         return batch
 
-    def _sample_bytes(self, shape: tuple[int, int]) -> int:
-        """Return the size of a sample of this shape, without its text."""
-        if self.plan.latents is not None:
-            return self.plan.latents.masked(shape).nbytes
-        return (4 if self.config.alpha == "mask" else 3) * shape[0] * shape[1]
-
     def _source(self, chunks: "_Chunks") -> Iterator["Chunk"]:
         if self.workers == 0:
             return iter(chunks)
         worker_processes.require_room_for_sockets(tempfile.gettempdir())
-        largest = max(map(self._sample_bytes, self.plan.shapes))
+        largest = largest_sample_bytes(self.config, self.plan)
         loaders = worker_processes.ranks_here(self.world) * (2 if self.validated else 1)
         free, chunk = worker_processes.free_shared_memory(), chunk_samples(largest) * largest
         worker_processes.require_shared_memory(self.workers, chunk, free, loaders)
@@ -312,6 +306,13 @@ def in_order(chunks: Iterable[Chunk]) -> Iterator[Sample]:
     for _, together in groupby(chunks, key=lambda chunk: chunk.turn):
         for row in zip_longest(*(chunk.unpacked() for chunk in together)):
             yield from (sample for sample in row if sample is not None)
+
+
+def largest_sample_bytes(config: StreamConfig, plan: Plan) -> int:
+    """Return the size in bytes of the plan's largest sample, without its text."""
+    if plan.latents is not None:
+        return max(plan.latents.masked(shape).nbytes for shape in plan.shapes)
+    return (4 if config.alpha == "mask" else 3) * max(height * width for height, width in plan.shapes)
 
 
 def chunk_samples(sample_bytes: int) -> int:

@@ -304,9 +304,9 @@ class Plan:
             raise UserError(
                 f"a bucket's block of {self._blocks.block} samples, starting at sample {start}, is not a whole "
                 f"number of micro-batches of {samples} samples over all ranks",
-                where="data.crop.buckets.block",
-                hint=f"make it (in training, the stage's batch size) a multiple of {samples}, or change the batch "
-                "size per device",
+                where="data.crop.buckets",
+                hint=f"make the batch size of a step (in training, the stage's), which is the block, a multiple of "
+                f"{samples}, or change the batch size per device",
             )
 
     def require_images(self, where: str) -> None:

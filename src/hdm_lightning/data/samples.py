@@ -197,7 +197,7 @@ def stream(
         UserError: too many samples are bad, or the stream cannot be set up.
     """
     preparation = Preparation(config, plan or Plan(config), tokenize, training=training)
-    meter = FaultMeter(config.max_bad_share, config.bad_patience)
+    meter = FaultMeter(config.max_bad_share, config.bad_patience, config.quarantine)
     position = first_position(start, rank, world)
     while stop is None or position < stop:
         sample = preparation.sample(position)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hdm_lightning.errors import UserError
 
-PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+PACKED = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.bz2": "bunzip2", ".tar.xz": "unxz", ".tar.zst": "unzstd"}
+"""Endings of compressed archives, and the commands that unpack them."""
 
 
 @dataclass
@@ -80,8 +81,10 @@ def no_shards(folder: Path) -> UserError:
     """Return the error for a folder in which no archive was found."""
     others = find_shards(folder).told() if folder.is_dir() else ""
     what = "there are no shards (.tar) in this folder" + (f", but {others}" if others else "")
-    if ".tar.gz" in others:
-        hint = f"unpack them: gunzip {shlex.quote(str(folder))}/*.gz"
+    if packed := [ending for ending in PACKED if f" {ending} " in f" {others}"]:
+        hint = "unpack them: " + "; ".join(
+            f"{PACKED[ending]} {shlex.quote(str(folder))}/*{ending}" for ending in packed
+        )
     elif "links" in others:
         hint = f"hdm-shards index --follow-links {shlex.quote(str(folder))}"
     else:

@@ -162,8 +162,8 @@ class TextStates:
         raise UserError(
             f"the caption {caption[:80]!r} has no stored states",
             where=self.where,
-            hint=f"also encode the captions of these shards: {COMMAND} SHARDS --out {self.folder} …; "
-            "or set data.text_states=null",
+            hint=f"also encode the captions of these shards, with the options of the `{COMMAND}` that wrote "
+            f"{self.folder}, or set data.text_states=null",
         )
 
     def _piece(self, number: int) -> NDArray[Any]:

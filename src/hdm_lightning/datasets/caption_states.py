@@ -188,14 +188,14 @@ class _CaptionEncoder:
         return new
 
     def _captions(self, shard: PlannedShard) -> Iterator[str]:
-        for row, found in samples_of(self._files, shard):
-            key = found.key if isinstance(found, RawSample) else f"#{row}"
+        for ordinal, found in samples_of(self._files, shard):
+            key = found.key if isinstance(found, RawSample) else f"#{ordinal}"
             try:
                 if isinstance(found, str):
                     raise SampleFault(found)
                 yield from (each.text for each in self.options.captions.of_every_place(found.members))
             except SampleFault as fault:
-                self._faults.add(shard=shard.url, key=key, ordinal=row, reason=str(fault), index=row)
+                self._faults.add(shard=shard.url, key=key, ordinal=ordinal, reason=str(fault), index=ordinal)
 
     def _write(self, captions: Sequence[Ids], starts: Any, path: Path, shape: tuple[int, int]) -> None:
         """Write the states of captions, each at its start, to a file of this shape; similar lengths are batched."""

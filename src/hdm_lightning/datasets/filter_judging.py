@@ -89,8 +89,8 @@ _COLUMNS: dict[str, Any] = {"codes": np.uint8, "hashes": np.uint64, "pixels": np
 
 def reasons_of(rules: Sequence[Rule]) -> list[str]:
     """Return the meaning of the codes from 1 on: three per rule, then the reasons outside the rules."""
-    of_rules = [reason for rule in rules for reason in (rule.broken, f"no {rule.key}", f"{rule.key} is not a number")]
-    return [*of_rules, *OWN_REASONS]
+    lacking = ((rule, Lacking(rule.key), Lacking(rule.key, has_value=True)) for rule in rules)
+    return [*(reason for rule, *two in lacking for reason in (rule.broken, *map(str, two))), *OWN_REASONS]
 
 
 def judged_shard(wanted: Filter, shard: PlannedShard) -> Judged:
@@ -101,7 +101,7 @@ def judged_shard(wanted: Filter, shard: PlannedShard) -> Judged:
         for row, (high, wide) in enumerate(zip(height.tolist(), width.tolist(), strict=True)):
             judge.take(row, Seen(wide, high), b"")
         return judge.found(height * width)
-    for row, sample in samples_of(LocalFiles(), shard):
+    for row, (_, sample) in enumerate(samples_of(LocalFiles(), shard)):
         if isinstance(sample, str):
             judge.refuse(row, UNREADABLE)
             continue
@@ -155,7 +155,7 @@ class _Judge:
                 kept, code = rule.keeps(seen), 1
                 self.having[rule.key] += 1
             except Lacking as lacking:
-                kept, code = self.filter.keep_lacking, 3 if str(lacking).endswith("not a number") else 2
+                kept, code = self.filter.keep_lacking, 3 if lacking.has_value else 2
                 lacks.append(str(lacking))
             if not kept and not first:
                 first = 3 * number + code

@@ -77,12 +77,16 @@ class Rule:
         if self.key not in MEASURED:
             return _number(self.key, _found(self.key, seen.record))
         if self.key in OF_SIZE and not min(seen.width, seen.height):
-            raise Lacking(f"size unknown, for {self.key}")
+            raise Lacking(self.key)
         return MEASURED[self.key](seen)
 
 
 class Lacking(Exception):
-    """A sample lacks what a rule is about; the message names it."""
+    """A sample lacks what a rule is about, or has something else than a number under its key."""
+
+    def __init__(self, key: str, *, has_value: bool = False) -> None:
+        super().__init__(f"{key} is not a number" if has_value else f"no {key}")
+        self.has_value = has_value
 
 
 def _found(key: str, record: Mapping[str, Any]) -> Any:
@@ -90,7 +94,7 @@ def _found(key: str, record: Mapping[str, Any]) -> Any:
     for name in [key] if key in record else key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     if value is None:
-        raise Lacking(f"no {key}")
+        raise Lacking(key)
     return value
 
 
@@ -101,7 +105,7 @@ def _number(key: str, value: Any) -> float:
     except (ValueError, OverflowError):
         number = inf
     if not isfinite(number):
-        raise Lacking(f"{key} is not a number")
+        raise Lacking(key, has_value=True)
     return number
 
 

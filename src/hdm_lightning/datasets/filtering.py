@@ -279,11 +279,11 @@ def _copied(out: Path, shard: PlannedShard) -> ShardRecord:
 
 
 def _members(shard: PlannedShard) -> Iterator[tuple[str, Mapping[str, bytes]]]:
-    for row, sample in samples_of(LocalFiles(), shard):
+    for ordinal, sample in samples_of(LocalFiles(), shard):
         if isinstance(sample, str):  # rules about sizes alone do not read samples
             folder = shard.url.removesuffix(shard.record.name).rstrip("/") or "."
             hint = f"leave it out with `hdm-shards verify {shlex.quote(folder)} --decode --mark`"
-            raise UserError(f"sample {row} cannot be copied: {sample}", where=shard.url, hint=hint)
+            raise UserError(f"sample {ordinal} cannot be copied: {sample}", where=shard.url, hint=hint)
         yield sample.key, sample.members
 
 

@@ -181,7 +181,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kept-separator", default="|||", help="after the part that is kept (default '%(default)s')")
     parser.add_argument("--group-separator", default="%%", help="between groups of tags (default '%(default)s')")
     parser.add_argument("--tag-separator", default="$$", help="between tags (default '%(default)s'; often ',')")
-    parser.add_argument("--keep-tokens", type=int, default=0, help="leading tags to keep if no part is marked as kept")
+    parser.add_argument(
+        "--keep-tokens", type=whole_number(0), default=0, help="leading tags to keep if no part is marked as kept"
+    )
     parser.add_argument("--ignore-repeats", action="store_true", help="write each image once")
     parser.add_argument(
         "--max-repeats",

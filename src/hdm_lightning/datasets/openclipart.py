@@ -35,6 +35,7 @@ from hdm_lightning.datasets.openclipart_source import (
     refusal,
 )
 from hdm_lightning.datasets.shard_work import building_in
+from hdm_lightning.datasets.source_images import whole_number
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError, import_optional
 from hdm_lightning.whole_files import no_follow
@@ -279,14 +280,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resolution", type=int, default=default.resolution, help="in pixels (default %(default)s)")
     parser.add_argument("--side", choices=("long", "short"), default=default.side, help="side of that length")
     parser.add_argument("--quality", type=int, default=default.quality, help="WebP quality (default %(default)s)")
-    parser.add_argument("--count", type=int, help="stop after this many images")
+    parser.add_argument("--count", type=whole_number(1), help="stop after this many images")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of the order")
     parser.add_argument("--folders-in-turn", action="store_true", help="take folders in turn, to vary a small count")
     parser.add_argument("--harmless", action="store_true", help="leave out sexual, violent and hateful drawings")
     parser.add_argument("--named", action="store_true", help="only drawings with a title and keywords by their author")
-    parser.add_argument("--max-image-bytes", type=int, help="leave out images that encode to more")
+    parser.add_argument("--max-image-bytes", type=whole_number(1), help="leave out images that encode to more")
     parser.add_argument("--samples-per-shard", type=int, default=default.samples_per_shard)
-    parser.add_argument("--processes", type=int, help="default: one per core")
+    parser.add_argument("--processes", type=whole_number(1), help="default: one per core")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ from hdm_lightning.datasets.shapes_scenes import (
     pick_number,
     sample_scene,
 )
+from hdm_lightning.datasets.source_images import whole_number
 from hdm_lightning.datasets.writer import Field
 from hdm_lightning.errors import UserError
 
@@ -93,11 +94,11 @@ class ShapesOptions:
             and sum(p for _, p in self.objects) > 0,
             "objects",
             self.objects,
-            "numbers from 1 to 3 with frequencies that are not negative and not all zero",
+            "numbers from 1 to 3, with frequencies that are not negative and not all zero",
         )
         require(self.split in SPLITS, "split", self.split, f"one of {', '.join(SPLITS)}")
         require(self.held_out in RULES, "held_out", self.held_out, f"one of {', '.join(RULES)}")
-        require(0 <= self.variation <= 1, "variation", self.variation, "from 0 to 1")
+        require(0 <= self.variation <= 1, "variation", self.variation, "a number from 0 to 1")
         require(self.encoding in ENCODINGS, "encoding", self.encoding, f"one of {', '.join(ENCODINGS)}")
 
 
@@ -209,9 +210,9 @@ def _size(rng: np.random.Generator, options: ShapesOptions) -> tuple[int, int]:
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
-    """Raise UserError with an option's name, its value and what was expected, unless the condition holds."""
+    """Raise UserError with an option, its value and what to choose instead, unless the condition holds."""
     if not condition:
-        raise UserError(f"is {value!r}; expected {expected}", where=name, hint=f"change {name}")
+        raise UserError(f"is {value!r}", where=f"--{name.replace('_', '-')}", hint=f"choose {expected}")
 
 
 _LONG_FORM = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
@@ -327,8 +328,8 @@ def build_shapes(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hdm-shards build shapes`."""
     parser.add_argument("--out", required=True, help="folder for the shards and their index")
-    parser.add_argument("--count", type=int, default=10000, help="number of scenes (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=whole_number(1), default=10000, help="number of scenes (default %(default)s)")
+    parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--resolution", type=int, default=64, help="short side in pixels (default %(default)s)")
     parser.add_argument(
         "--aspects", type=_numbers, default=(1.0,), metavar="A,B,…", help="ratios of width to height (default 1)"
@@ -349,8 +350,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", choices=RULES, default="pairs", help=rule)
     parser.add_argument("--encoding", choices=tuple(ENCODINGS), default="webp", help="both lossless")
     parser.add_argument("--variation", type=float, default=1.0, help="0: easy, in fixed places; 1 (default): anywhere")
-    parser.add_argument("--samples-per-shard", type=int, default=1000)
-    parser.add_argument("--processes", type=int, help="default: one per core")
+    parser.add_argument("--samples-per-shard", type=whole_number(1), default=1000)
+    parser.add_argument("--processes", type=whole_number(1), help="default: one per core")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -365,9 +366,15 @@ def _sample(options: ShapesOptions, item: Item) -> Made:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0.5,1,2, got {text!r}") from None
 
 
 def _frequencies(text: str) -> dict[int, float]:
     pairs = (part.partition(":") for part in text.split(","))
-    return {int(number): float(frequency or 1) for number, _, frequency in pairs}
+    try:
+        return {int(number): float(frequency or 1) for number, _, frequency in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected 1:0.6,2:0.4 or 1,2, got {text!r}") from None

@@ -228,17 +228,16 @@ def read_job(files: LocalFiles, url: str, job: Job) -> bytes:
 
 
 def samples_of(files: LocalFiles, shard: PlannedShard) -> Iterator[tuple[int, RawSample | str]]:
-    """Yield row and sample, or why it cannot be read, of all planned samples; neighbors are read together."""
+    """Yield all planned samples, or why one cannot be read, each with its ordinal; neighbors are read together."""
     jobs = jobs_of(shard)
     for first, last in _spans(jobs):
         whole = Job(0, jobs[first].start, jobs[last].end, jobs[first].form, 0, 0)
         data = read_job(files, shard.url, whole)
-        for row in range(first, last + 1):
-            begin = jobs[row].start - whole.start
+        for job in jobs[first : last + 1]:
             try:
-                yield row, jobs[row].form.cut(data[begin : begin + jobs[row].end - jobs[row].start])
+                yield job.ordinal, job.form.cut(data[job.start - whole.start : job.end - whole.start])
             except SampleFault as fault:
-                yield row, str(fault)
+                yield job.ordinal, str(fault)
 
 
 def _spans(jobs: Sequence[Job]) -> Iterator[tuple[int, int]]:

@@ -181,7 +181,10 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     """Return an argparse type for whole numbers in a range."""
 
     def parsed(text: str) -> int:
-        number = int(text)
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if number < least or (most is not None and number > most):
             wanted = f"{least} or more" if most is None else f"{least} to {most}"
             raise argparse.ArgumentTypeError(f"is {number}; expected {wanted}")

@@ -204,7 +204,8 @@ def _package_folder(spelling: str, where: str) -> Path:
     folders = [Path(root) / inside for root in spec.submodule_search_locations]
     existing = [folder for folder in folders if folder.is_dir()]
     if not existing:
-        raise UserError(f"the Python package {package!r} contains no folder {inside!r}", where=where)
+        hint = f"name one of the folders in {spec.submodule_search_locations[0]}"
+        raise UserError(f"the Python package {package!r} contains no folder {inside!r}", where=where, hint=hint)
     return existing[0]
 
 

@@ -28,6 +28,7 @@ from hdm_lightning.interop.pipeline_folder import (
     is_pipeline_folder,
     network_from_tensors,
 )
+from hdm_lightning.json_files import AGAIN
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import run_folder
@@ -128,8 +129,9 @@ def _settings(config: Path) -> TrainSettings | None:
     try:
         return recorded_settings(config) if is_training(config) else None
     except UserError as error:
-        wrong = str(error).removeprefix(f"{config}: ")
-        raise UserError(f"is not a valid hdm-train configuration: {wrong}", where=str(config)) from error
+        wrong = error.what if error.where in (None, str(config)) else f"{error.where}: {error.what}"
+        what = f"is not a valid hdm-train configuration: {wrong}"
+        raise UserError(what, where=str(config), hint=error.hint or AGAIN) from error
 
 
 def _refuse_autoencoder(path: Path) -> None:
@@ -234,7 +236,7 @@ def _network(config: XUTConfig, state: Mapping[str, torch.Tensor], path: Path) -
     try:
         return network_from_tensors(config, state)
     except ValueError as error:
-        raise UserError(str(error), where=str(path)) from error
+        raise UserError(str(error), where=str(path), hint=AGAIN) from error
 
 
 def _pipeline(

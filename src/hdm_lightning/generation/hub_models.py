@@ -49,7 +49,11 @@ def hub_model(name: str, *, where: str = "MODEL", **hub: Any) -> Path:
         return locate_model(name, where=where, required=[_UNET], download=DOWNLOAD, **hub)
     single = [each for each in files if each.endswith(".safetensors") and "/" not in each]
     if not single:
-        raise UserError(f"{name} contains neither {INDEX} nor a .safetensors file", where=where) from lacking
+        what, hint = (
+            f"{name} contains neither {INDEX} nor a .safetensors file",
+            "name a repository with a trained model",
+        )
+        raise UserError(what, where=where, hint=hint) from lacking
     if len(single) > 1:
         choice = " or ".join(f"{name}/{each}" for each in single[:3])
         raise UserError(f"{name} has {len(single)} weights files", where=where, hint=f"name one: {choice}")

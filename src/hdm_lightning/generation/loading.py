@@ -119,12 +119,14 @@ def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
     found, notice = _located(path, options)
     if is_adapter(found):
         loaded = _load_adapted(adapter_folder(found) or found, options)
-        loaded = replace(loaded, notice="; ".join(filter(None, (notice, loaded.notice))) or None)
     else:
         loaded = _load_model(found, options)
-        loaded = replace(loaded, notice="; ".join(filter(None, (notice, loaded.notice))) or None)
     loaded.pipeline.use_adapters(options.adapters, any_base=options.any_base)
-    return loaded
+    return replace(loaded, notice=_both(notice, loaded.notice))
+
+
+def _both(*notices: str | None) -> str | None:
+    return "; ".join(filter(None, notices)) or None
 
 
 def _load_adapted(folder: Path, options: LoadOptions) -> LoadedModel:
@@ -142,7 +144,7 @@ def _load_adapted(folder: Path, options: LoadOptions) -> LoadedModel:
     loaded.pipeline.load_lora_weights(folder, any_base=options.any_base)
     sampling = {**loaded.sampling, **adapter.settings.get("sampling", {})}
     files = (*loaded.weight_files, *adapter_files(folder))
-    return LoadedModel(loaded.pipeline, sampling, folder, files, notice)
+    return LoadedModel(loaded.pipeline, sampling, folder, files, _both(notice, loaded.notice))
 
 
 def adapter_and_base(folder: Path) -> tuple[Adapter, Path]:
@@ -174,8 +176,7 @@ def _base_of(adapter: Adapter, folder: Path) -> Path:
 def _located(path: Path, options: LoadOptions) -> tuple[Path, str | None]:
     """Return a path as it is, or the download of a hub name with a note about its license."""
     name = str(path)
-    here = options.local_only or path.exists() or "/" not in name or is_local_path(name)
-    if here or find_pipeline_folder(path) is not None:
+    if options.local_only or path.exists() or "/" not in name or is_local_path(name):
         return path, None
     found = hub_model(name)
     return found, license_note(found, name, published=is_published(found) and not is_adapter(found))
@@ -208,7 +209,7 @@ def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) 
         raise UserError(
             f"contains no autoencoder ({VAE_FOLDER}/)",
             where=str(found.folder),
-            hint="name one with --vae, the one the network was trained with",
+            hint="name one with --vae (vae= in Python), the one the network was trained with",
         )
     files = found.weight_files(weights)
     autoencoder = load_autoencoder(options.vae or str(found.vae), dtype=torch.float32, where="vae")

@@ -362,7 +362,10 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
     def _decoded(self, latent: Tensor, settings: SamplingSettings) -> Tensor:
         """Decode to images (B, 3, H, W) in [−1, 1]. Raises UserError: the latents are not finite."""
         if not latent.isfinite().all():
-            hint = "try --precision float32 or a lower --guidance; else the weights are damaged or untrained"
+            hint = (
+                "try float32 (--precision, torch_dtype= in Python) or less guidance (--guidance, guidance_scale=); "
+                "else the weights are damaged or untrained"
+            )
             raise UserError("contain NaN or infinity, so there is no image", where="latents", hint=hint)
         return cut_to(self.autoencoder.decode(latent), settings.height, settings.width)
 

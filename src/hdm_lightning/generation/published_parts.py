@@ -13,6 +13,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
 from hdm_lightning.interop.layouts import UNET_FOLDER
 from hdm_lightning.interop.release import Release
+from hdm_lightning.json_files import AGAIN
 from hdm_lightning.models import XUTConfig
 
 
@@ -43,7 +44,7 @@ def _source(written: Any, path: Path) -> TextEncoderSource:
     try:
         return TextEncoderSource.from_json(written)
     except (TypeError, ValueError) as error:
-        raise UserError(str(error), where=str(path), hint="name one with --text-encoder") from error
+        raise UserError(str(error), where=str(path), hint=AGAIN) from error  # a record wins over any name
 
 
 def autoencoder_of(release: Release, path: Path) -> ImageAutoencoder:
@@ -64,4 +65,4 @@ def autoencoder_of(release: Release, path: Path) -> ImageAutoencoder:
     try:
         return autoencoder_from_tensors(release.vae, mean, std, config=release.vae_config)
     except ValueError as error:
-        raise UserError(str(error), where=str(path)) from error
+        raise UserError(str(error), where=str(path), hint=AGAIN) from error

@@ -58,7 +58,7 @@ _KNOWN = {
 }
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 _PASSED = "passed in Python"
-"""Placeholder for the name of a text encoder that was passed as an object."""
+"""Placeholder for the name of a text encoder that was passed as an object, where a release records none."""
 
 
 class StoredPipeline(DiffusionPipeline):
@@ -101,7 +101,7 @@ class StoredPipeline(DiffusionPipeline):
         if not (folder / INDEX).is_file():
             required = [INDEX, *(f"{part}/*" for part in _KNOWN if part not in options)]
             folder = locate_model(name, where="model", required=required, download=DOWNLOAD, **hub)
-        passed = set(options)
+        passed = {name for name, part in options.items() if part is not None}
         _check_parts(folder, options)
         found = read_pipeline_folder(folder)
         if not found.inside and "text_encoder" not in options and found.text_encoder is not None:
@@ -110,6 +110,8 @@ class StoredPipeline(DiffusionPipeline):
             options["tokenizer"] = Tokenizer(found.text_encoder.name, where="text_encoder").transformers
         options.setdefault("low_cpu_mem_usage", is_accelerate_available())
         pipeline = super().from_pretrained(str(folder), **options)
+        if "text_encoder" in passed:  # not the one that the folder names
+            pipeline.register_to_config(text_encoder_name=None)
         for part in ("transformer", "vae", "text_encoder"):
             if isinstance(model := getattr(pipeline, part), nn.Module) and part not in passed:
                 require_finite_model(model, f"{folder}/{part}", part)
@@ -139,7 +141,7 @@ class StoredPipeline(DiffusionPipeline):
             given["scheduler"] or FlowScheduler(**solving),
             text,
             tokenizer,
-            text_encoder_name=None if source.name == _PASSED else source.name,
+            text_encoder_name=None if given["text_encoder"] is not None else source.name,
             text_encoder_layer=source.layer,
             context_length=source.context_length,
             sampling=sampling,

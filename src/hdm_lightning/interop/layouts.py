@@ -59,7 +59,8 @@ def detect_layout(path: Path) -> str:
     for name, fits, _ in _LAYOUTS:
         if fits(path):
             return name
-    raise UserError("there is no such file or folder", where=str(path))
+    hint = "name a run's folder, a model's folder or a weights file"
+    raise UserError("there is no such file or folder", where=str(path), hint=hint)
 
 
 def read_release(path: Path, copy: str | None = None) -> Release:

@@ -107,7 +107,7 @@ class PipelineFolder:
         try:
             return network_from_tensors(self.xut, tensors).eval()
         except ValueError as error:
-            raise UserError(str(error), where=str(files[0])) from error
+            raise UserError(str(error), where=str(files[0]), hint=AGAIN) from error
 
 
 def network_from_tensors(config: XUTConfig, tensors: Mapping[str, Tensor]) -> XUT:

@@ -279,7 +279,7 @@ def text_encoder_name(config: XUTConfig, *, where: str) -> str:
         raise UserError(
             f"needs a text encoder of width {config.context_width}, which no published size has",
             where=where,
-            hint="name one with --text-encoder",
+            hint="name one with --text-encoder (text_encoder= in Python)",
         )
     return TEXT_ENCODERS[config.context_width]
 

@@ -12,6 +12,7 @@ from hdm_lightning.data.alpha_masks import decode_masked, shrunk, with_mask
 from hdm_lightning.data.crops import Crop
 from hdm_lightning.data.decode import decode
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.loader import largest_sample_bytes
 from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.source_images import ImageOptions, image_field
 from hdm_lightning.diffusion.flow import loss_per_sample
@@ -102,6 +103,7 @@ def test_a_mask_file_beside_a_picture_becomes_its_alpha(tmp_path):
     data.prepare()
     batch = next(iter(data.val_dataloader()))
     assert batch["image"].shape == (1, 4, SIDE, SIDE)
+    assert largest_sample_bytes(data.train_dataloader().config, data.train_plan) == batch["image"].nbytes
     assert (batch["image"][0, 3, :, : SIDE // 2] == 255).all() and (batch["image"][0, 3, :, SIDE // 2 :] == 0).all()
     assert (batch["image"][0, :3].float().mean(dim=(1, 2)) - torch.tensor([200.0, 30.0, 30.0])).abs().max() < 6
 

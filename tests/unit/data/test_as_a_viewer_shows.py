@@ -15,6 +15,7 @@ from hdm_lightning.data.as_shown import exif_orientation
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.decode import decode, load_upright, upright_size
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.image_headers import prepared
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.datasets.source_images import ImageOptions, image_field
 
@@ -238,6 +239,23 @@ def test_hostile_images_take_little_memory_and_time(kit):
         held, seconds = peak(lambda data=data: (upright_size(data), load_upright(data)))
         assert held < 6 * len(data) + 40_000_000, (name, held, len(data))
         assert seconds < 3, (name, seconds)
+
+
+def test_of_a_jpeg_only_the_names_of_costly_blocks_are_changed(kit):
+    """Not the same bytes in a comment, or after the image."""
+
+    def block(marker, content):
+        return marker + struct.pack(">H", len(content) + 2) + content
+
+    own, jpeg = block(b"\xff\xe1", b"Exif\0\0" + exif(6)), kit.encoded(Image.fromarray(PIXELS), "JPEG")
+    said = block(b"\xff\xfe", b"Exif\0\0 MPF\0")
+    heavy = heavy_exif(5000, 65000)
+    costly = [block(b"\xff\xe1", b"Exif\0\0" + exif(3)), block(b"\xff\xe2", b"MPF\0" + heavy)]
+    renamed = [block(b"\xff\xe1", b"exif\0\0" + exif(3)), block(b"\xff\xe2", b"mpf\0" + heavy)]
+    data, expected = (jpeg[:2] + said + own + b"".join(each) + jpeg[2:] + said for each in (costly, renamed))
+    assert prepared(data, "JPEG").data == expected
+    alone = jpeg[:2] + block(b"\xff\xe1", b"Exif\0\0" + heavy) + said + jpeg[2:]
+    assert prepared(alone, "JPEG").data == alone.replace(b"Exif", b"exif", 1)
 
 
 def test_the_directory_is_read_within_its_block():

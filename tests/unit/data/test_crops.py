@@ -158,8 +158,9 @@ def test_images_go_to_the_nearest_bucket_and_rare_buckets_are_given_up():
     assert counts.sum() == 60 and counts.min() >= 10 and (256, 256) in used and (128, 512) not in used
     few = AspectCounts(shapes)
     few.add(height[:4], width[:4])
-    with pytest.raises(UserError, match="fewer than a block"):
+    with pytest.raises(UserError, match="fewer than a block") as caught:
         buckets.shapes_in_use(few)
+    assert caught.value.where == "data.crop.buckets"  # no key may set its block
 
 
 @given(SIDE, SIDE)

@@ -226,7 +226,10 @@ def test_too_many_bad_samples_stop_the_run_with_a_message(kit, tmp_path):
     strict = replace(patient, max_bad_share=0.1, bad_patience=50)
     with pytest.raises(UserError, match=r"of the last 5\d samples could not be used.*no caption") as caught:
         list(stream(strict, kit.letters, stop=1000))
-    assert caught.value.hint is not None and "quarantine" in caught.value.hint
+    assert caught.value.hint is not None and "set data.quarantine=FILE" in caught.value.hint
+    with pytest.raises(UserError) as caught:
+        list(stream(replace(strict, quarantine=str(tmp_path / "bad.jsonl")), kit.letters, stop=1000))
+    assert f"see {tmp_path / 'bad.jsonl'}," in caught.value.hint
     for workers in (0, 2):
         strict = {"max_bad_share": 0.1, "bad_patience": 50}
         module = kit.data_module(tmp_path, num_workers=workers, batch_size=5, **strict)

@@ -14,9 +14,10 @@ from hdm_lightning.cli.shards import main
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.inspection import collect
 from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.datasets import filtering, near_duplicates
-from hdm_lightning.datasets.filter_judging import Filter
-from hdm_lightning.datasets.filter_rules import Rule
+from hdm_lightning.datasets.filter_judging import Filter, reasons_of
+from hdm_lightning.datasets.filter_rules import Lacking, Rule, Seen
 from hdm_lightning.datasets.filtering import FilteredSet
 from hdm_lightning.datasets.near_duplicates import better_copies, bit_count, perceptual_hash
 from hdm_lightning.errors import UserError
@@ -147,6 +148,22 @@ def test_scores_are_compared_as_numbers_however_they_are_written(scored):
     assert rows == [0, 1, 3, 4, 5, 6, 7, 8, 9, 10]
     assert judgement.lacking == {"no aesthetic": 3, "aesthetic is not a number": 4}
     assert stays(scored, Rule("scores.clip", least=0.25))[0] == [5]
+
+
+def test_what_is_lacking_has_one_name_whether_the_sample_is_kept_or_left_out(kit, tmp_path):
+    """Also where the key itself sounds like a reason, and for sizes that are not known."""
+    records = (b'{"no number": 5, "not a number": 5}', b"{}")
+    entries = [
+        (f"{n}.{end}", data) for n, r in enumerate(records) for end, data in (("png", kit.coloured(n)), ("json", r))
+    ]
+    kit.write_tar(tmp_path / "0.tar", entries)
+    index_shards(tmp_path)
+    for key in ("no number", "not a number"):
+        assert stays(tmp_path, Rule(key, least=1))[1].left_out == {f"no {key}": 1}
+        assert stays(tmp_path, Rule(key, least=1), keep_lacking=True)[1].lacking == {f"no {key}": 1}
+    with pytest.raises(Lacking) as caught:
+        Rule("width", least=1).keeps(Seen(0, 0))
+    assert str(caught.value) in reasons_of([Rule("width", least=1)])
 
 
 def test_values_are_compared_as_words(scored):
@@ -321,3 +338,15 @@ def test_a_sample_that_cannot_be_copied_ends_the_call_and_the_hint_helps(kit, tm
     main(command.split())
     assert main([*words[:3], str(tmp_path / "again"), *words[4:]]) == 0
     assert load_index(tmp_path / "again").samples == 7
+
+
+def test_the_sample_that_cannot_be_copied_is_named_as_in_its_shard(kit, tmp_path):
+    """Not by its row among the samples that are not left out."""
+    folder = kit.write_shards(tmp_path / "set", [4])
+    shard, starts = folder / "000.tar", load_index(folder).shards[0].table().start
+    data = bytearray(shard.read_bytes())
+    data[starts[2] + 4 : starts[2] + 24] = bytes(20)
+    shard.write_bytes(data)
+    leave_out(folder, [Problem("000.tar", "marked by hand", 0)])
+    with pytest.raises(UserError, match="sample 2 cannot"):
+        FilteredSet(str(folder), Filter((Rule("height", least=1),))).write(tmp_path / "out")

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import lzma
 import os
 import random
 import re
@@ -116,11 +117,13 @@ def test_folders_of_packed_hidden_and_linked_shards_say_what_there_is(kit, tmp_p
     (folder / "00000.tar").mkdir(parents=True)
     (folder / "._0.tar").write_bytes(b"\0\5\x16\7")
     (folder / "x.tar.gz").write_bytes(gzip.compress((real / "000.tar").read_bytes()))
+    (folder / "y.tgz").write_bytes(gzip.compress((real / "000.tar").read_bytes()))
+    (folder / "z.tar.xz").write_bytes(lzma.compress((real / "000.tar").read_bytes()))
     status, text = told(capsys, "index", folder)
     assert status == 2 and "1 .tar.gz" in text and "hidden .tar" in text
     command = re.search(r"hint: unpack them: (.*)", text)[1]
     subprocess.run(["bash", "-c", command], check=True)
-    assert told(capsys, "index", folder)[0] == 0 and load_index(folder).samples == 3
+    assert told(capsys, "index", folder)[0] == 0 and load_index(folder).samples == 9
     linked = tmp_path / "linked"
     linked.mkdir()
     os.symlink(real, linked / "set")

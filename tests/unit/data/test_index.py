@@ -328,7 +328,11 @@ def test_records_that_make_no_sense_are_refused_with_the_file(tmp_path, kit, cha
     (folder / "index.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match="cannot be read") as caught:
         load_index(folder)
-    assert caught.value.where.endswith("index.json") and "hdm-shards index" in caught.value.hint
+    assert caught.value.where.endswith("index.json") and caught.value.hint.endswith(f"hdm-shards index {folder}")
+    (folder / "index.json").rename(folder / "other.json")
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        load_index(folder / "other.json")
+    assert "in place of this one" in caught.value.hint  # the command for the folder would leave it as it is
 
 
 def test_an_index_larger_than_any_is_not_read(tmp_path):

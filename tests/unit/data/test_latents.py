@@ -24,6 +24,7 @@ from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.decode import decode
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.latent_sets import LatentFormat, pack_latent, unpack_latent
+from hdm_lightning.data.loader import StreamLoader, largest_sample_bytes
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import Source
@@ -350,6 +351,13 @@ def refused(function):
         function()
     assert caught.value.where and caught.value.hint
     return caught.value
+
+
+def test_the_memory_of_a_sample_is_that_of_its_latent(kit, encoded):
+    config = config_of(kit, encoded, resolution=16)
+    plan = Plan(config)
+    batch = next(iter(StreamLoader(config, plan, kit.letters, batch_size=1)))
+    assert largest_sample_bytes(config, plan) == batch["latent"].nbytes
 
 
 def test_what_latents_cannot_give_is_refused(kit, images, encoded, tmp_path):

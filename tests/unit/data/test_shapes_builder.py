@@ -254,10 +254,10 @@ def test_heldout_prompts_cover_every_held_out_combination():
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("count", 0), ("resolution", 8), ("aspects", ()), ("objects", (4,)), ("split", "test"), ("encoding", "gif")],
+    [("count", 0), ("resolution", 8), ("aspects", ()), ("objects", (4,)), ("split", "test"), ("held_out", "all")],
 )
 def test_options_out_of_range_are_named(tmp_path, option, value):
     with pytest.raises(UserError) as caught:
         build_shapes(tmp_path, **{"count": 5, option: value})
-    assert caught.value.where == option
+    assert caught.value.where == f"--{option.replace('_', '-')}"
     assert not list(tmp_path.glob("*.tar"))

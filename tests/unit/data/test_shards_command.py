@@ -193,13 +193,24 @@ def test_show_draws_the_samples_of_the_stream(kit, folder, tmp_path, capsys):
         (("stats", "--picture", "stats.xyz"), ".svg"),
         (("stats", "--captions", "-1"), "-1 is less than 0"),
         (("verify", "--jobs", "0"), "0 is less than 1"),
+        (("verify", "--jobs", "two"), "'two' is not a whole number"),
+        (("build", "kohya", "--keep-tokens", "-1"), "--keep-tokens: is -1"),
+        (("build", "kohya", "--short-side", "2x"), "--short-side: '2x' is not a whole number"),
+        (("build", "openclipart", "--count", "0"), "--count: is 0"),
+        (("build", "openclipart", "--max-image-bytes", "0"), "--max-image-bytes: is 0"),
+        (("build", "openclipart", "--processes", "-1"), "--processes: is -1"),
+        (("build", "shapes", "--count", "many"), "--count: 'many' is not a whole number"),
+        (("build", "shapes", "--processes", "0"), "--processes: is 0"),
+        (("build", "shapes", "--aspects", "wide"), "--aspects: expected numbers"),
+        (("build", "shapes", "--objects", "1:half"), "--objects: expected 1:"),
     ],
 )
 def test_what_cannot_be_meant_is_told_before_anything_is_read(tmp_path, monkeypatch, capsys, words, told):
     (tmp_path / "no").touch()
     monkeypatch.chdir(tmp_path)
+    command = words[: 2 if words[0] == "build" else 1]
     try:
-        status = main([words[0], "no folder of shards", *words[1:]])
+        status = main([*command, "no folder of shards", *words[len(command) :]])
     except SystemExit as end:
         status = end.code
     assert status == 2 and told in capsys.readouterr().err

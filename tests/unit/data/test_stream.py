@@ -215,8 +215,9 @@ def test_buckets_give_batches_of_one_shape_and_each_sample_once(kit, tmp_path):
     assert set(used) == set(plan.shapes)
     in_order = [found[index][0] for index in range(8, 328)]
     assert max(Counter(in_order).values()) - min(Counter(in_order).values()) <= 2
-    with pytest.raises(UserError, match="whole number of micro-batches"):
+    with pytest.raises(UserError, match="whole number of micro-batches") as caught:
         StreamLoader(config, plan, kit.letters, batch_size=3)
+    assert caught.value.where == "data.crop.buckets"  # no key may set its block
     with pytest.raises(UserError, match="whole number of micro-batches"):
         StreamLoader(config, plan, kit.letters, batch_size=4, start=2)
 
