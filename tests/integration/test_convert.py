@@ -253,7 +253,8 @@ def test_an_interrupted_conversion_leaves_no_half_folder(
 ) -> None:
     """It dies when two of the folder's files are there."""
     dying = f"""
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from hdm_lightning import whole_files
 commit, written = whole_files.Replacement.commit, []
 def dies(self, **named):

@@ -396,7 +396,7 @@ def test_an_autoencoder_is_measured(tiny_autoencoder, tiny_shards, tmp_path, cap
     assert "FOLDER: there is no folder 'nowhere'" in capsys.readouterr().err
     small = ["--size", "4", "--out", str(tmp_path)]
     assert evaluate.main(["vae", str(tiny_autoencoder), "--data", str(tiny_shards), *small]) == 2
-    assert "--size: 4 px are too few to measure\n  hint: give at least 6" in capsys.readouterr().err
+    assert "--size: 4 px are too few to measure\n  hint: use at least 6" in capsys.readouterr().err
 
 
 @pytest.fixture

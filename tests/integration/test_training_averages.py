@@ -83,7 +83,11 @@ def test_a_stored_width_and_time_is_what_the_file_holds(runs, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--samples", "48"], "--average only"), (["--average", "0.5"], "is out of range"), (["--average", "0.1"], "")],
+    [
+        (["--samples", "48"], "only applies to --average"),
+        (["--average", "0.5"], "is out of range"),
+        (["--average", "0.1"], ""),
+    ],
 )
 def test_mistakes_are_told_on_one_screen(runs, tmp_path, capsys, options, said):
     whole, _, _ = runs

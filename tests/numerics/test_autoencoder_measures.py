@@ -184,7 +184,7 @@ def test_the_centred_error_knows_no_offset_and_no_scale():
 
 
 def test_a_picture_that_the_factor_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"34×32 px.*factor 4"):
+    with pytest.raises(ValueError, match=r"34×32 px.*multiples of 4"):
         measures().update(torch.zeros(1, 3, 34, 32))
 
 

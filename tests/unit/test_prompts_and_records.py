@@ -84,7 +84,7 @@ def test_options_of_other_programs_are_warned_of(tmp_path):
 
 def test_what_no_model_reads_is_refused_before_it_is_tokenized():
     assert asked(prompts=("a" * LONGEST_PROMPT,))[0]
-    with pytest.raises(UserError, match="100,001 letters"):
+    with pytest.raises(UserError, match="100,001 characters"):
         asked(prompts=("a" * (LONGEST_PROMPT + 1),))
 
 
