@@ -283,7 +283,7 @@ def test_names_and_tags_of_a_run_of_others_are_text(page):
     choose(page, "run", f"runs/{HACK}")
     images(page, "samples", 2)
     field(page, "curves").click()
-    page.get_by_role("option", name=HACK).click()
+    page.get_by_role("option", name=HACK, exact=True).click()
     page.wait_for_timeout(1500)  # the plot is drawn anew
     assert HACK in page.locator("#curves").inner_text()
 
