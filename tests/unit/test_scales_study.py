@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from experiments.scales import law, plan
+from experiments.scales import analyze, law, plan
 
 SIZES, LENGTHS = np.array([2e5, 4e5, 6e5, 1.3e6, 2.3e6]), np.array([3200.0, 6400.0, 12800.0])
 GRID = np.array([(size, length) for size in SIZES for length in LENGTHS for _ in range(3)])
@@ -78,3 +78,9 @@ def test_no_training_runs_twice_and_held_out_points_are_never_fitted() -> None:
     assert len(fitted) == 15
     assert not fitted & held_out
     assert {each.width % plan.HEAD_DIM for each in once} == {0}
+
+
+def test_the_page_has_the_numbers_of_the_recorded_results() -> None:
+    folder = Path(analyze.__file__).parent
+    found = analyze.analyze(analyze.read(folder / "results"))
+    assert analyze.tables(found) in (folder / "README.md").read_text(encoding="utf-8")

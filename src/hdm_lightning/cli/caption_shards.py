@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hdm_lightning.cli.command import at_least
+from hdm_lightning.argument_types import whole_number
 from hdm_lightning.cli.encode_shards import MOST_THREADS, chosen_devices, chosen_dtype, device_arguments
 from hdm_lightning.errors import UserError, did_you_mean
 
@@ -43,11 +43,11 @@ def caption_arguments(command: argparse.ArgumentParser) -> None:
         metavar="KIND[=TEXT]",
         help=f"kind of caption and its prompt, repeatable; {', '.join(PROMPTS)} have default prompts (default long)",
     )
-    command.add_argument("--batch-size", type=at_least(1), default=8, help="images per batch (default %(default)s)")
-    command.add_argument("--max-tokens", type=at_least(1), default=256, help="per caption (default %(default)s)")
+    command.add_argument("--batch-size", type=whole_number(1), default=8, help="images per batch (default %(default)s)")
+    command.add_argument("--max-tokens", type=whole_number(1), default=256, help="per caption (default %(default)s)")
     command.add_argument(
         "--max-side",
-        type=at_least(16),
+        type=whole_number(16),
         default=1024,
         metavar="PX",
         help="larger images are scaled down for the model (default %(default)s)",

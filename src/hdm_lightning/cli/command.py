@@ -1,6 +1,5 @@
 """Shared by all commands: exit status, progress bars, output paths and argparse types."""
 
-import argparse
 import gc
 import os
 import select
@@ -8,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,30 +185,3 @@ def require_picture(file: Path, where: str, *, more: Sequence[str] = ()) -> Path
     if file.suffix.lower() not in endings:
         raise UserError(f"{file} does not end in {', '.join(endings)}", where=where, hint=f"name it {file.stem}.png")
     return require_file(file, where)
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return an argparse type for a whole number of at least `least`."""
-
-    def whole_number(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
-        return number
-
-    return whole_number
-
-
-def named_number(text: str) -> tuple[str, float]:
-    """Parse NAME=NUMBER; an argparse type."""
-    name, equals, number = text.rpartition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        value = nan
-    if not (equals and name) or isnan(value):
-        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, got {text!r}")
-    return name, value

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hdm_lightning.cli.command import at_least
+from hdm_lightning.argument_types import whole_number
 from hdm_lightning.cli.encode_shards import chosen_devices, chosen_dtype, device_arguments
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ def encode_captions_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--text-encoder", required=True, help="like text_encoder.name: a folder, package or hub name")
     command.add_argument("--layer", type=int, default=-1, help="like text_encoder.layer (default %(default)s)")
     command.add_argument(
-        "--context-length", nargs="+", type=at_least(1), default=[256], help="lengths of the stages (default 256)"
+        "--context-length", nargs="+", type=whole_number(1), default=[256], help="lengths of the stages (default 256)"
     )
     command.add_argument("--fields", nargs="+", help="like data.captions.fields (default: captions caption)")
     device_arguments(command, "states")
-    command.add_argument("--max-tokens", type=at_least(1), help="tokens per encoder call (default 65536)")
+    command.add_argument("--max-tokens", type=whole_number(1), help="tokens per encoder call (default 65536)")
 
 
 def encode_captions(arguments: argparse.Namespace) -> int:

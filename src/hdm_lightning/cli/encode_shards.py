@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hdm_lightning.cli.command import at_least
+from hdm_lightning.argument_types import whole_number
 from hdm_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,10 +38,16 @@ def encode_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, type=Path, help="output folder for one set of shards per resolution")
     command.add_argument("--vae", required=True, help="autoencoder: a folder, a run, or a hub name")
     command.add_argument(
-        "--resolution", required=True, nargs="+", type=at_least(1), help="short sides of the resized images in pixels"
+        "--resolution",
+        required=True,
+        nargs="+",
+        type=whole_number(1),
+        help="short sides of the resized images in pixels",
     )
     device_arguments(command, "autoencoder")
-    command.add_argument("--max-pixels", type=at_least(1), help="pixels per encoder call (default: as vae.max_pixels)")
+    command.add_argument(
+        "--max-pixels", type=whole_number(1), help="pixels per encoder call (default: as vae.max_pixels)"
+    )
     command.add_argument(
         "--max-aspect", type=float, default=8.0, help="skip longer images, like data.crop (default %(default)s)"
     )

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdm_lightning.cli.command import at_least, named_number, progress_bars
+from hdm_lightning.argument_types import named_number, whole_number
+from hdm_lightning.cli.command import progress_bars
 from hdm_lightning.errors import UserError, import_optional
 
 if TYPE_CHECKING:
@@ -44,14 +45,14 @@ def filter_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--near-duplicates",
-        type=at_least(0),
+        type=whole_number(0),
         nargs="?",
         const=NEAR_BITS,
         metavar="BITS",
         help=f"leave out near duplicates, whose perceptual hashes differ in up to BITS of 64 bits (BITS: {NEAR_BITS})",
     )
     command.add_argument("--against", nargs="+", metavar="SHARDS", help="other sets; leave out copies of their samples")
-    command.add_argument("--jobs", type=at_least(1), help="parallel reader processes (default: one per core)")
+    command.add_argument("--jobs", type=whole_number(1), help="parallel reader processes (default: one per core)")
 
 
 def _named_values(text: str) -> tuple[str, tuple[str, ...]]:

@@ -11,9 +11,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hdm_lightning.argument_types import named_number, whole_number
 from hdm_lightning.cli.arguments import Parser
 from hdm_lightning.cli.caption_shards import caption, caption_arguments
-from hdm_lightning.cli.command import at_least, named_number, require_file, require_picture, run_command
+from hdm_lightning.cli.command import require_file, require_picture, run_command
 from hdm_lightning.cli.encode_captions import encode_captions, encode_captions_arguments
 from hdm_lightning.cli.encode_shards import encode, encode_arguments
 from hdm_lightning.cli.filter_shards import filter_arguments, filter_shards
@@ -90,7 +91,7 @@ def _places(command: argparse.ArgumentParser, text: str = "indexed shards, local
 
 
 def _jobs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--jobs", type=at_least(1), default=1, help="parallel reader processes (default 1)")
+    command.add_argument("--jobs", type=whole_number(1), default=1, help="parallel reader processes (default 1)")
 
 
 def _index_arguments(command: argparse.ArgumentParser) -> None:
@@ -208,7 +209,7 @@ def _stats_arguments(command: argparse.ArgumentParser) -> None:
         "--tokenizer", help="count captions in tokens of this text encoder (name or folder), not words"
     )
     command.add_argument(
-        "--captions", type=at_least(0), default=2000, help="random captions to read (default %(default)s)"
+        "--captions", type=whole_number(0), default=2000, help="random captions to read (default %(default)s)"
     )
     command.add_argument("--fields", nargs="+", metavar="KEY", help="additional caption keys of the records")
     command.add_argument("--picture", metavar="FILE", help="plot the histograms to this image")
@@ -242,11 +243,11 @@ def _show_arguments(command: argparse.ArgumentParser) -> None:
     _places(command)
     command.add_argument("--out", required=True, metavar="FILE", help="image to write")
     command.add_argument(
-        "--resolution", type=at_least(1), default=256, help="side of the crop in pixels (default %(default)s)"
+        "--resolution", type=whole_number(1), default=256, help="side of the crop in pixels (default %(default)s)"
     )
-    command.add_argument("--count", type=at_least(1), default=20)
-    command.add_argument("--columns", type=at_least(1), default=5)
-    command.add_argument("--start", type=at_least(0), default=0, help="position in the order to start at")
+    command.add_argument("--count", type=whole_number(1), default=20)
+    command.add_argument("--columns", type=whole_number(1), default=5)
+    command.add_argument("--start", type=whole_number(0), default=0, help="position in the order to start at")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--stage", default="", help="stage whose order is shown")
     command.add_argument("--flip", action="store_true", help="flip half of the samples horizontally")
@@ -259,7 +260,7 @@ def _show_arguments(command: argparse.ArgumentParser) -> None:
         "--kinds", type=named_number, nargs="+", metavar="KIND=WEIGHT", help="weights of the kinds of captions"
     )
     command.add_argument("--tokenizer", help="count captions in tokens of this text encoder (name or folder)")
-    command.add_argument("--context-length", type=at_least(1), default=256)
+    command.add_argument("--context-length", type=whole_number(1), default=256)
 
 
 def _show(arguments: argparse.Namespace) -> int:

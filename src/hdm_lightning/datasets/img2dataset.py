@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from hdm_lightning.argument_types import whole_number
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import Index
 from hdm_lightning.data.index_report import require_samples, told
@@ -17,7 +18,6 @@ from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.shard_files import find_shards, no_shards
 from hdm_lightning.datasets.journal import REJECTED
 from hdm_lightning.datasets.source_files import read_file
-from hdm_lightning.datasets.source_images import whole_number
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import write_text

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hdm_lightning.argument_types import whole_number
 from hdm_lightning.data.captions import CaptionRules, TagGrammar, is_blank
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.datasets.build import Item, Made, Report, build_shards
@@ -22,7 +23,6 @@ from hdm_lightning.datasets.source_images import (
     build_options,
     caption_fields,
     source_image,
-    whole_number,
 )
 from hdm_lightning.datasets.writer import Field
 from hdm_lightning.errors import UserError

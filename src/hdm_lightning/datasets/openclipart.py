@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from hdm_lightning.argument_types import whole_number
 from hdm_lightning.data.parallel import ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.datasets.journal import holds_nothing
@@ -35,7 +36,6 @@ from hdm_lightning.datasets.openclipart_source import (
     refusal,
 )
 from hdm_lightning.datasets.shard_work import building_in
-from hdm_lightning.datasets.source_images import whole_number
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError, import_optional
 from hdm_lightning.whole_files import no_follow

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from hdm_lightning.argument_types import whole_number
 from hdm_lightning.data.captions import MAX_CAPTION_BYTES, CaptionRules, is_blank
 from hdm_lightning.data.decode import MAX_FILE_BYTES
 from hdm_lightning.data.faults import SampleFault
@@ -26,7 +27,6 @@ from hdm_lightning.datasets.source_images import (
     add_shared_arguments,
     image_field,
     image_options,
-    whole_number,
 )
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError

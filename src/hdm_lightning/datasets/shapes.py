@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hdm_lightning.argument_types import whole_number
 from hdm_lightning.datasets.build import JOURNAL, Item, Made, build_shards
 from hdm_lightning.datasets.shapes_drawing import box_of, draw
 from hdm_lightning.datasets.shapes_scenes import (
@@ -32,7 +33,6 @@ from hdm_lightning.datasets.shapes_scenes import (
     pick_number,
     sample_scene,
 )
-from hdm_lightning.datasets.source_images import whole_number
 from hdm_lightning.datasets.writer import Field
 from hdm_lightning.errors import UserError
 

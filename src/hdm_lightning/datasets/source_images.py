@@ -3,13 +3,14 @@
 import argparse
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from hdm_lightning.argument_types import whole_number
 from hdm_lightning.data.alpha_masks import load_with_alpha, shrunk, with_mask
 from hdm_lightning.data.captions import (
     MAX_CAPTION_BYTES,
@@ -175,19 +176,3 @@ def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "images": image_options(arguments),
         **{name: getattr(arguments, name) for name in _OF_A_BUILD},
     }
-
-
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return an argparse type for whole numbers in a range."""
-
-    def parsed(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if number < least or (most is not None and number > most):
-            wanted = f"{least} or more" if most is None else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"is {number}; expected {wanted}")
-        return number
-
-    return parsed

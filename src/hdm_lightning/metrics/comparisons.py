@@ -174,8 +174,8 @@ def over_trainings(
     seen = np.asarray(values, dtype=np.float64)
     known = {"mean": float(seen.mean()), "least": float(seen.min()), "most": float(seen.max())}
     if trials is None:
-        low, high, *further = _ends(*_centre_and_reach(seen, confidence), count)
-        return OverTrainings(**known, low=low, high=high, next_low=further[0], next_high=further[1], trainings=count)
+        low, high, next_low, next_high = _ends(*_centre_and_reach(seen, confidence), count)
+        return OverTrainings(**known, low=low, high=high, next_low=next_low, next_high=next_high, trainings=count)
     asked = np.asarray(trials, dtype=np.float64)
     shrunk, each = (seen * asked + 0.5) / (asked + 1), float(asked.mean())
     centre, reach = _centre_and_reach(np.log(shrunk / (1 - shrunk)), confidence)
