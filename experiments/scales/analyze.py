@@ -43,6 +43,7 @@ def analyze(results: dict[str, Result]) -> dict[str, Any]:
         "processors": sorted({each["made"]["processor"] for each in results.values()}),
         "cells": cells(of_kind(results, "law") + of_kind(results, "held out")),
         "rates": {rule: best_rates(of_kind(results, "rates"), rule) for rule in ("mup", "constant")},
+        "losses_by_rate": losses_by_rate(of_kind(results, "rates")),
         "batches": batches(of_kind(results, "batches")),
     }
     rows = of_kind(results, "law")
@@ -127,6 +128,16 @@ def best_rates(rows: list[Result], rule: str) -> dict[str, Interval]:
     return found
 
 
+def losses_by_rate(rows: list[Result]) -> list[dict[str, Any]]:
+    """Return the mean loss of every width at each rate of each rule, at equal samples and batch."""
+    found = []
+    for rule, rate in sorted({(row["rule"], row["rate"]) for row in rows}, reverse=True):
+        mine = [row for row in rows if (row["rule"], row["rate"]) == (rule, rate)]
+        losses = {width: column([row for row in mine if row["width"] == width], "loss") for width in RATE_WIDTHS}
+        found.append({"rule": rule, "rate": rate, **{str(width): float(each.mean()) for width, each in losses.items()}})
+    return found
+
+
 def batches(rows: list[Result]) -> dict[str, Any]:
     """Return for each batch the best rate and the mean loss at the best rate tried, at equal samples."""
     found = {}
@@ -157,6 +168,11 @@ def tables(found: dict[str, Any]) -> str:
     lines += ["", "| rule | width | best base rate | 95% interval |", "|---|---:|---:|---:|"]
     for rule, by_width in found["rates"].items():
         lines += [f"| {rule} | {width} | {_span(each)} |" for width, each in by_width.items()]
+    lines += ["", f"| rule | base rate | {' | '.join(f'loss at width {width}' for width in RATE_WIDTHS)} |"]
+    lines += ["|---|---:|" + "---:|" * len(RATE_WIDTHS)]
+    for row in found["losses_by_rate"]:
+        losses = " | ".join(f"{row[str(width)]:.4f}" for width in RATE_WIDTHS)
+        lines.append(f"| {row['rule']} | {row['rate']:g} | {losses} |")
     lines += ["", "| batch | best base rate | 95% interval | loss at the best rate tried |", "|---:|---:|---:|---:|"]
     lines += [f"| {batch} | {_span(each['rate'])} | {each['loss']:.4f} |" for batch, each in found["batches"].items()]
     return "\n".join(lines) + "\n"

@@ -111,7 +111,17 @@ def analyze(results: dict[str, Result]) -> dict[str, Any]:
         "endpoints": found,
         "more samples": more_samples(results),
         "cost": costs([results[each.name] for each in jobs]),
+        "reconstruction": reconstruction_shares([results[each.name] for each in jobs]),
     }
+
+
+def reconstruction_shares(results: list[Result]) -> dict[str, list[float]]:
+    """Return for EQ-VAE off and on the least and largest share of a training's pixel error that is the autoencoder's."""
+    shares: dict[str, list[float]] = {}
+    for result in results:
+        each = [error["reconstruction_error"] / error["pixel_error"] for error in result["errors"].values()]
+        shares.setdefault(result["factors"]["eq"], []).append(statistics.mean(each))
+    return {level: [min(several), max(several)] for level, several in sorted(shares.items())}
 
 
 def corrected(found: dict[str, Any]) -> None:
@@ -190,6 +200,8 @@ def tables(analysis: dict[str, Any]) -> str:
     lines += ["", "| level | operations per sample (M) | median CPU seconds per training |", "|---|---:|---:|"]
     for level, cost in analysis["cost"].items():
         lines.append(f"| {level} | {cost['operations_per_sample'] / 1e6:.0f} | {cost['training_cpu_seconds']:.0f} |")
+    told = "; ".join(f"{low:.1%} to {high:.1%} ({level})" for level, (low, high) in analysis["reconstruction"].items())
+    lines += ["", f"The autoencoder's own reconstruction accounts for this much of a training's pixel error: {told}."]
     if analysis["more samples"]:
         slope = analysis["more samples"]["slope"]
         own = ", ".join(f"{each:.2f}" for each in analysis["more samples"]["by_seed"])
