@@ -116,7 +116,7 @@ def analyze(results: dict[str, Result]) -> dict[str, Any]:
 
 
 def reconstruction_shares(results: list[Result]) -> dict[str, list[float]]:
-    """Return for EQ-VAE off and on the least and largest share of a training's pixel error that is the autoencoder's."""
+    """Return the least and largest share of a training's pixel error due to the autoencoder, for EQ-VAE off and on."""
     shares: dict[str, list[float]] = {}
     for result in results:
         each = [error["reconstruction_error"] / error["pixel_error"] for error in result["errors"].values()]
