@@ -184,3 +184,10 @@ def test_a_fingerprint_of_half_an_encoder_is_refused(folder):
     with pytest.raises(UserError, match="lacks 1 weights") as caught:
         folder_fingerprint(folder, where="vae.name")
     assert caught.value.where == "vae.name" and caught.value.hint
+
+
+def test_a_fingerprint_of_an_encoder_of_grey_images_says_what_to_change(tmp_path):
+    AutoencoderKL(**TINY, in_channels=1, out_channels=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"^vae\.name: cannot encode an image") as caught:
+        folder_fingerprint(tmp_path, where="vae.name")
+    assert "in_channels" in caught.value.hint

@@ -6,6 +6,8 @@ train/eval switches; `to` moves them.
 Shapes: B batch, L tokens, f spatial factor, C latent channels.
 """
 
+import hashlib
+from collections.abc import Iterable
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any, Protocol, Self, cast, runtime_checkable
@@ -147,6 +149,16 @@ def fingerprint_of(encoder: TextEncoder) -> str:
         what = f"{type(encoder).__name__} cannot use text states from disk: it has no fingerprint"
         raise UserError(what, where="text_encoder", hint="set data.text_states=null, or add that property")
     return str(encoder.fingerprint)  # type: ignore[attr-defined]
+
+
+def hash_of(tensors: Iterable[tuple[str, Tensor]], about: str = "") -> str:
+    """Return the SHA-256, 32 hexadecimal digits, of a text and of named tensors in float32, in their order."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in tensors:
+        plain = tensor.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"\n{name} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.numpy().data.cast("B"))
+    return digest.hexdigest()[:32]
 
 
 def compile_encoders(*encoders: Any) -> None:

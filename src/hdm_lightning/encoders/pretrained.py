@@ -49,6 +49,8 @@ def readable(reading: str, folder: Path, *, where: str, hint: str | None = None)
     """Inside the with statement, turn readers' exceptions into a UserError: "`reading` from `folder` (first line)"."""
     try:
         yield
+    except UserError:
+        raise
     except UNREADABLE as error:
         raise UserError(f"{reading} from {folder} ({first_line(error)})", where=where, hint=hint) from error
 

@@ -3,7 +3,6 @@
 Shapes: image (B,3,f·H,f·W); latent (B,C,H,W).
 """
 
-import hashlib
 import json
 import re
 import shlex
@@ -18,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from hdm_lightning.encoders.base import hash_of
 from hdm_lightning.encoders.pretrained import (
     FINAL,
     RUNS,
@@ -231,12 +231,8 @@ def encoder_fingerprint(model: AutoencoderKL) -> str:
 def _fingerprint(model: AutoencoderKL, tensor_of: Callable[[str], Tensor]) -> str:
     """Return the fingerprint of a model's configuration with the tensors that `tensor_of` returns by name."""
     shape = {name: model.config.get(name) for name in _OF_THE_ENCODER}
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    for name, _ in _encoder_half(model):
-        plain = tensor_of(name).detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"\n{name} {tuple(plain.shape)}\n".encode())
-        digest.update(plain.numpy().data.cast("B"))
-    return digest.hexdigest()[:32]
+    tensors = ((name, tensor_of(name)) for name, _ in _encoder_half(model))
+    return hash_of(tensors, json.dumps(shape, sort_keys=True))
 
 
 def _encoder_half(model: AutoencoderKL) -> list[tuple[str, Tensor]]:
