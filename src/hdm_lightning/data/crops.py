@@ -21,6 +21,12 @@ from hdm_lightning.errors import UserError
 Shape = tuple[int, int]
 
 
+def require_least(where: str, value: float | None, least: int) -> None:
+    """Raise `UserError` if a value is below `least`; None passes."""
+    if value is not None and not value >= least:
+        raise UserError(f"is {value}", where=where, hint=f"set it to {least} or more")
+
+
 @dataclass(frozen=True)
 class Buckets:
     """Shapes of about resolution² pixels; each image is resized and cropped to one of them.
@@ -39,9 +45,7 @@ class Buckets:
 
     def __post_init__(self) -> None:
         for name in ("step_px", "max_aspect", "block"):
-            if not getattr(self, name) >= 1:
-                where = f"data.crop.buckets.{name}"
-                raise UserError(f"is {getattr(self, name)}", where=where, hint="set it to 1 or more")
+            require_least(f"data.crop.buckets.{name}", getattr(self, name), 1)
 
     def shapes(self, resolution: int) -> tuple[Shape, ...]:
         """Return all shapes (height, width), from the tallest to the widest.
@@ -182,8 +186,7 @@ class CropRules:
     buckets: Buckets | None = None
 
     def __post_init__(self) -> None:
-        if not self.max_aspect >= 1:
-            raise UserError(f"is {self.max_aspect}", where="data.crop.max_aspect", hint="set it to 1 or more")
+        require_least("data.crop.max_aspect", self.max_aspect, 1)
         if self.max_upscale is not None and not self.max_upscale > 0:
             raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", hint="set it above 0")
 

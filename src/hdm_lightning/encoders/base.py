@@ -95,11 +95,7 @@ class PosteriorAutoencoder(ImageAutoencoder, Protocol):
 
 
 def posteriors_of(autoencoder: ImageAutoencoder) -> PosteriorAutoencoder:
-    """Return the autoencoder as one that can use latents from disk.
-
-    Raises:
-        UserError: it lacks the methods for that.
-    """
+    """Return the autoencoder as one that can use latents from disk. Raises UserError: it lacks the methods for that."""
     needed = ("fingerprint", "from_moments")
     # A static lookup, as computing a fingerprint takes seconds.
     if any(getattr_static(autoencoder, name, None) is None for name in needed):
@@ -172,8 +168,7 @@ def place(model: nn.Module, device: torch.device | str, *, auto: bool) -> None:
     """Move a frozen model to a device.
 
     Args:
-        model: all its parameters have the same dtype.
-        device: target device.
+        model, device: all parameters of the model have the same dtype.
         auto: also cast the parameters to the dtype that suits the device. Buffers keep theirs: rotary frequencies
             would lose too much precision.
     """

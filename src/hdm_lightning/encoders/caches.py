@@ -27,7 +27,7 @@ class _Recent(Generic[Key]):
     """A least-recently-used cache of tensors in RAM.
 
     Attributes:
-        size: maximum number of tensors.
+        size: maximum number of tensors, at least 1.
         hits, misses: number of lookups that found their tensor, and that did not.
     """
 
@@ -55,13 +55,9 @@ class _Recent(Generic[Key]):
 
 
 class CachedTextEncoder(TextEncoderAround, _Recent[tuple[int, ...]]):
-    """Wraps a text encoder with a least-recently-used cache in RAM, keyed by a caption's token ids.
+    """Wraps a text encoder with a least-recently-used cache of `size` captions in RAM, keyed by their token ids.
 
     Encodings are kept in the encoder's dtype and without padding: length × width numbers per caption.
-
-    Args:
-        encoder: encodes captions that are not in the cache.
-        size: number of captions in the cache, at least 1.
     """
 
     def __init__(self, encoder: TextEncoder, size: int) -> None:
@@ -86,14 +82,10 @@ class CachedTextEncoder(TextEncoderAround, _Recent[tuple[int, ...]]):
 
 
 class CachedAutoencoder(_Recent[bytes]):
-    """Wraps an autoencoder with a least-recently-used cache of latents in RAM, keyed by an image's pixels.
+    """Wraps an autoencoder with a least-recently-used cache of `size` latents in RAM, keyed by an image's pixels.
 
     Hashing takes about 0.1 ms for a 64-pixel image, and reads the image on the host: worth it on a CPU, for sets
     whose crops come back.
-
-    Args:
-        autoencoder: encodes images that are not in the cache.
-        size: number of latents in the cache, at least 1.
     """
 
     def __init__(self, autoencoder: ImageAutoencoder, size: int) -> None:

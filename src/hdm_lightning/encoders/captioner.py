@@ -25,11 +25,9 @@ class Said(NamedTuple):
 
 
 class Captioner:
-    """A model and its processor on one device. Decoding is greedy: equal batches of images give equal texts.
+    """A model and its processor, as loaded by transformers, on one device; answers have up to `max_tokens` tokens.
 
-    Args:
-        model, processor: as loaded by transformers.
-        max_tokens: maximum length of an answer.
+    Decoding is greedy: equal batches of images give equal texts.
     """
 
     def __init__(self, model: Any, processor: Any, max_tokens: int) -> None:
@@ -42,12 +40,7 @@ class Captioner:
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     def describe(self, images: Sequence[Image.Image], prompt: str) -> list[Said]:
-        """Return the model's answer to a prompt for each image.
-
-        Args:
-            images: RGB, of any size.
-            prompt: may be empty for models that need none.
-        """
+        """Return the answers for RGB images of any size to a prompt, which is empty for models that need none."""
         text = self._spelled(prompt)
         more = {} if text is None else {"text": [text] * len(images), "padding": True}
         # With a chat template, the processor takes a list of images per conversation.

@@ -142,15 +142,9 @@ def same_model(first: str, second: str) -> bool:
 def _folder_here(name: str) -> Path | None:
     """Return the folder that a name refers to, if it is on this machine."""
     try:
-        found = _package_folder(name, "") if name.startswith(PACKAGE_SCHEME) else Path(name).expanduser()
+        return locate_model(name, where="", required=(), download=["config.json"], local_files_only=True)
     except UserError:
         return None
-    if found.is_dir():
-        return found
-    if not _is_hub_name(name):
-        return None
-    owner, repository, *inside = name.split("/")
-    return _snapshot(f"{owner}/{repository}", "/".join(inside), ["config.json"], local_files_only=True)[0]
 
 
 def is_local_path(name: str) -> bool:

@@ -53,12 +53,7 @@ class Tokenizer:
 
 
 class CaptionTokenizer:
-    """Maps a caption to token ids, truncated or padded on the right to a fixed context length; can be pickled.
-
-    Args:
-        tokenizer: the vocabulary.
-        context_length: length of every row, at least 1.
-    """
+    """Maps a caption to `context_length` token ids (at least 1), truncated or padded on the right; can be pickled."""
 
     def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
         if context_length < 1:
