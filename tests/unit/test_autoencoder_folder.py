@@ -68,13 +68,6 @@ def test_a_folder_is_read_as_it_was_written(folder):
 def test_the_attention_of_older_files_is_read_under_its_older_names(folder):
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     expected = read_autoencoder(folder, torch.float32, where="vae.name").encode(image).latent_dist.mean
-    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-    def renamed(tensors):
-        for new, old in older.items():
-            tensors = {name.replace(f"0.{new}.", f"0.{old}."): tensor for name, tensor in tensors.items()}
-        return tensors
-
     edited(folder, renamed)
     assert any(".query." in name for name in load_file(folder / WEIGHTS_FILE))
     found = read_autoencoder(folder, torch.float32, where="vae.name").encode(image).latent_dist.mean
