@@ -7,7 +7,7 @@ image; the token positions are computed from them on the device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from math import inf
 
@@ -189,10 +189,6 @@ class CropRules:
         require_least("data.crop.max_aspect", self.max_aspect, 1)
         if self.max_upscale is not None and not self.max_upscale > 0:
             raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", hint="set it above 0")
-
-    def with_block(self, samples: int) -> "CropRules":
-        """Return the same rules with a bucket's block set to the samples of a training step."""
-        return self if self.buckets is None else replace(self, buckets=replace(self.buckets, block=samples))
 
     def accepts(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.bool_]:
         """Return which originals may be used; a size of 0 is unknown and accepted until the image is read."""

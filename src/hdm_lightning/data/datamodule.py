@@ -162,7 +162,9 @@ class ShardDataModule(LightningDataModule):
     def training_stream(self) -> StreamConfig:
         """The training stream; the block of its buckets is the number of samples per step."""
         crop = self._stream.crop
-        return self._stream if crop.buckets is None else replace(self._stream, crop=crop.with_block(self._block()))
+        if crop.buckets is None:
+            return self._stream
+        return replace(self._stream, crop=replace(crop, buckets=replace(crop.buckets, block=self._block())))
 
     @property
     def train_plan(self) -> Plan:

@@ -204,14 +204,7 @@ class ValidationLoader(StreamLoader):
     """
 
     def __init__(
-        self,
-        config: StreamConfig,
-        plan: Plan,
-        tokenize: Tokenize,
-        *,
-        samples: int,
-        batch_size: int,
-        **options: Any,
+        self, config: StreamConfig, plan: Plan, tokenize: Tokenize, *, samples: int, batch_size: int, **options: Any
     ) -> None:
         super().__init__(config, plan, tokenize, batch_size=batch_size, **options)
         self.samples = min(samples, plan.samples)

@@ -118,7 +118,7 @@ def _next_member(read: ReadAt, start: int, end: int, passed: Passed | None = Non
             return position
         name, size, kind = _parse(header)
         data = position + BLOCK
-        following = data + _padded(size)
+        following = data + -(-size // BLOCK) * BLOCK  # with its padding
         if following > end:
             raise SampleFault("truncated: the archive ends inside a member")
         if kind in (b"L", b"x"):
@@ -223,8 +223,3 @@ def _first_not_zero(read: ReadAt, start: int, size: int) -> int:
         if rest:
             return begin + (len(chunk) - rest) // BLOCK * BLOCK
     return size
-
-
-def _padded(size: int) -> int:
-    """Return the bytes that a member of this size takes up, including padding."""
-    return -(-size // BLOCK) * BLOCK

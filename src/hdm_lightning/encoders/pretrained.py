@@ -121,7 +121,7 @@ def locate_model(
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return _require(folder, name_or_path, where, required)
-    if not _is_hub_name(name_or_path):
+    if "/" not in name_or_path or is_local_path(name_or_path):
         raise UserError(
             f"there is no folder {name_or_path!r}",
             where=where,
@@ -167,10 +167,6 @@ def require_there(name: str, hint: str) -> None:
 def lies_here(name: str) -> bool:
     """Return whether a model's name is a folder on this machine, even one named like a hub model or just `bert`."""
     return is_local_path(name) or Path(name).expanduser().is_dir()
-
-
-def _is_hub_name(name: str) -> bool:
-    return "/" in name and not is_local_path(name)
 
 
 def _complete(folder: Path, required: Sequence[str]) -> bool:
