@@ -68,13 +68,6 @@ def test_a_folder_is_read_as_it_was_written(folder):
 def test_the_attention_of_older_files_is_read_under_its_older_names(folder):
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     expected = read_autoencoder(folder, torch.float32, where="vae.name").encode(image).latent_dist.mean
-    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-    def renamed(tensors):
-        for new, old in older.items():
-            tensors = {name.replace(f"0.{new}.", f"0.{old}."): tensor for name, tensor in tensors.items()}
-        return tensors
-
     edited(folder, renamed)
     assert any(".query." in name for name in load_file(folder / WEIGHTS_FILE))
     found = read_autoencoder(folder, torch.float32, where="vae.name").encode(image).latent_dist.mean
@@ -184,3 +177,10 @@ def test_a_fingerprint_of_half_an_encoder_is_refused(folder):
     with pytest.raises(UserError, match="lacks 1 weights") as caught:
         folder_fingerprint(folder, where="vae.name")
     assert caught.value.where == "vae.name" and caught.value.hint
+
+
+def test_a_fingerprint_of_an_encoder_of_grey_images_says_what_to_change(tmp_path):
+    AutoencoderKL(**TINY, in_channels=1, out_channels=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"^vae\.name: cannot encode an image") as caught:
+        folder_fingerprint(tmp_path, where="vae.name")
+    assert "in_channels" in caught.value.hint

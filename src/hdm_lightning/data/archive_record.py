@@ -143,8 +143,7 @@ def _image_shape(read: ReadAt, group: _Group) -> tuple[int, int]:
     if (latent := group.members.get(LATENT)) is not None:
         return unpack_latent(read(latent.data, latent.size))[0]
     for extension in IMAGE_EXTENSIONS:
-        if extension in group.members:
-            member = group.members[extension]
+        if (member := group.members.get(extension)) is not None:
             return upright_size(read(member.data, member.size))
     raise SampleFault(_no_image(group))
 

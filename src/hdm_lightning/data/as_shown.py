@@ -19,6 +19,7 @@ from hdm_lightning.data.image_headers import MAX_PROFILE_BYTES, tiff_entries
 MOST_ALIKE = 1
 """Largest difference in levels of a profile that counts as sRGB: its many encodings round differently."""
 
+_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 Transform = Any
 
@@ -80,6 +81,21 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         return image
     result = ImageCms.applyTransform(image, transform)
     return image if result is None else result
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Return whether pixels of an image may be transparent."""
+    return image.mode in _WITH_ALPHA or "transparency" in image.info
+
+
+def layers_to_srgb(layers: Image.Image, mode: str, profile: bytes) -> Image.Image:
+    """Convert an RGBA image, made from one of another mode, to sRGB by the profile of that one; alpha stays."""
+    if not profile:
+        return layers
+    grey = mode in ("L", "LA", "La") and transform_of(profile, "L") is not None
+    colours = to_srgb(layers.getchannel("R") if grey else layers.convert("RGB"), profile)
+    colours.putalpha(layers.getchannel("A"))
+    return colours
 
 
 def pixels_to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:

@@ -23,8 +23,7 @@ def padded_lengths(wanted: TextLengths, context_length: int, *, accelerated: boo
     Args:
         wanted: `padded` for the context length alone; `bucketed` for `LENGTHS`, or a list of lengths; `auto` for
             `bucketed` on an accelerator and `padded` on a CPU, where results stay bit-identical that way.
-        context_length: maximum number of tokens of a caption.
-        accelerated: whether the training runs on an accelerator.
+        context_length, accelerated: of the training.
 
     Raises:
         UserError: the word is unknown, or a length is below 1.
@@ -42,11 +41,9 @@ def padded_lengths(wanted: TextLengths, context_length: int, *, accelerated: boo
 
 
 def batches_sorted_together(accumulation: int, batch_bytes: int) -> int:
-    """Return how many micro-batches of a step are made from one sorted group: a divisor of `accumulation`.
+    """Return how many of a step's `accumulation` micro-batches on a rank are made from one sorted group: a divisor.
 
-    Args:
-        accumulation: micro-batches per step on one rank.
-        batch_bytes: bytes of pixels or latents in a micro-batch.
+    Each micro-batch has `batch_bytes` bytes of pixels or latents.
     """
     affordable = (each for each in range(accumulation, 1, -1) if each * batch_bytes <= SORTED_BYTES)
     return next((each for each in affordable if accumulation % each == 0), 1)

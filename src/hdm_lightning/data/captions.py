@@ -8,7 +8,7 @@ import codecs
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeGuard
 
@@ -94,10 +94,6 @@ class TagGrammar:
                 groups = draws.shuffled([draws.shuffled(group) for group in groups])
         pieces = [kept] if kept else []
         return self.join.join(pieces + [tag for group in groups for tag in group])
-
-
-TEXT_KIND = "txt"
-"""Kind of a caption from the `.txt` member."""
 
 
 class Caption(NamedTuple):
@@ -190,16 +186,9 @@ class CaptionRules:
         Raises:
             SampleFault: none can be read.
         """
-        found: list[Caption] = []
-        faults: list[SampleFault] = []
-        for name, read in (("txt", self._from_text), ("json", self._from_every_key)):
-            try:
-                found += self._cleaned(read(members[name])) if name in members else []
-            except SampleFault as fault:
-                faults.append(fault)
-        if faults and not found:
-            raise faults[0]
-        return found
+        readers = {"txt": self._from_text, "json": self._from_every_key}
+        present = [name for name in readers if name in members]
+        return _readable(lambda name: self._cleaned(readers[name](members[name])), present)
 
     def _candidates(self, members: Mapping[str, bytes]) -> list[Caption]:
         """Return the captions to draw from: those of the wanted kinds, else those of kinds not in `kinds`."""
@@ -224,32 +213,33 @@ class CaptionRules:
 
     def _from_text(self, data: bytes) -> list[Caption]:
         _require_short(len(data))
-        return [Caption(text_of(data), 1.0, TEXT_KIND)]
+        return [Caption(text_of(data), 1.0, "txt")]
 
     def _from_record(self, data: bytes) -> list[Caption]:
         record = parse_record(data)
         return next((captions_under(record[name], name) for name in self.fields if record.get(name)), [])
 
     def _from_every_key(self, data: bytes) -> list[Caption]:
-        """Return the captions of all caption keys; a key that cannot be read is ignored if another one can."""
-        record, found = parse_record(data), []
-        faults: list[SampleFault] = []
-        for name in dict.fromkeys((*self.fields, *(self.kinds or {}))):
-            try:
-                found += captions_under(record[name], name) if record.get(name) else []
-            except SampleFault as fault:
-                faults.append(fault)
-        if faults and not found:
-            raise faults[0]
-        return found
+        record, names = parse_record(data), dict.fromkeys((*self.fields, *(self.kinds or {})))
+        return _readable(lambda name: captions_under(record[name], name), [name for name in names if record.get(name)])
+
+
+def _readable(read: Callable[[str], list[Caption]], names: Iterable[str]) -> list[Caption]:
+    """Return the captions of all names that can be read. Raises SampleFault: there are none, and one cannot be read."""
+    found: list[Caption] = []
+    faults: list[SampleFault] = []
+    for name in names:
+        try:
+            found += read(name)
+        except SampleFault as fault:
+            faults.append(fault)
+    if faults and not found:
+        raise faults[0]
+    return found
 
 
 def parse_record(data: bytes) -> dict[str, object]:
-    """Return the JSON object of a sample's record.
-
-    Raises:
-        SampleFault: it is not a JSON object, or is too long.
-    """
+    """Return the JSON object of a sample's record. Raises SampleFault: it is not a JSON object, or is too long."""
     if len(data) > MAX_RECORD_BYTES:
         raise SampleFault(f"record too long: {len(data)} bytes")
     try:
@@ -341,7 +331,8 @@ def _stream_safe(text: str) -> str:
 
     Normalization sorts each run, in time quadratic in its length; no language has such runs.
     """
-    if len(text) < LONGEST_RUN or not _longest_run_is_beyond(text):
+    # A run of 31 marks covers one of the positions 30, 61, 92, …
+    if not any(map(unicodedata.combining, text[LONGEST_RUN :: LONGEST_RUN + 1])):
         return text
     pieces, run = [], 0
     for letter in text:
@@ -351,12 +342,6 @@ def _stream_safe(text: str) -> str:
             run = 1
         pieces.append(letter)
     return "".join(pieces)
-
-
-def _longest_run_is_beyond(text: str) -> bool:
-    # A run of 31 marks covers one of the positions 30, 61, 92, …
-    step = LONGEST_RUN + 1
-    return any(unicodedata.combining(letter) for letter in text[LONGEST_RUN::step])
 
 
 def names_a_side(text: str) -> bool:

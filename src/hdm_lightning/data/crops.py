@@ -7,7 +7,7 @@ image; the token positions are computed from them on the device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from math import inf
 
@@ -19,6 +19,12 @@ from hdm_lightning.data.randomness import Draws
 from hdm_lightning.errors import UserError
 
 Shape = tuple[int, int]
+
+
+def require_least(where: str, value: float | None, least: int) -> None:
+    """Raise `UserError` if a value is below `least`; None passes."""
+    if value is not None and not value >= least:
+        raise UserError(f"is {value}", where=where, hint=f"set it to {least} or more")
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,7 @@ class Buckets:
 
     def __post_init__(self) -> None:
         for name in ("step_px", "max_aspect", "block"):
-            if not getattr(self, name) >= 1:
-                where = f"data.crop.buckets.{name}"
-                raise UserError(f"is {getattr(self, name)}", where=where, hint="set it to 1 or more")
+            require_least(f"data.crop.buckets.{name}", getattr(self, name), 1)
 
     def shapes(self, resolution: int) -> tuple[Shape, ...]:
         """Return all shapes (height, width), from the tallest to the widest.
@@ -182,14 +186,9 @@ class CropRules:
     buckets: Buckets | None = None
 
     def __post_init__(self) -> None:
-        if not self.max_aspect >= 1:
-            raise UserError(f"is {self.max_aspect}", where="data.crop.max_aspect", hint="set it to 1 or more")
+        require_least("data.crop.max_aspect", self.max_aspect, 1)
         if self.max_upscale is not None and not self.max_upscale > 0:
             raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", hint="set it above 0")
-
-    def with_block(self, samples: int) -> "CropRules":
-        """Return the same rules with a bucket's block set to the samples of a training step."""
-        return self if self.buckets is None else replace(self, buckets=replace(self.buckets, block=samples))
 
     def accepts(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.bool_]:
         """Return which originals may be used; a size of 0 is unknown and accepted until the image is read."""

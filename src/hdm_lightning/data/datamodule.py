@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from hdm_lightning.data import worker_processes
 from hdm_lightning.data.caption_lengths import TextLengths, batches_sorted_together, padded_lengths
 from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.crops import CropRules
+from hdm_lightning.data.crops import CropRules, require_least
 from hdm_lightning.data.fit_position import FitPosition
 from hdm_lightning.data.loader import StreamLoader, ValidationLoader, largest_sample_bytes
 from hdm_lightning.data.rules import Alpha, StreamConfig, rules_from, sources_from
@@ -135,7 +135,7 @@ class ShardDataModule(LightningDataModule):
             alpha=alpha,
         )
         sources = self._stream.sources if validation is None else sources_from(validation, "data.validation")
-        self._validation = replace(_for_validation(self._stream), sources=sources, seed=validation_seed)
+        self.validation_stream = replace(_for_validation(self._stream), sources=sources, seed=validation_seed)
         self.tokenize = _bound(tokenizer, context_length)
         self.text_lengths: TextLengths = "padded" if tokenizer is None else text_lengths
         padded_lengths(text_lengths, context_length, accelerated=True)  # only to validate them
@@ -144,9 +144,9 @@ class ShardDataModule(LightningDataModule):
         self.validation_batch_size = batch_size if validation_batch_size is None else validation_batch_size
         self.consumed = consumed
         for name in ("batch_size", "validation_batch_size", "samples_per_step"):
-            _require(name, getattr(self, name), 1)
+            require_least(f"data.{name}", getattr(self, name), 1)
         for name in ("validation_samples", "consumed"):
-            _require(name, getattr(self, name), 0)
+            require_least(f"data.{name}", getattr(self, name), 0)
         self.text_states_folder = text_states
         if text_states is not None and caption_rules.tags is not None:
             what = "tags are shuffled and dropped anew every time, so captions do not repeat and have no stored states"
@@ -162,12 +162,9 @@ class ShardDataModule(LightningDataModule):
     def training_stream(self) -> StreamConfig:
         """The training stream; the block of its buckets is the number of samples per step."""
         crop = self._stream.crop
-        return self._stream if crop.buckets is None else replace(self._stream, crop=crop.with_block(self._block()))
-
-    @property
-    def validation_stream(self) -> StreamConfig:
-        """The validation stream."""
-        return self._validation
+        if crop.buckets is None:
+            return self._stream
+        return replace(self._stream, crop=replace(crop, buckets=replace(crop.buckets, block=self._block())))
 
     @property
     def train_plan(self) -> Plan:
@@ -177,7 +174,7 @@ class ShardDataModule(LightningDataModule):
     @property
     def validation_plan(self) -> Plan:
         """The order of the validation samples; the first call reads the indices."""
-        return self._plan(self._validation)
+        return self._plan(self.validation_stream)
 
     def prepare(self, *, unchanged: bool = False) -> None:
         """Read the indices of both sets now; with `unchanged`, also check that local shards are as indexed.
@@ -204,12 +201,8 @@ class ShardDataModule(LightningDataModule):
         return self._first()
 
     def skip_to(self, position: int) -> None:
-        """Start the next fit (only that one) at this position, overriding its checkpoint.
-
-        Args:
-            position: samples of the stage that count as consumed, at least 0.
-        """
-        _require("position", position, 0)
+        """Start the next fit (only that one) at this number of consumed samples, overriding its checkpoint."""
+        require_least("data.position", position, 0)
         self._skip, self._fit = position, None
 
     def setup(self, stage: str) -> None:
@@ -244,7 +237,7 @@ class ShardDataModule(LightningDataModule):
             return []
         rank, world = self.rank_and_world()
         return ValidationLoader(
-            self._validation,
+            self.validation_stream,
             self.validation_plan,
             self.tokenize,
             samples=self.validation_samples,
@@ -257,11 +250,7 @@ class ShardDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, with the stage and fingerprint that show whether it still means the same samples."""
-        return {
-            "stage": self._stream.stage,
-            "fingerprint": self.train_plan.fingerprint,
-            "consumed": self.position,
-        }
+        return {"stage": self._stream.stage, "fingerprint": self.train_plan.fingerprint, "consumed": self.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a checkpoint's position for the fit that is starting.
@@ -374,8 +363,3 @@ def _bound(tokenizer: Any, context_length: int) -> Tokenize:
 def _no_tokens(caption: str) -> tuple[list[int], int]:
     """Stand in for a tokenizer when captions are not used."""
     return [0], 1
-
-
-def _require(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise UserError(f"is {value}", where=f"data.{name}", hint=f"set it to {least} or more")

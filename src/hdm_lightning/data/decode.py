@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from hdm_lightning.data.as_shown import (
+    has_alpha,
     is_sideways,
+    layers_to_srgb,
     orientation,
     pixels_to_srgb,
     profile_of,
@@ -123,7 +125,8 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         raise SampleFault(f"image file too large: {len(data)} bytes")
     kind = format_of(data)
     header = prepared(data, kind)
-    _require_plain_tags(data, kind)
+    if kind == "TIFF" and is_heavy(data):
+        raise SampleFault("undecodable image: its tags are larger than any camera's")
     try:
         image = Image.open(io.BytesIO(header.data), formats=(kind,))
     except Image.DecompressionBombError as error:
@@ -139,11 +142,6 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     image.info.update(header.info)
     image.decodermaxblock = len(data)  # in one piece: a JPEG decoder that has to wait repeats its row of blocks
     return image
-
-
-def _require_plain_tags(data: bytes, kind: str) -> None:
-    if kind == "TIFF" and is_heavy(data):
-        raise SampleFault("undecodable image: its tags are larger than any camera's")
 
 
 def decode_rgb(image: Image.Image) -> Image.Image:
@@ -185,7 +183,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return to_srgb(image, profile)
     if image.mode.startswith("I") or image.mode == "F":
         return to_srgb(_from_deep_grey(image), profile).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if has_alpha(image):
         return _on_white(image, profile)
     if image.mode in ("L", "CMYK") and transform_of(profile, image.mode) is not None:
         image.load()
@@ -202,12 +200,7 @@ def _on_white(image: Image.Image, profile: bytes) -> Image.Image:
         part = image.crop(box)
         if (see_through := image.info.get("transparency")) is not None:
             part.info["transparency"] = see_through
-        layer = part.convert("RGBA")
-        if profile:
-            grey = image.mode in ("L", "LA", "La") and transform_of(profile, "L") is not None
-            colours = to_srgb(layer.getchannel("R") if grey else layer.convert("RGB"), profile)
-            colours.putalpha(layer.getchannel("A"))
-            layer = colours
+        layer = layers_to_srgb(part.convert("RGBA"), image.mode, profile)
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         result.paste(Image.alpha_composite(white, layer).convert("RGB"), box[:2])
     return result

@@ -84,11 +84,7 @@ def image_kind(data: bytes) -> str | None:
 
 
 def format_of(data: bytes) -> str:
-    """Return Pillow's name of the format, by the first bytes.
-
-    Raises:
-        SampleFault: the format is not supported.
-    """
+    """Return Pillow's name of the format, by the first bytes. Raises SampleFault: the format is not supported."""
     kind = image_kind(data)
     if kind is None:
         known = foreign_kind(data)

@@ -15,11 +15,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.data.index_columns import (
-    map_columns,
-    remove_other_columns,
-    write_columns,
-)
+from hdm_lightning.data.index_columns import map_columns, remove_other_columns, write_columns
 from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.shard_bytes import is_local, read_whole
 from hdm_lightning.data.shard_files import find_shards, no_shards
@@ -157,9 +153,8 @@ def _no_index(location: str, file: str, error: OSError) -> UserError:
     make = "`hdm-shards build --help` shows how to make some"
     if is_local(location) and not Path(location).exists():
         where = "" if Path(location).is_absolute() else f" (relative paths start in {Path.cwd()})"
-        return UserError(
-            "there is no such folder", where=location, hint=f"name the one with your shards{where}; {make}"
-        )
+        hint = f"name the one with your shards{where}; {make}"
+        return UserError("there is no such folder", where=location, hint=hint)
     if is_local(location) and any(Path(location).glob(f"**/{LATENTS_NAME}")):
         return UserError("not all images are encoded yet", where=location, hint=ENCODE_ON)
     if Path(location).is_dir() and not find_shards(Path(location)).names:

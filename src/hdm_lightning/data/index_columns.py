@@ -41,11 +41,7 @@ def pack(column: Sequence[int] | Integers) -> bytes:
 
 
 def unpack(packed: Packed, count: int) -> Integers:
-    """Return the column of `count` numbers that `pack` wrote.
-
-    Raises:
-        ValueError: it is not such a column.
-    """
+    """Return the column of `count` numbers that `pack` wrote. Raises ValueError: it is not such a column."""
     try:  # with a limit, because a small file can unpack to gigabytes
         raw = np.frombuffer(zlib.decompressobj().decompress(packed, 8 * count + 1), dtype=np.uint8)
     except zlib.error as error:
@@ -66,11 +62,8 @@ def write_columns(columns: Callable[[], Iterable[Packed]], index: Path) -> str:
     """Write columns one after another into a file beside an index, and return its name, which has their hash.
 
     So an index never gets the columns of another one: a reader of the old index still finds the old file. A file that
-    already has these columns is kept: leaving out a sample changes none of its millions of numbers.
-
-    Args:
-        columns: returns an iterable of the columns; called more than once.
-        index: path of the index.
+    already has these columns is kept: leaving out a sample changes none of its millions of numbers. `columns` is called
+    more than once.
     """
     digest, size, mapped = hashlib.sha256(), 0, True
     for column in columns():
@@ -83,13 +76,10 @@ def write_columns(columns: Callable[[], Iterable[Packed]], index: Path) -> str:
         handle.writelines(columns())
 
     # If all columns are mapped, they were just hashed from that very file; otherwise it may have been damaged since.
-    if not (_has_size(file, size) if mapped else _holds(file, digest.hexdigest())):
+    intact = file.is_file() and file.stat().st_size == size if mapped else _holds(file, digest.hexdigest())
+    if not intact:
         write_atomically(file, write)
     return file.name
-
-
-def _has_size(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
 
 
 def _is_mapped(column: Packed) -> bool:
@@ -122,8 +112,7 @@ def map_columns(index: str, name: object, size: int) -> memoryview:
 
     Args:
         index: path or address of the index.
-        name: name of the columns file according to the index.
-        size: its size in bytes according to the index.
+        name, size: name of the columns file and its size in bytes, according to the index.
 
     Raises:
         OSError: the file does not exist, or has another size.

@@ -16,10 +16,7 @@ MOST_NOTES = 50
 def told(index: Index, place: str, files: Mapping[str, int]) -> Iterator[str]:
     """Yield a summary line, then a line per reason or kind of unused data, and one per damaged shard.
 
-    Args:
-        index: index of the shards.
-        place: their folder or address.
-        files: number of skipped files beside them, by kind.
+    `place` is the folder or address of the shards; `files` counts the skipped files beside them by kind.
     """
     reasons = left_out(index.shards)
     yield f"{place}: {index.samples} samples in {len(index.shards)} shards, {reasons.total()} left out"

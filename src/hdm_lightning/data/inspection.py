@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from rich.filesize import decimal
 
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.sample_plan import Plan
@@ -92,10 +92,9 @@ def collect(
     """
     source = Source(tuple(urls))
     records = [record for _, record in resolve(source)]
-    if not records:
-        raise no_samples(records, ", ".join(urls))
+    count = length_of or (lambda text: len(text.split()))
+    lengths, kinds, bad = _caption_lengths(source, captions or CaptionRules(), caption_samples, count)
     heights, widths = zip(*(record.shapes() for record in records), strict=True)
-    lengths, kinds, bad = _caption_lengths(source, captions or CaptionRules(), caption_samples, length_of or _words)
     return Statistics(
         shards=len(records),
         samples=sum(record.samples for record in records),
@@ -108,10 +107,6 @@ def collect(
         bad_captions=bad,
         caption_kinds=kinds,
     )
-
-
-def _words(text: str) -> int:
-    return len(text.split())
 
 
 def _caption_lengths(
@@ -156,7 +151,7 @@ def as_table(found: Statistics) -> str:
     lines = [
         f"shards     {found.shards}",
         f"samples    {found.samples}",
-        f"size       {_size(found.bytes)}, {_size(found.bytes / max(found.samples, 1))} per sample",
+        f"size       {decimal(found.bytes)}, {decimal(found.bytes // max(found.samples, 1))} per sample",
     ]
     lines += [f"left out   {count} × {in_one_line(reason)}" for reason, count in found.left_out.most_common()]
     lines += ["", "short side in pixels", *_bars(found.short_side, SIDES_PX, "{:g}")]
@@ -173,12 +168,6 @@ def as_table(found: Statistics) -> str:
     if len(found.caption_kinds) > MOST_KINDS:
         lines.append(f"  and {len(found.caption_kinds) - MOST_KINDS} more kinds")
     return "\n".join(lines)
-
-
-def _size(count: float) -> str:
-    """Format a number of bytes in kB, MB or GB."""
-    unit, name = next((each for each in ((1e9, "GB"), (1e6, "MB")) if count >= each[0]), (1e3, "kB"))
-    return f"{count / unit:.1f} {name}"
 
 
 def _bars(values: NDArray[np.int64] | NDArray[np.float64], edges: Sequence[float], form: str) -> list[str]:
@@ -219,9 +208,7 @@ def _histogram(axes: Any, values: Any, label: str) -> None:
 def preview(sample: Sample, positions: Convention = "area") -> tuple[Image.Image, str]:
     """Return an image of the crop above a small map of its place in the full image, and a line of text.
 
-    Args:
-        sample: a sample of a stream.
-        positions: convention of the crop edges' positions; the network's.
+    The line has the positions of the crop's edges in the network's convention, `positions`.
     """
     canvas = Image.new("RGB", (IMAGE_PX, IMAGE_PX + GAP_PX + MAP_PX), "white")
     crop = Image.fromarray(np.ascontiguousarray(sample.image.transpose(1, 2, 0)))

@@ -92,11 +92,7 @@ class LatentFormat:
         return np.zeros((self.moments, self.channels, *self.grid(*shape)), dtype=np.float16)
 
     def check(self, crop: CropRules, resolution: int) -> None:
-        """Check that a stream can be cropped from these latents.
-
-        Raises:
-            UserError: it cannot; names the key.
-        """
+        """Check that a stream can be cropped from these latents. Raises UserError: it cannot; names the key."""
         if resolution != self.resolution:
             raise UserError(
                 f"these are latents of images at {self.resolution} px, but the stream needs {resolution} px",

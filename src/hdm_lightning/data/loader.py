@@ -200,23 +200,13 @@ class ValidationLoader(StreamLoader):
 
     Args:
         samples: total number of positions, capped at the number of planned samples.
+        options: `rank`, `world`, `pin_memory` and `text_states`, as for `StreamLoader`.
     """
 
     def __init__(
-        self,
-        config: StreamConfig,
-        plan: Plan,
-        tokenize: Tokenize,
-        *,
-        samples: int,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        pin_memory: bool = False,
-        text_states: TextStates | None = None,
+        self, config: StreamConfig, plan: Plan, tokenize: Tokenize, *, samples: int, batch_size: int, **options: Any
     ) -> None:
-        shared: Any = {"rank": rank, "world": world, "pin_memory": pin_memory, "text_states": text_states}
-        super().__init__(config, plan, tokenize, batch_size=batch_size, **shared)
+        super().__init__(config, plan, tokenize, batch_size=batch_size, **options)
         self.samples = min(samples, plan.samples)
 
     def __len__(self) -> int:
@@ -264,23 +254,18 @@ def _images(pixels: NDArray[Any], shapes: Sequence[tuple[int, ...]]) -> list[NDA
     return [part.reshape(shape) for part, shape in zip(np.split(pixels, ends[:-1]), shapes, strict=True)]
 
 
+@dataclass(eq=False)
 class _Chunks(IterableDataset[Chunk]):
     """The chunks of one worker: every n-th sample of its rank, starting at the worker's number."""
 
-    def __init__(
-        self,
-        config: StreamConfig,
-        plan: Plan,
-        tokenize: Tokenize,
-        first: int,
-        world: int,
-        *,
-        rows: int | None = None,
-        stop: int | None = None,
-        training: bool = True,
-    ) -> None:
-        self.config, self.plan, self.tokenize = config, plan, tokenize
-        self.first, self.world, self.rows, self.stop, self.training = first, world, rows, stop, training
+    config: StreamConfig
+    plan: Plan
+    tokenize: Tokenize
+    first: int
+    world: int
+    rows: int | None = None
+    stop: int | None = None
+    training: bool = True
 
     def __iter__(self) -> Iterator[Chunk]:
         info = get_worker_info()

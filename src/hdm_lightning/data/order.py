@@ -16,7 +16,7 @@ pass and its tail is carried over; the blocks of a pass are permuted by (seed, s
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import gcd
 from typing import NamedTuple
 
@@ -71,7 +71,9 @@ class ShardOrder:
         self._pass = lru_cache(maxsize=8)(self._lay_out)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.counts.tolist(), self.seed, self.stage, self.lanes, self.window)
+        counts = self.counts.tolist()
+        anew = partial(ShardOrder, counts, seed=self.seed, stage=self.stage, lanes=self.lanes, window=self.window)
+        return anew, ()
 
     def window_of(self, position: int) -> tuple[Window, int]:
         """Return the window that contains a position, and the index of the position within it."""
@@ -119,10 +121,6 @@ class ShardOrder:
         on_line = (places + layout.rotation) % self.samples
         part = np.searchsorted(layout.line, on_line, side="right") - 1
         return Window(pass_number, lane, number, first, layout.shard_order[part], on_line - layout.line[part])
-
-
-def _rebuild(counts: list[int], seed: int, stage: str, lanes: int, window: int) -> ShardOrder:
-    return ShardOrder(counts, seed=seed, stage=stage, lanes=lanes, window=window)
 
 
 def readers_per_rank(wanted: int, *, lanes: int, world: int) -> int:

@@ -137,17 +137,16 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int]
 
 def _every_minute(description: str, total: int | None) -> Callable[[int], None]:
     """Return a function that prints to stderr every minute how many are done, and the time left if it is known."""
-    began: list[tuple[float, int]] = []  # not 0: what an earlier call finished takes no time
-    told = [time.monotonic()]
+    began: tuple[float, int] | None = None  # not 0: what an earlier call finished takes no time
+    told = time.monotonic()
 
     def tell(done: int) -> None:
+        nonlocal began, told
         now = time.monotonic()
-        if not began:
-            began.append((now, done))
-        first, before = began[0]
-        if now - told[0] < SAY_EVERY_S or done == before:
+        first, before = began = began or (now, done)
+        if now - told < SAY_EVERY_S or done == before:
             return
-        told[0] = now
+        told = now
         text = f"{description}: {done:,}"
         if total is not None:
             left = (now - first) / (done - before) * (total - done)

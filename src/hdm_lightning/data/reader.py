@@ -12,9 +12,8 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
-from queue import SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +71,7 @@ class Reader:
     """Reads the raw sample at a place of a plan. Each process has its own, with open files and the windows in use.
 
     Args:
-        plan, config: plan and configuration of the stream.
+        plan, config: of the stream.
         stop: position where the stream ends, beyond which nothing is read ahead; None for an endless stream.
     """
 
@@ -80,8 +79,7 @@ class Reader:
         self._plan, self._stop = plan, stop
         self._files = LocalFiles()
         self._cache = ShardCache(config.cache_dir, config.cache_gb) if config.cache_dir else None
-        self._tables: OrderedDict[tuple[int, int], SampleTable] = OrderedDict()
-        self._table_lock = threading.Lock()
+        self._table = lru_cache(TABLES)(lambda part, shard: plan.parts[part].shards[shard].table())
         self._held: dict[tuple[int, int], tuple[Window, Loaded]] = {}
         self._coming: dict[tuple[int, int], tuple[Window, Future[Loaded]]] = {}
         self._ahead = ReadAhead(THREADS)
@@ -99,11 +97,7 @@ class Reader:
         return address
 
     def read(self, place: Place) -> RawSample:
-        """Return the raw sample at a place.
-
-        Raises:
-            SampleFault: it cannot be read.
-        """
+        """Return the raw sample at a place. Raises SampleFault: it cannot be read."""
         # Each sample is used once, so what was read ahead can be dropped on use.
         address, data = self._window(place).pop(place.place, (None, None))
         if address is None:
@@ -221,17 +215,6 @@ class Reader:
             raise ReplacedShard(sizes)
         self._compared.add(shard.url)
 
-    def _table(self, part: int, shard: int) -> SampleTable:
-        with self._table_lock:
-            table = self._tables.get((part, shard))
-            if table is None:
-                table = self._tables[part, shard] = self._plan.parts[part].shards[shard].table()
-                if len(self._tables) > TABLES:
-                    self._tables.popitem(last=False)
-            else:
-                self._tables.move_to_end((part, shard))
-            return table
-
 
 def _addresses(shard: PlannedShard, table: SampleTable, ranks: NDArray[np.int64]) -> list[Address]:
     chosen = table.take(ranks)
@@ -261,19 +244,14 @@ def _runs(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[list[int]]
 class LocalFiles:
     """Reads ranges of local files; keeps the last files open until it is closed or garbage-collected. Thread-safe."""
 
-    def __init__(self, limit: int = OPEN_FILES) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._handles: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
         # Not __del__, which would no longer find `os` at interpreter shutdown.
         weakref.finalize(self, _close_all, self._handles).atexit = False
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Return bytes [start, end) of a file, fewer if it is shorter.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
+        """Return bytes [start, end) of a file, fewer if it is shorter. Raises OSError: the file cannot be read."""
         with self._lock:
             try:
                 return os.pread(self._handle(path), end - start, start)
@@ -289,7 +267,7 @@ class LocalFiles:
         handle = self._handles.get(path)
         if handle is None:
             handle = self._handles[path] = open_regular(path)
-            if len(self._handles) > self._limit:
+            if len(self._handles) > OPEN_FILES:
                 os.close(self._handles.popitem(last=False)[1])
         else:
             self._handles.move_to_end(path)
@@ -307,40 +285,24 @@ def _close_all(handles: OrderedDict[str, int]) -> None:
 
 
 class ReadAhead:
-    """Runs calls in a few daemon threads, which start with the first call and end with this object.
+    """Runs calls in daemon threads, up to `threads` at a time.
 
     Unlike those of `ThreadPoolExecutor`, they do not delay the exit of the process while a server is silent.
-
-    Args:
-        threads: number of calls that run in parallel.
     """
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
+        self._free = threading.Semaphore(threads)
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
         """Start a call and return the future of its result."""
-        if self._calls is None:
-            self._calls = SimpleQueue()
-            weakref.finalize(self, _end, self._calls, self._threads)
-            for _ in range(self._threads):
-                threading.Thread(target=_work, args=(self._calls,), name="read-ahead", daemon=True).start()
         future: Future[T] = Future()
-        self._calls.put((future, call))
+        threading.Thread(target=_work, args=(self._free, future, call), name="read-ahead", daemon=True).start()
         return future
 
 
-def _end(calls: "SimpleQueue[Any]", threads: int) -> None:
-    for _ in range(threads):
-        calls.put(None)
-
-
-def _work(calls: "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
-    while (next_call := calls.get()) is not None:
-        future, call = next_call
+def _work(free: threading.Semaphore, future: "Future[T]", call: Callable[[], T]) -> None:
+    with free:
         try:
             future.set_result(call())
         except BaseException as error:  # raised again by `future.result()`
             future.set_exception(error)
-        del future, call, next_call  # otherwise the thread would keep the reader alive while it waits

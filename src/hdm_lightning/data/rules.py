@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from hdm_lightning.data.captions import MOST_WEIGHT, CaptionRules, is_weight
-from hdm_lightning.data.crops import Buckets, CropRules
+from hdm_lightning.data.captions import MOST_WEIGHT, CaptionRules, is_weight, require_share
+from hdm_lightning.data.crops import Buckets, CropRules, require_least
 from hdm_lightning.data.shard_bytes import is_local
 from hdm_lightning.errors import UserError, did_you_mean
 
@@ -111,15 +111,13 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("resolution", 1), ("context_length", 1), ("lanes", 1), ("window", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint=f"set it to {least} or more")
+            require_least(f"data.{name}", getattr(self, name), least)
         for name in ("cache_gb", "memory_cache_gb"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint="set it to 0 GB or more")
         if self.alpha not in get_args(Alpha):
             raise UserError(f"is {self.alpha!r}", where="data.alpha", hint="set it to white or mask")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", hint="choose a value from 0 to 1")
+        require_share("data.max_bad_share", self.max_bad_share)
 
 
 def rules_from(value: Any, kind: type[Rules], where: str) -> Rules:

@@ -1,10 +1,10 @@
 """The endless order of all samples of a stream: the shards of its sources, their mixture and optional buckets."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +19,12 @@ from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import State, at_resolution, common_latents, places_of, resolve, state_of
 from hdm_lightning.errors import UserError
 
-Rows = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+Choice = Callable[[Integers, Integers], Mask]
+"""Chooses samples of a shard by the height and width in pixels of all usable ones; (n,), (n,) -> (n,)."""
 
 SHARDS_MAPPED = 1 << 10
 """Number of shards after which the mapped pages of an index's columns are released."""
-
-
-class Choice(Protocol):
-    """Chooses which of a shard's usable samples a plan includes."""
-
-    def of(self, height: Integers, width: Integers) -> Rows:
-        """Return the rows of the chosen samples in ascending order, given all usable samples' sizes in px, (n,)."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +35,10 @@ class Accepted:
     resolution: int
     only_known: bool
 
-    def mask(self, height: Integers, width: Integers) -> NDArray[np.bool_]:
-        """Return whether each size in pixels is accepted, (n,), (n,) -> (n,)."""
+    def __call__(self, height: Integers, width: Integers) -> Mask:
+        """Return which samples are accepted; see `Choice`."""
         accepted = self.limits.accepts(height, width, self.resolution)
         return accepted & (height > 0) if self.only_known else accepted
-
-    def of(self, height: Integers, width: Integers) -> Rows:
-        """Return the rows of the accepted samples."""
-        return _numbers(self.mask(height, width))
 
 
 @dataclass(frozen=True)
@@ -59,49 +50,37 @@ class OfShape:
     shapes: tuple[Shape, ...]
     shape: int
 
-    def of(self, height: Integers, width: Integers) -> Rows:
-        """Return the rows of the samples nearest to the shape."""
-        chosen = self.accepted.mask(height, width)
+    def __call__(self, height: Integers, width: Integers) -> Mask:
+        """Return which samples are nearest to the shape; see `Choice`."""
+        chosen = self.accepted(height, width)
         chosen[chosen] = self.buckets.nearest(height[chosen], width[chosen], self.shapes) == self.shape
-        return _numbers(chosen)
-
-
-class Listed(NamedTuple):
-    """Samples listed by row."""
-
-    rows: Rows
-
-    def of(self, height: Integers, width: Integers) -> Rows:
-        """Return the listed rows."""
-        return self.rows
+        return chosen
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard and the choice of its usable samples that the plan includes (all if `choice` is None).
+    """A shard and those of its usable samples that a plan includes.
 
-    Rows are not stored but computed on every request: for hundreds of millions of samples they would take gigabytes.
-
-    Attributes:
-        url: address of the shard.
-        record: its record in the index.
-        choice: chooses the samples.
-        samples: number of planned samples.
+    They are not stored but chosen on every request: for hundreds of millions of samples, lists would take gigabytes.
     """
 
     url: str
     record: ShardRecord
     samples: int
-    choice: Choice | None = None
+    """Number of planned samples."""
+    choice: Choice | NDArray[np.int32] | None = None
+    """Chooses them, or lists them by row; None for all."""
 
     @classmethod
     def whole(cls, url: str, record: ShardRecord) -> "PlannedShard":
         """Return a shard with all its usable samples."""
         return cls(url, record, record.samples)
 
-    def rows(self) -> Rows | slice:
-        """Return the rows of the planned samples among the usable ones."""
-        return slice(None) if self.choice is None else self.choice.of(*self.record.shapes())
+    def rows(self) -> NDArray[Any] | slice:
+        """Return an index of the planned samples among the usable ones: rows, a mask or a slice."""
+        if callable(self.choice):
+            return self.choice(*self.record.shapes())
+        return slice(None) if self.choice is None else self.choice
 
     def table(self) -> SampleTable:
         """Return the locations of the planned samples."""
@@ -110,21 +89,15 @@ class PlannedShard:
     def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return height and width in pixels of the planned samples."""
         height, width = self.record.shapes()
-        if self.choice is None:
-            return height, width
-        rows = self.choice.of(height, width)
+        rows = self.choice(height, width) if callable(self.choice) else self.rows()
         return height[rows], width[rows]
 
-    def only(self, chosen: NDArray[np.bool_]) -> "PlannedShard":
+    def only(self, chosen: Mask) -> "PlannedShard":
         """Return the shard with only the chosen ones of its planned samples, bool (samples,)."""
         if chosen.all():
             return self
         rows = np.arange(self.record.samples, dtype=np.int32)[self.rows()][chosen]
-        return replace(self, samples=len(rows), choice=Listed(rows))
-
-
-def _numbers(chosen: NDArray[np.bool_]) -> Rows:
-    return np.flatnonzero(chosen).astype(np.int32)
+        return replace(self, samples=len(rows), choice=rows)
 
 
 class PlannedSource(NamedTuple):
@@ -170,7 +143,7 @@ def _planned(
     accepted = Accepted(limits, resolution, only_known=bool(shapes))
     for shard in _sparing(PlannedShard.whole(url, record) for url, record in resolved):
         height, width = shard.shapes()
-        chosen = accepted.mask(height, width)
+        chosen = accepted(height, width)
         if count := int(np.count_nonzero(chosen)):
             kept.append(shard if count == shard.samples else replace(shard, samples=count, choice=accepted))
             if shapes:
@@ -203,21 +176,16 @@ def source_weights(sources: Sequence[Source], planned: Sequence[Sequence[Planned
 
 
 class Place(NamedTuple):
-    """Where to find the sample of a position: a part of the plan, a window of that part, an index in the window."""
+    """Where to find the sample of a position."""
 
     part: int
+    shard: int
+    """Number of the shard within the part."""
+    rank: int
+    """Rank among the planned samples of the shard."""
     window: Window
     place: int
-
-    @property
-    def shard(self) -> int:
-        """Number of the shard within the part."""
-        return int(self.window.shards[self.place])
-
-    @property
-    def rank(self) -> int:
-        """Rank among the planned samples of the shard."""
-        return int(self.window.ranks[self.place])
+    """Index of the sample within the window."""
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -283,7 +251,7 @@ class Plan:
         number, own = mixed.mixture.locate(own)
         part = mixed.parts[number]
         window, place = self.parts[part].order.window_of(own)
-        return Place(part, window, place)
+        return Place(part, int(window.shards[place]), int(window.ranks[place]), window, place)
 
     def shape_at(self, position: int) -> Shape:
         """Return height and width in pixels of the crop at a position."""

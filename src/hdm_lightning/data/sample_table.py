@@ -49,11 +49,7 @@ class RawSample(NamedTuple):
     members: dict[str, bytes]
 
     def image(self) -> bytes:
-        """Return the bytes of the image.
-
-        Raises:
-            SampleFault: there is none, or it is empty.
-        """
+        """Return the bytes of the image. Raises SampleFault: there is none, or it is empty."""
         for extension in IMAGE_EXTENSIONS:
             data = self.members.get(extension)
             if data is not None:
@@ -107,9 +103,7 @@ class Form(NamedTuple):
                 position = begin + -(-size // BLOCK) * BLOCK  # with its padding
         if check & 0xFFFF != self.check:
             raise SampleFault("the shard does not match its index: other bytes than were indexed")
-        return (
-            parse_sample(data) if self.layout.key_at < 0 else RawSample(key.decode("utf-8", "backslashreplace"), found)
-        )
+        return parse_sample(data) if self.layout.key_at < 0 else RawSample(decoded_name(key), found)
 
 
 def form_of(read: ReadAt, key: str, start: int, end: int, found: Mapping[str, Member]) -> Form:

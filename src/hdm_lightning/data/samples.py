@@ -64,8 +64,7 @@ class Preparation:
     """Prepares the samples of a stream; each process has its own instance.
 
     Args:
-        config, plan: the stream and its order.
-        tokenize: tokenizes a caption.
+        config, plan, tokenize: the stream, its order and its tokenizer.
         training: False for validation, which uses the first caption in full and never drops it.
         stop: see `Reader`.
     """
@@ -109,11 +108,11 @@ class Preparation:
     def masked(self, index: int, key: str = "", fault: str = "") -> Sample:
         """Return the placeholder for a sample that cannot be used."""
         height, width = self.plan.shape_at(index)
-        latents = self.plan.latents
-        channels = 4 if self.config.alpha == "mask" else 3
-        image = (
-            np.zeros((channels, height, width), dtype=np.uint8) if latents is None else latents.masked((height, width))
-        )
+        image: NDArray[np.uint8] | Moments
+        if self.plan.latents is not None:
+            image = self.plan.latents.masked((height, width))
+        else:
+            image = np.zeros((4 if self.config.alpha == "mask" else 3, height, width), dtype=np.uint8)
         tokens = [0] * self.config.context_length
         return Sample(index, key, image, (0.0, 0.0, float(height), float(width)), tokens, 1, "", 0.0, fault)
 

@@ -117,13 +117,12 @@ def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, pro
     Args:
         patterns: addresses of shards (`…/0000.tar`) or brace patterns of them, all in one folder.
         out: file to write the index to; upload it next to the shards to have it found there.
-        jobs: number of processes that fetch and read in parallel.
-        progress: called after each shard.
+        jobs, progress: as for `index_shards`.
 
     Raises:
         UserError: an address is not that of a shard, or cannot be read.
     """
-    urls = [url for pattern in patterns for url in expanded(pattern)]
+    urls = list(dict.fromkeys(url for pattern in patterns for url in expanded(pattern)))
     folder, out = _common_folder(urls, patterns), Path(out)
     make_folder(out.parent)
     digest = hashlib.sha256(folder.encode()).hexdigest()[:8]
@@ -247,11 +246,7 @@ def _parts(url: str, versions: set[Version]) -> Iterator[bytes]:
 
 
 def scan_shard(root: Path, name: str) -> ShardRecord:
-    """Return the index record of one local shard.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Return the index record of one local shard. Raises UserError: it cannot be read."""
     path = root / name
     try:
         with path.open("rb") as handle:

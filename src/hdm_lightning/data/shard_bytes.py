@@ -20,6 +20,7 @@ T = TypeVar("T")
 _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
 TRIES = 5
 PAUSE_S = 0.5
+"""Pause after a first failure, doubled after each further one."""
 PART_BYTES = 1 << 20
 TIMEOUT_S = 60.0
 """How long a server may be silent."""
@@ -42,11 +43,11 @@ SeeVersion = Callable[[Version], None]
 
 
 class ReplacedShard(OSError):
-    """A file is certainly not the one that was indexed; retrying would not help."""
+    """A file is certainly not the one that was indexed; not retried."""
 
 
 class RefusedRedirect(OSError):
-    """A server redirects to an address that is not allowed; retrying would not help."""
+    """A server redirects to an address that is not allowed; not retried."""
 
 
 class SafeRedirects(urllib.request.HTTPRedirectHandler):
@@ -59,11 +60,7 @@ class SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
-        """Return the request that follows the redirect.
-
-        Raises:
-            RefusedRedirect: the new address is not allowed.
-        """
+        """Return the request that follows the redirect. Raises RefusedRedirect: the new address is not allowed."""
         if urlsplit(newurl).scheme not in ("http", "https"):
             raise RefusedRedirect(f"{req.full_url}: redirects to {newurl}, which is not an http(s) address")
         if is_private(newurl) and not is_private(req.full_url):
@@ -96,14 +93,9 @@ def is_local(url: str) -> bool:
 
 
 def read_whole(url: str, most: int) -> bytes:
-    """Read a whole file, local or remote; remote reads are retried with growing pauses.
+    """Read a whole file of at most `most` bytes, local or remote; remote reads are retried with growing pauses.
 
-    Args:
-        url: path or address.
-        most: maximum size in bytes; no more is kept, whatever a server sends.
-
-    Raises:
-        OSError: the file does not exist, cannot be read, or is larger.
+    No more is kept, whatever a server sends. Raises OSError: the file is missing, cannot be read, or is larger.
     """
     large = False
     if is_local(url):
@@ -120,31 +112,22 @@ def read_whole(url: str, most: int) -> bytes:
 def read_range(url: str, start: int, end: int, see: SeeVersion | None = None) -> bytes:
     """Read bytes [start, end) of a remote file, fewer if it is shorter; retried with growing pauses.
 
-    Args:
-        url: address.
-        start, end: the range.
-        see: called with the version of the file.
-
-    Raises:
-        OSError: every try failed.
+    `see` is called with the version of the file. Raises OSError: every try failed.
     """
     return with_retries(lambda: _remote(url, start, end, see))
 
 
-def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: float | None = None) -> T:
+def with_retries(action: Callable[[], T], *, tries: int | None = None) -> T:
     """Call until it succeeds; a missing file, or an error that only the user can fix, is not retried.
 
     Args:
-        action: the function to call.
-        tries: number of tries; `TRIES` if None.
-        pause_s: pause after the first failure, doubled after each further one; `PAUSE_S` if None.
+        action, tries: the function, and how often to call it, with growing pauses; `TRIES` times if None.
 
     Raises:
         FileNotFoundError, UserError, RefusedRedirect, ReplacedShard: as soon as `action` raises it.
         OSError: every try failed.
     """
-    tries, pause_s = tries or TRIES, PAUSE_S if pause_s is None else pause_s
-    failed = 0
+    tries, failed = tries or TRIES, 0
     while True:
         try:
             return action()
@@ -154,7 +137,7 @@ def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: 
             failed += 1
             if failed == tries:
                 raise OSError(f"gave up after {tries} tries: {error}") from error
-            time.sleep(pause_s * 2 ** (failed - 1))
+            time.sleep(PAUSE_S * 2 ** (failed - 1))
 
 
 def _remote(url: str, start: int, end: int | None, see: SeeVersion | None = None) -> bytes:

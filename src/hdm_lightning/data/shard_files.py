@@ -82,9 +82,8 @@ def no_shards(folder: Path) -> UserError:
     others = find_shards(folder).told() if folder.is_dir() else ""
     what = "there are no shards (.tar) in this folder" + (f", but {others}" if others else "")
     if packed := [ending for ending in PACKED if f" {ending} " in f" {others}"]:
-        hint = "unpack them: " + "; ".join(
-            f"{PACKED[ending]} {shlex.quote(str(folder))}/*{ending}" for ending in packed
-        )
+        place = shlex.quote(str(folder))
+        hint = "unpack them: " + "; ".join(f"{PACKED[ending]} {place}/*{ending}" for ending in packed)
     elif "links" in others:
         hint = f"hdm-shards index --follow-links {shlex.quote(str(folder))}"
     else:

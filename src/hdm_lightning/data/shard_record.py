@@ -1,7 +1,7 @@
 """The record of one shard in an index, in memory and as JSON."""
 
-import base64
-from collections.abc import Iterator, Mapping, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -86,11 +86,7 @@ class ShardRecord:
         return height[used], width[used]
 
     def table(self) -> SampleTable:
-        """Return the locations of the usable samples.
-
-        Raises:
-            UserError: the record contradicts itself.
-        """
+        """Return the locations of the usable samples. Raises UserError: the record contradicts itself."""
         with _naming(self.name):
             layout, sizes = self._members()
             gaps = np.array([sum(gap for _, gap in each.members) + each.tail for each in self.layouts], dtype=np.int64)
@@ -151,25 +147,23 @@ def _naming(shard: str) -> Iterator[None]:
 
 def as_entry(shard: ShardRecord) -> dict[str, Any]:
     """Return a record as a JSON object, including its columns."""
-    return {each.name: _plain(getattr(shard, each.name)) for each in fields(shard)}
+    return _entry(shard, lambda column: b64encode(column).decode("ascii"))
 
 
 def entry_beside(shard: ShardRecord) -> dict[str, Any]:
     """Return a record as a JSON object, with the size in bytes of each column instead of the column."""
-    plain = {each.name: getattr(shard, each.name) for each in fields(shard)}
-    return {name: _length(value) if name in _COLUMNS else _plain(value) for name, value in plain.items()}
+    return _entry(shard, len)
 
 
-def _length(value: Any) -> Any:
-    return [len(each) for each in value] if isinstance(value, tuple) else len(value)
+def _entry(shard: ShardRecord, of_column: Callable[[Packed], Any]) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes | memoryview):
+            return of_column(value)
+        if isinstance(value, tuple):
+            return [plain(each) for each in value]
+        return {str(key): each for key, each in value.items()} if isinstance(value, Mapping) else value
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes | memoryview):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return {str(key): each for key, each in value.items()} if isinstance(value, Mapping) else value
+    return {each.name: plain(getattr(shard, each.name)) for each in fields(shard)}
 
 
 def column_entries(entry: Mapping[str, Any]) -> list[Any]:
@@ -185,7 +179,7 @@ def from_entry(entry: Mapping[str, Any], columns: Sequence[Packed] | None = None
     """
     plain: dict[str, Any] = {name: natural(entry[name]) for name in ("samples", "bytes", "first_block")}
     if columns is None:
-        columns = list(map(_decoded, column_entries(entry)))
+        columns = [b64decode(column, validate=True) for column in column_entries(entry)]  # raises a kind of ValueError
     plain |= dict(zip(_COLUMNS[:-1], columns, strict=False))
     record = ShardRecord(
         name=str(entry["name"]),
@@ -223,7 +217,3 @@ def natural(value: Any, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 62:
         raise ValueError(f"expected a number, got {value!r}")
     return value
-
-
-def _decoded(column: str) -> bytes:
-    return base64.b64decode(column, validate=True)  # binascii.Error is a ValueError

@@ -9,8 +9,8 @@ import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,29 +30,17 @@ LOOKED_INTO, SAMPLES_EACH = 64, 3
 """How many shards with a different modification time are checked, and how many samples of each."""
 
 
-@dataclass(frozen=True)
-class Change:
-    """A shard that differs from its index.
+class Change(NamedTuple):
+    """A local shard that differs from its index, and how."""
 
-    Attributes:
-        url: path of the shard.
-        place: folder of its index.
-        what: what has changed.
-        certain: False if only the time differs and the samples that were read are the same.
-    """
-
-    url: str
-    place: str
+    shard: PlannedShard
     what: str
     certain: bool = True
-
-    @classmethod
-    def of(cls, shard: PlannedShard, what: str, *, certain: bool = True) -> "Change":
-        """Return the change of a planned shard."""
-        return cls(shard.url, _place(shard), what, certain)
+    """False if only the time differs and the samples that were read are the same."""
 
 
 def _place(shard: PlannedShard) -> str:
+    """Return the folder of a shard's index."""
     return shard.url.removesuffix(shard.record.name).rstrip("/") or "."
 
 
@@ -69,17 +57,17 @@ def changes(plans: Iterable[Plan]) -> list[Change]:
     known = [(shard, state) for shard, state in zip(local, states, strict=True) if isinstance(state, int)]
     touched = [shard for shard, state in known if not same_time(shard.record.changed, state)]
     younger = [shard for shard, state in known if not shard.record.changed and state > _indexed(shard)]
-    wrong = [Change.of(shard, state) for shard, state in zip(local, states, strict=True) if isinstance(state, str)]
+    wrong = [Change(shard, state) for shard, state in zip(local, states, strict=True) if isinstance(state, str)]
     suspects = touched + younger
     others = [
-        Change.of(shard, what)
+        Change(shard, what)
         for shard in suspects[:: max(1, len(suspects) // LOOKED_INTO)]
         if (what := _other_samples(shard))
     ]
     if others or len(touched) < len(local):
-        named = {change.url for change in others}
+        named = {change.shard.url for change in others}
         what = "was rewritten after it was indexed; the samples that were checked are the same"
-        others += [Change.of(shard, what, certain=False) for shard in touched if shard.url not in named]
+        others += [Change(shard, what, certain=False) for shard in touched if shard.url not in named]
     return wrong + others
 
 
@@ -126,7 +114,7 @@ def require_unchanged(plans: Iterable[Plan]) -> None:
     certain = [change for change in changes(plans) if change.certain]
     if certain:
         more = f", and {len(certain) - 1} more shards have changed" if len(certain) > 1 else ""
-        raise UserError(f"{certain[0].what}{more}", where=certain[0].url, hint=_way_out(certain[0]))
+        raise UserError(f"{certain[0].what}{more}", where=certain[0].shard.url, hint=_way_out(certain[0]))
 
 
 def notes(plans: Sequence[Plan]) -> Iterator[str]:
@@ -136,14 +124,15 @@ def notes(plans: Sequence[Plan]) -> Iterator[str]:
         alike = [change for change in found if change.certain is kind]
         if alike:
             more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-            yield in_one_line(f"{alike[0].url}{more} {alike[0].what}") + f": {_way_out(alike[0])}"
+            yield in_one_line(f"{alike[0].shard.url}{more} {alike[0].what}") + f": {_way_out(alike[0])}"
     sources = [source for plan in plans for source in plan.sources if source.index is None]
     folders = [url for source in sources for url in addresses_of(source)]
     yield from unindexed(list(dict.fromkeys(folders)))
 
 
 def _way_out(change: Change) -> str:
-    return _index_anew(change.place, [os.path.relpath(change.url, change.place)])
+    place = _place(change.shard)
+    return _index_anew(place, [os.path.relpath(change.shard.url, place)])
 
 
 def _index_anew(place: str, names: Iterable[str]) -> str:

@@ -54,10 +54,8 @@ def _unknown_shard(url: str, place: str) -> UserError:
     """Return the error for a shard that is not in the index."""
     folder = url.rpartition("/")[0] or "."
     if "*" in url or "?" in url:
-        what, hint = (
-            "wildcards are not supported",
-            f"name the folder, {folder}, or a pattern such as {{000..099}}.tar",
-        )
+        what = "wildcards are not supported"
+        hint = f"name the folder, {folder}, or a pattern such as {{000..099}}.tar"
     elif "::" in url:
         what = "webdataset's :: between addresses is not supported"
         hint = f"use a list, [{','.join(url.split('::'))}], or a pattern such as {{000..099}}.tar"

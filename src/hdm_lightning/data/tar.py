@@ -118,13 +118,14 @@ def _next_member(read: ReadAt, start: int, end: int, passed: Passed | None = Non
             return position
         name, size, kind = _parse(header)
         data = position + BLOCK
-        following = data + _padded(size)
+        following = data + -(-size // BLOCK) * BLOCK  # with its padding
         if following > end:
             raise SampleFault("truncated: the archive ends inside a member")
         if kind in (b"L", b"x"):
             if size > MAX_EXTENDED_BYTES:
                 raise SampleFault(f"damaged tar header: an extended header of {size} bytes")
-            long_name = _long_name(kind, read(data, size), data) or long_name
+            content = read(data, size)
+            long_name = ((content.rstrip(b"\0"), data) if kind == b"L" else _pax_path(content, data)) or long_name
         elif kind != b"g":
             if kind in _REGULAR:
                 named, name_at = long_name or (name, -1 if header[345] else position)
@@ -171,11 +172,6 @@ def _number(field: bytes) -> int:
 def decoded_name(name: bytes) -> str:
     """Return a member's name as text, with escapes for bytes that are not UTF-8."""
     return name.decode("utf-8", "backslashreplace")
-
-
-def _long_name(kind: bytes, content: bytes, at: int) -> tuple[bytes, int] | None:
-    """Return the name that an extended header gives to the next member, and its offset."""
-    return (content.rstrip(b"\0"), at) if kind == b"L" else _pax_path(content, at)
 
 
 def _pax_path(records: bytes, at: int) -> tuple[bytes, int] | None:
@@ -227,8 +223,3 @@ def _first_not_zero(read: ReadAt, start: int, size: int) -> int:
         if rest:
             return begin + (len(chunk) - rest) // BLOCK * BLOCK
     return size
-
-
-def _padded(size: int) -> int:
-    """Return the bytes that a member of this size takes up, including padding."""
-    return -(-size // BLOCK) * BLOCK

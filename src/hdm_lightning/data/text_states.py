@@ -10,7 +10,6 @@ Shapes: N captions, T tokens of all captions of a piece, B batch, L tokens, W wi
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -26,14 +25,13 @@ from hdm_lightning.whole_files import write_atomically, write_json
 
 FORMAT_NAME, TABLE_NAME, PIECES_NAME = "text_states.json", "table.npy", "pieces.json"
 STATES, FOUND = ".states.npy", ".found.npy"
-COMMAND = "hdm-shards encode-captions"
+COMMAND, KEY = "hdm-shards encode-captions", "data.text_states"
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_AS_STORED: dict[str, type[np.generic]] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": np.uint16,
-}  # numpy has no bfloat16
+_DTYPES: dict[str, tuple[torch.dtype, type[np.generic]]] = {
+    "float32": (torch.float32, np.float32),
+    "float16": (torch.float16, np.float16),
+    "bfloat16": (torch.bfloat16, np.uint16),  # numpy has no bfloat16
+}
 
 Table = NDArray[np.int64]
 """(5, N), sorted by key: first half of a caption's key, piece number, second half, first token in the piece, tokens."""
@@ -74,12 +72,12 @@ class TextFormat:
     @property
     def stored(self) -> type[np.generic]:
         """The numpy type of a stored number."""
-        return _AS_STORED[self.dtype]
+        return _DTYPES[self.dtype][1]
 
     @property
     def tensor(self) -> torch.dtype:
         """The torch dtype of a state."""
-        return _DTYPES[self.dtype]
+        return _DTYPES[self.dtype][0]
 
 
 def key_of(ids: Sequence[int]) -> tuple[int, int]:
@@ -93,34 +91,29 @@ class TextStates:
 
     Args:
         folder: output folder of `hdm-shards encode-captions`.
-        where: configuration key to name in errors.
 
     Raises:
         UserError: the folder has no text states, or is not finished.
     """
 
-    def __init__(self, folder: str | Path, *, where: str = "data.text_states") -> None:
-        self.folder, self.where = Path(folder), where
-        self.format = read_format(self.folder, where=where)
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.format = read_format(self.folder, where=KEY)
         if not (self.folder / TABLE_NAME).is_file():
             what = f"the states in {folder} are not complete: there is no {TABLE_NAME}"
-            raise UserError(what, where=where, hint=f"run the same `{COMMAND}` again; it resumes where it stopped")
-        self._table: Table = self._map(self.folder / TABLE_NAME, np.int64, 2)
+            raise UserError(what, where=KEY, hint=f"run the same `{COMMAND}` again; it resumes where it stopped")
+        self._table: Table = mapped(self.folder / TABLE_NAME, np.int64, where=KEY)
         self._names = known_pieces(self.folder)
         self._pieces: dict[int, NDArray[Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(TextStates, self.folder, where=self.where), ()  # maps the files again
+        return TextStates, (self.folder,)  # maps the files again
 
     def __len__(self) -> int:
         return int(self._table.shape[1])
 
     def check(self, context_length: int) -> None:
-        """Check that captions were encoded at a context length.
-
-        Raises:
-            UserError: they were not.
-        """
+        """Check that captions were encoded at a context length. Raises UserError: they were not."""
         if context_length not in self.format.context_lengths:
             there = ", ".join(map(str, self.format.context_lengths))
             raise UserError(
@@ -143,11 +136,10 @@ class TextStates:
             UserError: a caption was not encoded.
         """
         context = torch.zeros(*tokens.shape, self.format.width, dtype=self.format.tensor)
-        for row, (ids, length, counts) in enumerate(
-            zip(tokens.tolist(), lengths.tolist(), weight.tolist(), strict=True)
-        ):
+        rows = zip(context, tokens.tolist(), lengths.tolist(), weight.tolist(), captions, strict=True)
+        for states, ids, length, counts, caption in rows:
             if counts:
-                context[row, :length] = self._states(ids[:length], captions[row])
+                states[:length] = self._states(ids[:length], caption)
         return context
 
     def _states(self, ids: Sequence[int], caption: str) -> Tensor:
@@ -161,23 +153,18 @@ class TextStates:
                     return torch.from_numpy(stored).view(self.format.tensor)
         raise UserError(
             f"the caption {caption[:80]!r} has no stored states",
-            where=self.where,
+            where=KEY,
             hint=f"also encode the captions of these shards, with the options of the `{COMMAND}` that wrote "
             f"{self.folder}, or set data.text_states=null",
         )
 
     def _piece(self, number: int) -> NDArray[Any]:
         if not 0 <= number < len(self._names):
-            raise self._damaged(self.folder / PIECES_NAME, f"it has no piece {number}")
+            raise _damaged(self.folder / PIECES_NAME, f"it has no piece {number}", KEY)
         if number not in self._pieces:
-            self._pieces[number] = self._map(self.folder / self._names[number], self.format.stored, 2)
+            piece = self.folder / self._names[number]
+            self._pieces[number] = mapped(piece, self.format.stored, where=KEY)
         return self._pieces[number]
-
-    def _map(self, path: Path, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
-        return mapped(path, dtype, dimensions, where=self.where)
-
-    def _damaged(self, path: Path, reason: str) -> UserError:
-        return _damaged(path, reason, self.where)
 
 
 def _damaged(path: Path, reason: str, where: str) -> UserError:
@@ -185,17 +172,13 @@ def _damaged(path: Path, reason: str, where: str) -> UserError:
     return UserError(f"stored states cannot be read from {path} ({reason})", where=where, hint=hint)
 
 
-def mapped(path: Path, dtype: type[np.generic], dimensions: int, *, where: str) -> NDArray[Any]:
-    """Open an array file as a memory map.
-
-    Raises:
-        UserError: it is damaged, or has another dtype or number of dimensions.
-    """
+def mapped(path: Path, dtype: type[np.generic], *, where: str) -> NDArray[Any]:
+    """Open the file of a matrix as a memory map. Raises UserError: it is damaged, or contains something else."""
     try:
         found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError) as error:
         raise _damaged(path, str(error).partition("\n")[0], where) from error
-    if found.dtype != dtype or found.ndim != dimensions:
+    if found.dtype != dtype or found.ndim != 2:
         raise _damaged(path, f"it contains {found.dtype} in {found.ndim} dimensions", where)
     return found
 
@@ -207,7 +190,7 @@ def captions_found(piece: Path) -> NDArray[np.int64]:
         UserError: the file that lists them is damaged.
     """
     path = found_file(piece)
-    found = mapped(path, np.int64, 2, where=str(piece.parent))
+    found = mapped(path, np.int64, where=str(piece.parent))
     if found.shape[1] != 4:
         raise _damaged(path, f"it has {found.shape[1]} columns", str(piece.parent))
     return found

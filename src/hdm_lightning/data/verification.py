@@ -49,7 +49,7 @@ def verify(
     """Compare the shards of a local folder with their index.
 
     Args:
-        folder: folder of the index.
+        folder: with the index.
         decode: also decode every usable sample and read its caption.
         captions: how captions are found; None for the defaults.
         jobs: number of processes that read in parallel.

@@ -104,9 +104,7 @@ def require_shared_memory(workers: int, chunk_bytes: int, free: int | None, load
 def crowding(workers: int, loaders: int) -> str:
     """Return a warning if there are far more workers than cores, since each takes a while to start; else nothing.
 
-    Args:
-        workers: workers per loader.
-        loaders: training loaders on this machine, one per rank.
+    There are `workers` in each of the training loaders on this machine, one per rank.
     """
     cores, each = available_cores(), f" of each of {loaders} processes" if loaders > 1 else ""
     if workers * loaders <= WORKERS_A_CORE * cores:

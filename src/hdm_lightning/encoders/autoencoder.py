@@ -6,7 +6,7 @@ Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -114,10 +114,6 @@ class KLAutoencoder:
         max_pixels: total pixels of the images encoded or decoded at once; a larger image goes alone.
         source: folder the weights came from; `save` copies its weights file, which may have a higher precision.
         auto: whether `to` also casts the weights to the dtype that suits the device.
-
-    Attributes:
-        channels: latent channels C.
-        factor: image pixels per latent cell along one side.
     """
 
     def __init__(
@@ -264,11 +260,10 @@ def latent_statistics(
         UserError: they are missing or wrong.
     """
     if mean is not None or std is not None:
-        return _pair((mean, std), channels, ("mean", "std"), lambda name: sibling_key(key, name))
-    names = ("latents_mean", "latents_std")
-    stated = (written.get(names[0]), written.get(names[1]))
-    if any(each is not None for each in stated):
-        return _pair(stated, channels, names, lambda name: where)
+        return _pair({"mean": mean, "std": std}, channels, partial(sibling_key, key))
+    stated = {name: written.get(name) for name in ("latents_mean", "latents_std")}
+    if any(each is not None for each in stated.values()):
+        return _pair(stated, channels, lambda name: where)
     if written.get("scaling_factor") is None:
         what = "states no normalization of the latents (latents_mean and latents_std, or scaling_factor)"
         hint = f"add them to the file, or set {sibling_key(key, 'mean')} and {sibling_key(key, 'std')}"
@@ -279,20 +274,17 @@ def latent_statistics(
     return [shift] * channels, [1.0 / scale] * channels
 
 
-def _pair(
-    values: tuple[Any, Any], channels: int, names: tuple[str, str], place: Callable[[str], str]
-) -> tuple[list[float], list[float]]:
-    """Check mean and standard deviation of `channels` channels; `place` maps each to the file or key to name in errors.
+def _pair(values: Mapping[str, Any], channels: int, place: Callable[[str], str]) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation, checked; `place` maps the name of each to the file or key to name in errors.
 
-    Raises:
-        UserError: one is missing or wrong.
+    Raises UserError: one is missing, or is not `channels` numbers.
     """
-    for name, value, other in zip(names, values, reversed(names), strict=True):
-        if value is None:
+    for name, other in zip(values, reversed(list(values)), strict=True):
+        if values[name] is None:
             hint = f"set both: {channels} numbers each, one per channel"
             raise UserError(f"{name}: is missing, while {other} is set", where=place(name), hint=hint)
-    mean, std = (_numbers(value, name, place(name)) for name, value in zip(names, values, strict=True))
-    for name, found, wrong in zip(names, (mean, std), (False, min(std, default=0.0) <= 0), strict=True):
+    mean, std = (_numbers(value, name, place(name)) for name, value in values.items())
+    for name, found, wrong in zip(values, (mean, std), (False, min(std, default=0.0) <= 0), strict=True):
         if len(found) != channels or wrong:
             what = f"{name}: got {found}, expected {channels} numbers" + ", each above 0" * wrong
             raise UserError(what, where=place(name), hint=_ONE_A_CHANNEL)

@@ -6,6 +6,8 @@ train/eval switches; `to` moves them.
 Shapes: B batch, L tokens, f spatial factor, C latent channels.
 """
 
+import hashlib
+from collections.abc import Iterable
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any, Protocol, Self, cast, runtime_checkable
@@ -93,11 +95,7 @@ class PosteriorAutoencoder(ImageAutoencoder, Protocol):
 
 
 def posteriors_of(autoencoder: ImageAutoencoder) -> PosteriorAutoencoder:
-    """Return the autoencoder as one that can use latents from disk.
-
-    Raises:
-        UserError: it lacks the methods for that.
-    """
+    """Return the autoencoder as one that can use latents from disk. Raises UserError: it lacks the methods for that."""
     needed = ("fingerprint", "from_moments")
     # A static lookup, as computing a fingerprint takes seconds.
     if any(getattr_static(autoencoder, name, None) is None for name in needed):
@@ -149,6 +147,16 @@ def fingerprint_of(encoder: TextEncoder) -> str:
     return str(encoder.fingerprint)  # type: ignore[attr-defined]
 
 
+def hash_of(tensors: Iterable[tuple[str, Tensor]], about: str = "") -> str:
+    """Return the SHA-256, 32 hexadecimal digits, of a text and of named tensors in float32, in their order."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in tensors:
+        plain = tensor.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"\n{name} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.numpy().data.cast("B"))
+    return digest.hexdigest()[:32]
+
+
 def compile_encoders(*encoders: Any) -> None:
     """Compile those encoders that support it, block by block, for each input shape."""
     for encoder in encoders:
@@ -160,8 +168,7 @@ def place(model: nn.Module, device: torch.device | str, *, auto: bool) -> None:
     """Move a frozen model to a device.
 
     Args:
-        model: all its parameters have the same dtype.
-        device: target device.
+        model, device: all parameters of the model have the same dtype.
         auto: also cast the parameters to the dtype that suits the device. Buffers keep theirs: rotary frequencies
             would lose too much precision.
     """

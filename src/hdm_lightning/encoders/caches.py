@@ -5,6 +5,7 @@ Shapes: B batch, L tokens, H×W image pixels, C latent channels.
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
@@ -26,7 +27,7 @@ class _Recent(Generic[Key]):
     """A least-recently-used cache of tensors in RAM.
 
     Attributes:
-        size: maximum number of tensors.
+        size: maximum number of tensors, at least 1.
         hits, misses: number of lookups that found their tensor, and that did not.
     """
 
@@ -37,27 +38,26 @@ class _Recent(Generic[Key]):
         self.hits = self.misses = 0
         self._tensors: OrderedDict[Key, Tensor] = OrderedDict()
 
-    def _find(self, keys: list[Key]) -> list[Tensor | None]:
+    def _through(self, keys: list[Key], compute: Callable[[list[int]], Iterable[Tensor]]) -> list[Tensor]:
+        """Return the tensor of each key, computing those of the rows that are not in the cache."""
         found = [self._tensors.get(key) for key in keys]
-        missing = sum(tensor is None for tensor in found)
-        self.hits, self.misses = self.hits + len(keys) - missing, self.misses + missing
-        return found
-
-    def _remember(self, key: Key, tensor: Tensor) -> None:
-        self._tensors[key] = tensor
-        self._tensors.move_to_end(key)
-        if len(self._tensors) > self.size:
-            self._tensors.popitem(last=False)
+        missing = [row for row, tensor in enumerate(found) if tensor is None]
+        self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
+        # Copies, as a view would keep the tensor of the whole batch.
+        fresh = {row: each.clone() for row, each in zip(missing, compute(missing), strict=True)} if missing else {}
+        tensors = [fresh[row] if tensor is None else tensor for row, tensor in enumerate(found)]
+        for key, tensor in zip(keys, tensors, strict=True):
+            self._tensors[key] = tensor
+            self._tensors.move_to_end(key)
+            if len(self._tensors) > self.size:
+                self._tensors.popitem(last=False)
+        return tensors
 
 
 class CachedTextEncoder(TextEncoderAround, _Recent[tuple[int, ...]]):
-    """Wraps a text encoder with a least-recently-used cache in RAM, keyed by a caption's token ids.
+    """Wraps a text encoder with a least-recently-used cache of `size` captions in RAM, keyed by their token ids.
 
     Encodings are kept in the encoder's dtype and without padding: length × width numbers per caption.
-
-    Args:
-        encoder: encodes captions that are not in the cache.
-        size: number of captions in the cache, at least 1.
     """
 
     def __init__(self, encoder: TextEncoder, size: int) -> None:
@@ -68,30 +68,24 @@ class CachedTextEncoder(TextEncoderAround, _Recent[tuple[int, ...]]):
         """Encode captions; see `TextEncoder.encode`. Reads tokens and lengths on the host."""
         counts: list[int] = lengths.tolist()
         keys = [tuple(row[:count]) for row, count in zip(tokens.tolist(), counts, strict=True)]
-        found = self._find(keys)
-        missing = [row for row, encoding in enumerate(found) if encoding is None]
-        if missing:
-            fresh = self.encoder.encode(tokens[missing], lengths[missing]).cpu()
-            for row, encoding in zip(missing, fresh, strict=True):
-                found[row] = encoding[: counts[row]].clone()
-        encodings = [encoding for encoding in found if encoding is not None]
+
+        def compute(rows: list[int]) -> list[Tensor]:
+            states = self.encoder.encode(tokens[rows], lengths[rows]).cpu()
+            return [each[: counts[row]] for row, each in zip(rows, states, strict=True)]
+
+        encodings = self._through(keys, compute)
         dtype = encodings[0].dtype if encodings else torch.float32
         context = torch.zeros(*tokens.shape, self.width, dtype=dtype)
-        for row, (key, encoding) in enumerate(zip(keys, encodings, strict=True)):
-            context[row, : len(key)] = encoding
-            self._remember(key, encoding)
+        for row, encoding in enumerate(encodings):
+            context[row, : len(encoding)] = encoding
         return context.to(tokens.device)
 
 
 class CachedAutoencoder(_Recent[bytes]):
-    """Wraps an autoencoder with a least-recently-used cache of latents in RAM, keyed by an image's pixels.
+    """Wraps an autoencoder with a least-recently-used cache of `size` latents in RAM, keyed by an image's pixels.
 
     Hashing takes about 0.1 ms for a 64-pixel image, and reads the image on the host: worth it on a CPU, for sets
     whose crops come back.
-
-    Args:
-        autoencoder: encodes images that are not in the cache.
-        size: number of latents in the cache, at least 1.
     """
 
     def __init__(self, autoencoder: ImageAutoencoder, size: int) -> None:
@@ -122,15 +116,7 @@ class CachedAutoencoder(_Recent[bytes]):
         if noise is not None:
             return self.autoencoder.encode(image, noise=noise)
         keys = [hashlib.blake2b(row.numpy(), digest_size=16).digest() for row in image.cpu().contiguous()]
-        found = self._find(keys)
-        missing = [row for row, latent in enumerate(found) if latent is None]
-        if missing:
-            fresh = self.autoencoder.encode(image[missing]).cpu()
-            for row, latent in zip(missing, fresh, strict=True):
-                found[row] = latent.clone()
-        latents = [latent for latent in found if latent is not None]
-        for key, latent in zip(keys, latents, strict=True):
-            self._remember(key, latent)
+        latents = self._through(keys, lambda rows: self.autoencoder.encode(image[rows]).cpu())
         return torch.stack(latents).to(image.device)
 
     @property

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from hdm_lightning.encoders.pretrained import OWN_CODE_ONLY, UNREADABLE, locate_model, readable
-from hdm_lightning.errors import UserError, first_line
+from hdm_lightning.encoders.pretrained import OWN_CODE_ONLY, locate_model, readable
+from hdm_lightning.errors import UserError
 from hdm_lightning.precision import encoder_dtype, parse_dtype
 
 FILES = ["config.json", "*.safetensors|*.bin", "preprocessor_config.json|processor_config.json"]
 DOWNLOAD = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-_READING = "the vision-language model cannot be read"
 NO_TORCHVISION = "torchvision"
 
 
@@ -26,11 +25,9 @@ class Said(NamedTuple):
 
 
 class Captioner:
-    """A model and its processor on one device. Decoding is greedy: equal batches of images give equal texts.
+    """A model and its processor, as loaded by transformers, on one device; answers have up to `max_tokens` tokens.
 
-    Args:
-        model, processor: as loaded by transformers.
-        max_tokens: maximum length of an answer.
+    Decoding is greedy: equal batches of images give equal texts.
     """
 
     def __init__(self, model: Any, processor: Any, max_tokens: int) -> None:
@@ -43,12 +40,7 @@ class Captioner:
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     def describe(self, images: Sequence[Image.Image], prompt: str) -> list[Said]:
-        """Return the model's answer to a prompt for each image.
-
-        Args:
-            images: RGB, of any size.
-            prompt: may be empty for models that need none.
-        """
+        """Return the answers for RGB images of any size to a prompt, which is empty for models that need none."""
         text = self._spelled(prompt)
         more = {} if text is None else {"text": [text] * len(images), "padding": True}
         # With a chat template, the processor takes a list of images per conversation.
@@ -134,15 +126,15 @@ def load_captioner(name: str, *, device: str, dtype: str = "auto", max_tokens: i
     chosen = parse_dtype(dtype, where="--dtype") or encoder_dtype(device)
     hint = "name an image-text-to-text model that transformers supports without custom code"
     safe = any(folder.glob("*.safetensors"))
-    with readable(_READING, folder, where=where, hint=hint):
+    with readable("the vision-language model cannot be read", folder, where=where, hint=hint):
         model = AutoModelForImageTextToText.from_pretrained(
             str(folder), dtype=chosen, use_safetensors=safe, **OWN_CODE_ONLY
         )
-    try:
-        processor = AutoProcessor.from_pretrained(str(folder), **OWN_CODE_ONLY)
-    except UNREADABLE as error:
-        if not isinstance(error, ImportError) or NO_TORCHVISION not in str(error):
-            raise UserError(f"{_READING} from {folder} ({first_line(error)})", where=where, hint=hint) from error
-        what = "the model's processor needs torchvision, which is not installed"
-        raise UserError(what, where=where, hint="pip install torchvision, in the version for your torch") from error
+        try:
+            processor = AutoProcessor.from_pretrained(str(folder), **OWN_CODE_ONLY)
+        except ImportError as error:
+            if NO_TORCHVISION not in str(error):
+                raise
+            what = "the model's processor needs torchvision, which is not installed"
+            raise UserError(what, where=where, hint="pip install torchvision, in the version for your torch") from error
     return Captioner(model.eval().requires_grad_(False).to(device), processor, max_tokens)

@@ -49,6 +49,8 @@ def readable(reading: str, folder: Path, *, where: str, hint: str | None = None)
     """Inside the with statement, turn readers' exceptions into a UserError: "`reading` from `folder` (first line)"."""
     try:
         yield
+    except UserError:
+        raise
     except UNREADABLE as error:
         raise UserError(f"{reading} from {folder} ({first_line(error)})", where=where, hint=hint) from error
 
@@ -119,7 +121,7 @@ def locate_model(
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return _require(folder, name_or_path, where, required)
-    if not _is_hub_name(name_or_path):
+    if "/" not in name_or_path or is_local_path(name_or_path):
         raise UserError(
             f"there is no folder {name_or_path!r}",
             where=where,
@@ -140,15 +142,9 @@ def same_model(first: str, second: str) -> bool:
 def _folder_here(name: str) -> Path | None:
     """Return the folder that a name refers to, if it is on this machine."""
     try:
-        found = _package_folder(name, "") if name.startswith(PACKAGE_SCHEME) else Path(name).expanduser()
+        return locate_model(name, where="", required=(), download=["config.json"], local_files_only=True)
     except UserError:
         return None
-    if found.is_dir():
-        return found
-    if not _is_hub_name(name):
-        return None
-    owner, repository, *inside = name.split("/")
-    return _snapshot(f"{owner}/{repository}", "/".join(inside), ["config.json"], local_files_only=True)[0]
 
 
 def is_local_path(name: str) -> bool:
@@ -171,10 +167,6 @@ def require_there(name: str, hint: str) -> None:
 def lies_here(name: str) -> bool:
     """Return whether a model's name is a folder on this machine, even one named like a hub model or just `bert`."""
     return is_local_path(name) or Path(name).expanduser().is_dir()
-
-
-def _is_hub_name(name: str) -> bool:
-    return "/" in name and not is_local_path(name)
 
 
 def _complete(folder: Path, required: Sequence[str]) -> bool:

@@ -7,17 +7,15 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from hdm_lightning.encoders.base import TextEncoder, place
+from hdm_lightning.encoders.base import TextEncoder, hash_of, place
 from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import (
-    UNREADABLE,
     locate_model,
     read_transformer,
     read_transformer_config,
@@ -25,7 +23,7 @@ from hdm_lightning.encoders.pretrained import (
     require_finite_model,
 )
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.errors import UserError, first_line, sibling_key
+from hdm_lightning.errors import UserError, sibling_key
 from hdm_lightning.precision import parse_dtype
 
 MAX_TOKENS = 65_536
@@ -42,6 +40,7 @@ CAUSAL = ("qwen2", "qwen3", "gemma3_text")
 
 # Field of a model's configuration: later blocks were dropped, so the result is the raw output of the last block left.
 _CUT = "hidden_state_of_last_block"
+_HINT = "use a folder written by save_pretrained, of an architecture that transformers knows"
 
 
 def load_text_encoder(
@@ -106,7 +105,7 @@ class TransformersTextEncoder:
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
         self._auto = auto
-        self._fingerprint = fingerprint or partial(_weights_fingerprint, self.model)
+        self._own_fingerprint = fingerprint
 
     @property
     def width(self) -> int:
@@ -121,7 +120,8 @@ class TransformersTextEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """See `fingerprint_of`; takes a second per gigabyte of weights."""
-        return self._fingerprint()
+        own = self._own_fingerprint
+        return hash_of(sorted(self.model.state_dict().items())) if own is None else own()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -213,15 +213,9 @@ def text_width(name: str, *, where: str = "text_encoder.name") -> int:
         UserError: there is no such model, or transformers cannot read its configuration.
     """
     folder = locate_model(name, where=where, required=MODEL_FILES)
-    try:
-        width = int(read_transformer_config(folder).get_text_config().hidden_size)
-    except (*UNREADABLE, AttributeError) as error:
-        raise UserError(
-            f"transformers cannot read the configuration of a text encoder from {folder} ({first_line(error)})",
-            where=where,
-            hint="use a folder written by save_pretrained, of an architecture that transformers knows",
-        ) from error
-    return width
+    reading = "transformers cannot read the configuration of a text encoder"
+    with readable(reading, folder, where=where, hint=_HINT):
+        return int(read_transformer_config(folder).get_text_config().hidden_size)
 
 
 def text_fingerprint(name: str, layer: int = -1, *, where: str = "text_encoder.name") -> str:
@@ -235,14 +229,6 @@ def text_fingerprint(name: str, layer: int = -1, *, where: str = "text_encoder.n
     for path in (folder / "config.json", *files):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:32]
-
-
-def _weights_fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data.cast("B"))
     return digest.hexdigest()[:32]
 
 
@@ -268,7 +254,8 @@ def read_text_model(name: str, dtype: torch.dtype, *, where: str) -> nn.Module:
     Raises UserError: it is not available or cannot be read.
     """
     folder = locate_model(name, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
-    model = _text_tower(_read_model(folder, dtype, where))
+    with readable("transformers cannot read a model", folder, where=where, hint=_HINT), _quiet_transformers():
+        model = _text_tower(read_transformer(folder, dtype=dtype))
     require_finite_model(model, str(folder), where)
     return model
 
@@ -301,12 +288,6 @@ def _blocks(model: Any) -> Any:
     """Return the list of a transformers model's blocks, or None if it has no such list."""
     depth = int(model.config.num_hidden_layers)
     return next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
-
-
-def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
-    hint = "use a folder written by save_pretrained, of an architecture that transformers knows"
-    with readable("transformers cannot read a model", folder, where=where, hint=hint), _quiet_transformers():
-        return read_transformer(folder, dtype=dtype)
 
 
 @contextmanager

@@ -36,7 +36,10 @@ class Tokenizer:
     def transformers(self) -> Any:
         """The transformers tokenizer. Raises UserError: its files are not available."""
         if self._loaded is None:
-            self._loaded = _load(self.name, self.where)
+            folder = locate_model(self.name, where=self.where, required=TOKENIZER_FILES, download=TOKENIZER_DOWNLOAD)
+            hint = "use a folder with tokenizer.json and tokenizer_config.json"
+            with readable("transformers cannot read a tokenizer", folder, where=self.where, hint=hint):
+                self._loaded = read_tokenizer(folder)
         return self._loaded
 
     def load(self) -> Self:
@@ -50,12 +53,7 @@ class Tokenizer:
 
 
 class CaptionTokenizer:
-    """Maps a caption to token ids, truncated or padded on the right to a fixed context length; can be pickled.
-
-    Args:
-        tokenizer: the vocabulary.
-        context_length: length of every row, at least 1.
-    """
+    """Maps a caption to `context_length` token ids (at least 1), truncated or padded on the right; can be pickled."""
 
     def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
         if context_length < 1:
@@ -106,10 +104,3 @@ class CaptionTokenizer:
 def _characters(caption: str) -> str:
     """Replace lone surrogates, which JSON can escape but which are not characters."""
     return caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _load(name: str, where: str) -> Any:
-    folder = locate_model(name, where=where, required=TOKENIZER_FILES, download=TOKENIZER_DOWNLOAD)
-    hint = "use a folder with tokenizer.json and tokenizer_config.json"
-    with readable("transformers cannot read a tokenizer", folder, where=where, hint=hint):
-        return read_tokenizer(folder)

@@ -3,7 +3,6 @@
 Shapes: image (B,3,f·H,f·W); latent (B,C,H,W).
 """
 
-import hashlib
 import json
 import re
 import shlex
@@ -18,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from hdm_lightning.encoders.base import hash_of
 from hdm_lightning.encoders.pretrained import (
     FINAL,
     RUNS,
@@ -142,8 +142,9 @@ def write_autoencoder(model: AutoencoderKL, folder: Path, weights: Path | None =
     `weights` is a file to copy instead of writing the model's own weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if weights is not None and not _same_file(weights, folder / WEIGHTS_FILE):
-        with replacing(folder / WEIGHTS_FILE) as temporary:
+    target = folder / WEIGHTS_FILE
+    if weights is not None and not (target.exists() and target.samefile(weights)):
+        with replacing(target) as temporary:
             shutil.copyfile(weights, temporary)
     with TemporaryDirectory(dir=folder, prefix=".") as inside:
         if weights is None:
@@ -152,10 +153,6 @@ def write_autoencoder(model: AutoencoderKL, folder: Path, weights: Path | None =
             model.save_config(inside)
         forget_places(Path(inside))
         move_in(Path(inside), folder, last="config.json")
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    return second.exists() and first.samefile(second)
 
 
 def check_shapes(model: AutoencoderKL, *, where: str) -> None:
@@ -231,12 +228,8 @@ def encoder_fingerprint(model: AutoencoderKL) -> str:
 def _fingerprint(model: AutoencoderKL, tensor_of: Callable[[str], Tensor]) -> str:
     """Return the fingerprint of a model's configuration with the tensors that `tensor_of` returns by name."""
     shape = {name: model.config.get(name) for name in _OF_THE_ENCODER}
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    for name, _ in _encoder_half(model):
-        plain = tensor_of(name).detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"\n{name} {tuple(plain.shape)}\n".encode())
-        digest.update(plain.numpy().data.cast("B"))
-    return digest.hexdigest()[:32]
+    tensors = ((name, tensor_of(name)) for name, _ in _encoder_half(model))
+    return hash_of(tensors, json.dumps(shape, sort_keys=True))
 
 
 def _encoder_half(model: AutoencoderKL) -> list[tuple[str, Tensor]]:
@@ -249,8 +242,9 @@ def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Raises ValueError: a tensor that every AutoencoderKL has, or that its shape is inferred from, is missing.
     """
-    if "encoder.conv_out.weight" not in tensors or "decoder.conv_in.weight" not in tensors:
-        raise ValueError("tensors: no encoder.conv_out.weight or decoder.conv_in.weight, expected an AutoencoderKL")
+    ends = [f"{half}.{end}.weight" for end in ("conv_out", "conv_in") for half in ("encoder", "decoder")]
+    if lacking := [name for name in ends if name not in tensors]:
+        raise ValueError(f"tensors: no {lacking[0]}, expected an AutoencoderKL")
     levels = _count(tensors, r"encoder\.down_blocks\.(\d+)\.")
     tell = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
     missing = [name for name in tell if name not in tensors]

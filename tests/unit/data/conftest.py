@@ -48,6 +48,17 @@ def write_tar(path, entries, **options):
     return path
 
 
+def indexed(path, entries):
+    """Write a shard, and the index of its folder, which is returned."""
+    write_tar(path, entries)
+    return index_shards(path.parent)
+
+
+def keys_of(samples):
+    """Key and weight of each sample."""
+    return [(sample.key, sample.weight) for sample in samples]
+
+
 def reader_of(data):
     """What reads ranges of an archive's bytes."""
     return lambda start, size: data[start : start + size]
@@ -96,6 +107,8 @@ class ShardKit:
     coloured = staticmethod(coloured)
     encoded = staticmethod(encoded)
     write_tar = staticmethod(write_tar)
+    indexed = staticmethod(indexed)
+    keys_of = staticmethod(keys_of)
     reader_of = staticmethod(reader_of)
     entries_of = staticmethod(entries_of)
     write_shards = staticmethod(write_shards)

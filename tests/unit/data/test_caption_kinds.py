@@ -12,7 +12,6 @@ from hdm_lightning.data.inspection import collect
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.rules import rules_from
 from hdm_lightning.data.samples import stream
-from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 
 LONG = [{"text": "long one", "kind": "long"}, {"text": "long two", "kind": "long", "weight": 3}]
@@ -84,8 +83,7 @@ def test_a_key_that_holds_no_captions_takes_none_from_the_others(kit, tmp_path):
     assert drawn(CaptionRules(kinds={"captions": 1.0, "title": 1.0}), members, 20) == {"good": 20}
     with pytest.raises(SampleFault, match="not a string"):
         CaptionRules(kinds={"title": 1.0}, fields=("caption",)).of_every_place(members)
-    kit.write_tar(tmp_path / "0.tar", [("a.png", kit.coloured(1)), ("a.json", members["json"])])
-    index_shards(tmp_path)
+    kit.indexed(tmp_path / "0.tar", [("a.png", kit.coloured(1)), ("a.json", members["json"])])
     assert collect([str(tmp_path)]).caption_kinds["captions"].tolist() == [1]
 
 
@@ -122,8 +120,7 @@ def mixed(kit, tmp_path):
         captions += [{"text": f"tag {number}", "kind": "tags"}] * (number < 6)
         entries += [(f"{number:03d}.png", kit.coloured(number)), (f"{number:03d}.txt", f"number {number}".encode())]
         entries.append((f"{number:03d}.json", json.dumps({"captions": captions}).encode()))
-    kit.write_tar(tmp_path / "set" / "000.tar", entries)
-    index_shards(tmp_path / "set")
+    kit.indexed(tmp_path / "set" / "000.tar", entries)
     return tmp_path / "set"
 
 

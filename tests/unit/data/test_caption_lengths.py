@@ -10,7 +10,6 @@ from hdm_lightning.data.caption_lengths import SORTED_BYTES, batches_sorted_toge
 from hdm_lightning.data.loader import StreamLoader, by_length
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Sample
-from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 
 LENGTHS = (8, 12, 24)
@@ -85,8 +84,7 @@ def config(kit, tmp_path_factory):
     """The stream of samples whose captions have from 2 letters to more than the 24 places that there are."""
     folder = tmp_path_factory.mktemp("captions")
     entries = [entry for number in range(48) for entry in written(kit, number)]
-    kit.write_tar(folder / "000.tar", entries)
-    index_shards(folder)
+    kit.indexed(folder / "000.tar", entries)
     return kit.stream_config(folder)
 
 

@@ -10,7 +10,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hdm_lightning import ShardDataModule
-from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 
 
@@ -173,8 +172,7 @@ def test_a_step_of_the_trainer_shares_a_bucket(kit, tmp_path):
     for number in range(90):
         width = 16 if number % 3 else 32
         entries += [(f"{number}.png", kit.coloured(number, width=width)), (f"{number}.txt", b"x")]
-    kit.write_tar(tmp_path / "a.tar", entries)
-    index_shards(tmp_path)
+    kit.indexed(tmp_path / "a.tar", entries)
     crop = {"buckets": {"step_px": 8, "max_aspect": 4.0}}
     data = kit.data_module(tmp_path, resolution=32, batch_size=3, validation_samples=0, crop=crop)
     shapes = []

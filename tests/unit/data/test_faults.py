@@ -40,8 +40,7 @@ def test_each_fault_of_a_sample_leaves_a_hole_with_its_reason(kit, tmp_path):
     for key, fields in bad.items():
         entries += [(f"{key}.{name}", data) for name, data in fields]
     entries += [("bomb.png", bytes(huge)), ("bomb.txt", b"x")]
-    kit.write_tar(tmp_path / "a.tar", entries + kit.entries_of(3, 3))
-    index = index_shards(tmp_path)
+    index = kit.indexed(tmp_path / "a.tar", entries + kit.entries_of(3, 3))
     assert set(index.shards[0].skip) <= {9} and index.samples >= 12
     config = kit.stream_config(tmp_path, quarantine=str(tmp_path / "log" / "quarantine.jsonl"))
     samples = one_pass(kit, config)
@@ -69,8 +68,7 @@ def test_each_fault_of_a_sample_leaves_a_hole_with_its_reason(kit, tmp_path):
 
 
 def test_a_sample_is_told_once_a_process_however_often_it_comes_back(kit, tmp_path):
-    kit.write_tar(tmp_path / "a.tar", [*kit.entries_of(0, 3), ("bad.png", kit.coloured(9))])
-    index_shards(tmp_path)
+    kit.indexed(tmp_path / "a.tar", [*kit.entries_of(0, 3), ("bad.png", kit.coloured(9))])
     config = kit.stream_config(tmp_path, quarantine=str(tmp_path / "q.jsonl"))
     samples = list(stream(config, kit.letters, stop=40))
     assert sum(sample.weight == 0 for sample in samples) == 10
@@ -219,8 +217,7 @@ def test_two_hundred_broken_shards_can_be_indexed_and_streamed(kit, tmp_path, bl
 
 def test_too_many_bad_samples_stop_the_run_with_a_message(kit, tmp_path):
     good, bad = kit.entries_of(0, 15), [(f"bad{n}.png", kit.coloured(n)) for n in range(5)]
-    kit.write_tar(tmp_path / "a.tar", good + bad)
-    index_shards(tmp_path)
+    kit.indexed(tmp_path / "a.tar", good + bad)
     patient = kit.stream_config(tmp_path, max_bad_share=0.3, bad_patience=10)
     assert sum(sample.weight == 0 for sample in stream(patient, kit.letters, stop=100)) == 25
     strict = replace(patient, max_bad_share=0.1, bad_patience=50)
@@ -314,8 +311,7 @@ def test_strange_pictures_are_used_where_they_can_be(kit, tmp_path):
         entry for name, data in pictures.items() for entry in ((name, data), (name.split(".")[0] + ".txt", b"x"))
     ]
     strip = [("strip.png", kit.encoded(Image.new("RGB", (5000, 1)))), ("strip.txt", b"x")]
-    kit.write_tar(tmp_path / "a.tar", entries + strip)
-    assert index_shards(tmp_path).samples == 9
+    assert kit.indexed(tmp_path / "a.tar", entries + strip).samples == 9
     samples = one_pass(kit, kit.stream_config(tmp_path))
     assert len(samples) == 8 and all(sample.weight == 1 for sample in samples)
     crops = {sample.key.split("/")[1]: sample.crop for sample in samples}

@@ -67,9 +67,7 @@ def test_members_that_are_not_side_by_side_are_told_and_sorting_mends_it(kit, tm
 )
 def test_members_that_come_later_take_no_whole_sample_away(kit, tmp_path, later):
     whole = [*pairs(kit, "a", 1), *pairs(kit, "b", 1)]
-    kit.write_tar(tmp_path / "0.tar", whole + [(name, kit.coloured(9)) for name in later])
-    index_shards(tmp_path)
-    (record,) = index_shards(tmp_path).shards
+    (record,) = kit.indexed(tmp_path / "0.tar", whole + [(name, kit.coloured(9)) for name in later]).shards
     assert record.samples == 2 and not {0, 1} & record.skip.keys()
     assert set(record.skip.values()) == {"duplicate key"}
 
@@ -84,8 +82,7 @@ def test_a_sample_without_its_caption_is_told_apart_from_one_whose_caption_lies_
         ("a.txt", text),
         ("d.webp", image),
     ]
-    kit.write_tar(tmp_path / "0.tar", entries)
-    (record,) = index_shards(tmp_path).shards
+    (record,) = kit.indexed(tmp_path / "0.tar", entries).shards
     apart = {number for number, reason in record.skip.items() if "side by side" in reason}
     assert apart == {0, 4} and 1 not in record.skip and 3 not in record.skip and record.skip[5] == "duplicate key"
 
@@ -216,8 +213,7 @@ def test_a_sparse_archive_of_hundreds_of_megabytes_is_indexed_without_reading_th
 
 
 def test_a_stream_in_which_nothing_is_good_stops_at_once_and_says_what_to_do(kit, tmp_path):
-    kit.write_tar(tmp_path / "0.tar", [(f"{number}.png", kit.coloured(number)) for number in range(300)])
-    index_shards(tmp_path)
+    kit.indexed(tmp_path / "0.tar", [(f"{number}.png", kit.coloured(number)) for number in range(300)])
     config = kit.stream_config(tmp_path, max_bad_share=0.05, bad_patience=1000)
     with pytest.raises(UserError, match=r"64 of the last 64 .*no caption") as caught:
         list(stream(config, kit.letters, stop=10_000))

@@ -67,8 +67,7 @@ def test_what_can_never_be_used_is_left_out_with_its_reason(tmp_path, kit):
         ("last.txt", b"y"),
         ("good.png", image),
     ]
-    kit.write_tar(tmp_path / "a.tar", entries)
-    record = index_shards(tmp_path).shards[0]
+    record = kit.indexed(tmp_path / "a.tar", entries).shards[0]
     reasons = {
         0: "no image",
         2: "no image",

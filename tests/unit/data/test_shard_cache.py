@@ -18,18 +18,14 @@ def content(record):
     return record.bytes, record.sha256
 
 
-def keys_of(samples):
-    return [(sample.key, sample.weight) for sample in samples]
-
-
 def test_the_cache_reads_each_shard_once_and_keeps_to_its_limit(kit, server, tmp_path):
     config = kit.stream_config(server.url, cache_dir=str(tmp_path / "cache"))
-    local = keys_of(stream(kit.stream_config(server.folder), kit.letters, stop=300))
-    assert keys_of(stream(config, kit.letters, stop=300)) == local
+    local = kit.keys_of(stream(kit.stream_config(server.folder), kit.letters, stop=300))
+    assert kit.keys_of(stream(config, kit.letters, stop=300)) == local
     fetched = Counter(path for path, _ in server.requests if path.endswith(".tar"))
     assert fetched == {f"/{n:03d}.tar": 1 for n in range(5)}
     server.trouble = lambda path, attempt: "gone" if path.endswith(".tar") else None
-    assert keys_of(stream(config, kit.letters, stop=150)) == local[:150]
+    assert kit.keys_of(stream(config, kit.letters, stop=150)) == local[:150]
     copies = sorted((tmp_path / "cache").glob("*.tar"))
     assert sorted(path.read_bytes() for path in copies) == sorted(p.read_bytes() for p in server.folder.glob("*.tar"))
     assert not list((tmp_path / "cache").glob("*.part*"))

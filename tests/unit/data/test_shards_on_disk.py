@@ -83,7 +83,7 @@ def test_a_copied_folder_has_not_changed_and_a_touched_shard_is_told(folder, kit
     assert not changes([plan_of(kit, in_seconds)])
     set_time(folder / "002.tar", 5000)
     (change,) = changes([plan_of(kit, folder)])
-    assert change.url.endswith("002.tar") and not change.certain
+    assert change.shard.url.endswith("002.tar") and not change.certain
     require_unchanged([plan_of(kit, folder)])
 
 
@@ -99,11 +99,11 @@ def test_where_an_index_has_no_times_shards_younger_than_it_are_looked_into(fold
         assert not changes([plan_of(kit, folder)])
     other_samples(folder / "002.tar", random.Random(0), kit)
     (change,) = changes([plan_of(kit, folder)])
-    assert change.url == str(folder / "002.tar") and change.certain
+    assert change.shard.url == str(folder / "002.tar") and change.certain
     index_shards(folder, times=False)
     assert not any(record.changed for record in load_index(folder).shards)
     longer(folder / "001.tar", random.Random(0), kit)
-    assert [change.url for change in changes([plan_of(kit, folder)])] == [str(folder / "001.tar")]
+    assert [change.shard.url for change in changes([plan_of(kit, folder)])] == [str(folder / "001.tar")]
 
 
 def test_shards_that_no_index_knows_are_told_and_taken_by_the_hint(folder, kit):
@@ -150,6 +150,12 @@ def test_a_server_s_other_version_is_told_once_and_its_samples_are_compared(kit,
     assert all(sample.weight for sample in stream(config, kit.letters, stop=150))
     (record,) = caplog.records
     assert '"2"' in record.message and '"1"' in record.message
+
+
+def test_a_remote_shard_that_two_patterns_name_is_indexed_once(server, tmp_path):
+    patterns = [f"{server.url}/{{000..002}}.tar", f"{server.url}/002.tar"]
+    index = index_remote(patterns, tmp_path / "index.json")
+    assert [record.name for record in index.shards] == ["000.tar", "001.tar", "002.tar"] and index.samples == 108
 
 
 def test_no_more_of_an_index_is_kept_than_one_may_have(server, tmp_path):

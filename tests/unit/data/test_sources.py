@@ -12,7 +12,6 @@ from hdm_lightning.data.crops import Buckets, CropRules
 from hdm_lightning.data.rules import Source, sources_from
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
-from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.errors import UserError
 
@@ -108,8 +107,7 @@ def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
     crop = CropRules(buckets=Buckets(step_px=8, block=2))
     with pytest.raises(UserError, match="have changed"):
         module(crop=crop, resolution=32).load_state_dict(module(crop=crop).state_dict())
-    kit.write_tar(folder / "002.tar", kit.entries_of(50, 3))
-    index_shards(folder)
+    kit.indexed(folder / "002.tar", kit.entries_of(50, 3))
     with pytest.raises(UserError, match="have changed"):
         module().load_state_dict(state)
 
@@ -123,6 +121,5 @@ def test_plans_of_one_process_read_an_index_once_until_it_changes(kit, tmp_path,
     first = Plan(kit.stream_config(folder, stage="a"))
     second = Plan(kit.stream_config(folder, stage="validation"))
     assert len(read) == 1 and first.parts[0].shards[0] is second.parts[0].shards[0]
-    kit.write_tar(folder / "002.tar", kit.entries_of(50, 3))
-    index_shards(folder)
+    kit.indexed(folder / "002.tar", kit.entries_of(50, 3))
     assert Plan(kit.stream_config(folder)).samples == 13 and len(read) == 2

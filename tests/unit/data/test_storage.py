@@ -25,10 +25,6 @@ from hdm_lightning.data.shard_bytes import RefusedRedirect, is_local, read_range
 from hdm_lightning.errors import UserError
 
 
-def keys_of(samples):
-    return [(sample.key, sample.weight) for sample in samples]
-
-
 def test_ranges_are_the_bytes_of_the_file(server):
     data = (server.folder / "000.tar").read_bytes()
     url = f"{server.url}/000.tar"
@@ -117,7 +113,8 @@ def test_files_that_are_let_go_are_closed_and_open_ones_end_without_a_trace(tmp_
     assert (run.stdout, run.stderr) == ("", "")
 
 
-def test_pauses_grow():
+def test_pauses_grow(monkeypatch):
+    monkeypatch.setattr(shard_bytes, "PAUSE_S", 0.02)
     times = []
 
     def fail():
@@ -125,13 +122,13 @@ def test_pauses_grow():
         raise ConnectionError("no")
 
     with pytest.raises(OSError, match="gave up after 4 tries: no"):
-        with_retries(fail, tries=4, pause_s=0.02)
+        with_retries(fail, tries=4)
     pauses = [after - before for before, after in itertools.pairwise(times)]
     assert pauses[0] >= 0.02 and pauses[1] >= 0.04 and pauses[2] >= 0.08
 
 
 def test_a_remote_stream_is_the_local_one_whatever_the_server_does_in_between(kit, server):
-    local = keys_of(stream(kit.stream_config(server.folder), kit.letters, start=20, stop=180))
+    local = kit.keys_of(stream(kit.stream_config(server.folder), kit.letters, start=20, stop=180))
     config = kit.stream_config(server.url)
     for trouble in (
         lambda path, attempt: None,
@@ -140,9 +137,9 @@ def test_a_remote_stream_is_the_local_one_whatever_the_server_does_in_between(ki
         lambda path, attempt: "no ranges",
     ):
         server.trouble = trouble
-        assert keys_of(stream(config, kit.letters, start=20, stop=180)) == local
+        assert kit.keys_of(stream(config, kit.letters, start=20, stop=180)) == local
     pattern = kit.stream_config(f"{server.url}/{{000..004}}.tar")
-    assert keys_of(stream(pattern, kit.letters, start=20, stop=180)) == local
+    assert kit.keys_of(stream(pattern, kit.letters, start=20, stop=180)) == local
 
 
 def test_a_dead_remote_shard_is_skipped_without_waiting_for_each_sample(kit, server):
@@ -156,7 +153,7 @@ def test_a_dead_remote_shard_is_skipped_without_waiting_for_each_sample(kit, ser
 def test_a_read_that_is_given_up_costs_its_own_samples_alone(kit, server):
     """A range of the largest shard never comes; the other windows of that shard do."""
     config = kit.stream_config(server.url)
-    whole = keys_of(stream(config, kit.letters, stop=150))
+    whole = kit.keys_of(stream(config, kit.letters, stop=150))
     ranges = [asked for path, asked in server.requests if "002" in path]
     assert len(ranges) > 10
     server.unlucky = ("/002.tar", ranges[4])
@@ -166,7 +163,7 @@ def test_a_read_that_is_given_up_costs_its_own_samples_alone(kit, server):
     assert len({(place.window.lane, place.window.number) for place in places}) == 1
     assert 1 <= len(places) <= config.window
     assert [key for key, sample in zip(whole, samples, strict=True) if not sample.fault] == [
-        key for key in keys_of(samples) if key[1]
+        key for key in kit.keys_of(samples) if key[1]
     ]
 
 
@@ -248,8 +245,8 @@ def test_fsspec_addresses(kit, shards):
     for file in shards.iterdir():
         memory.pipe_file(f"/bucket/{file.name}", file.read_bytes())
     config = kit.stream_config("memory://bucket")
-    local = keys_of(stream(kit.stream_config(shards), kit.letters, stop=150))
-    assert keys_of(stream(config, kit.letters, stop=150)) == local
+    local = kit.keys_of(stream(kit.stream_config(shards), kit.letters, stop=150))
+    assert kit.keys_of(stream(config, kit.letters, stop=150)) == local
     memory.rm("/bucket/002.tar")
     faults = Counter(sample.fault for sample in stream(config, kit.letters, stop=150))
     assert faults == {"": 90, "missing shard": 60}
@@ -268,8 +265,9 @@ def test_what_is_local():
     assert not is_local("s3://a/b.tar") and not is_local("pipe:cat x")
 
 
-def test_local_files_keep_few_open(shards):
-    files = LocalFiles(limit=2)
+def test_local_files_keep_few_open(shards, monkeypatch):
+    monkeypatch.setattr(reader, "OPEN_FILES", 2)
+    files = LocalFiles()
     for _ in range(3):
         for name in ("000.tar", "001.tar", "002.tar", "004.tar"):
             assert files.read(str(shards / name), 0, 600) == (shards / name).read_bytes()[:600]
@@ -302,8 +300,8 @@ def test_ranges_that_a_proxy_shortens_are_completed_and_shifted_ones_refused(kit
     server.trouble = lambda path, attempt: "capped"
     assert read_range(url, 512, 20_000) == data[512:20_000] and len(server.requests) == 7
     assert read_range(url, len(data) - 10, len(data) + 10) == data[-10:]
-    local = keys_of(stream(kit.stream_config(server.folder), kit.letters, stop=60))
-    assert keys_of(stream(kit.stream_config(server.url), kit.letters, stop=60)) == local
+    local = kit.keys_of(stream(kit.stream_config(server.folder), kit.letters, stop=60))
+    assert kit.keys_of(stream(kit.stream_config(server.url), kit.letters, stop=60)) == local
     server.trouble = lambda path, attempt: "shifted" if attempt < 3 else None
     assert read_range(url, 1024, 1500) == data[1024:1500]
 

@@ -130,8 +130,7 @@ def test_dropout_crops_and_tags_depend_on_the_position_alone(kit, tmp_path):
     for number in range(20):
         entries.append((f"{number}.png", kit.coloured(number, width=40)))
         entries.append((f"{number}.txt", b"kept ||| a $$ b $$ c %% d $$ e"))
-    kit.write_tar(tmp_path / "a.tar", entries)
-    index_shards(tmp_path)
+    kit.indexed(tmp_path / "a.tar", entries)
     config = kit.stream_config(tmp_path, captions=CaptionRules(drop=0.2, tags=TagGrammar()))
     first = [(s.key, s.caption, s.crop) for s in stream(config, kit.letters, stop=400)]
     again = [(s.key, s.caption, s.crop) for s in stream(config, kit.letters, start=123, stop=400)]
@@ -157,8 +156,7 @@ def test_captions_that_name_a_side_are_never_mirrored(kit, tmp_path):
         ("free.png", picture),
         ("free.txt", b"white"),
     ]
-    kit.write_tar(tmp_path / "a.tar", entries)
-    index_shards(tmp_path)
+    kit.indexed(tmp_path / "a.tar", entries)
     config = kit.stream_config(tmp_path, crop=CropRules(flip=True), captions=CaptionRules(drop=0.0))
     mirrored = {"side": [], "free": []}
     for sample in stream(config, kit.letters, stop=200):
@@ -169,8 +167,7 @@ def test_captions_that_name_a_side_are_never_mirrored(kit, tmp_path):
 
 def test_limits_leave_samples_out_of_the_plan(kit, tmp_path):
     entries = [(f"{n}.png", kit.coloured(n, width=10 + n, height=10 + n)) for n in range(20)]
-    kit.write_tar(tmp_path / "a.tar", entries)
-    index_shards(tmp_path)
+    kit.indexed(tmp_path / "a.tar", entries)
     config = kit.stream_config(tmp_path, crop=CropRules(min_size_px=15), captions=CaptionRules(allow_missing=True))
     assert Plan(config).samples == 15
     numbers = {number_of(sample.image) for sample in stream(config, kit.letters, stop=15)}
