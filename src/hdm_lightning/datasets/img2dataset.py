@@ -16,11 +16,10 @@ from hdm_lightning.data.index_report import require_samples, told
 from hdm_lightning.data.parallel import available_cores, progress_bar
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.shard_files import find_shards, no_shards
-from hdm_lightning.datasets.journal import REJECTED
+from hdm_lightning.datasets.journal import write_rejected
 from hdm_lightning.datasets.source_files import read_file
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.whole_files import write_text
 
 MAX_STATS_BYTES = 16 << 20
 STATS = "_stats.json"
@@ -47,8 +46,7 @@ def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> In
         index = index_shards(root, jobs=jobs, progress=lambda record: show(next(done)))
     reasons = {f"{shard.name}#{ordinal}": reason for shard in index.shards for ordinal, reason in shard.skip.items()}
     reasons |= {shard.name: shard.note for shard in index.shards if shard.note}
-    lines = [f"{in_one_line(name)}\t{in_one_line(reason)}\n" for name, reason in sorted(reasons.items())]
-    write_text(root / REJECTED, "".join(lines), errors="backslashreplace")
+    write_rejected(root, sorted(reasons.items()))
     return index
 
 

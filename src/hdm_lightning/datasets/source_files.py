@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.image_headers import HEAD_BYTES, foreign_kind, image_kind
+from hdm_lightning.datasets.build import Item
 from hdm_lightning.errors import UserError
+from hdm_lightning.regular_files import open_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff", ".jfif", ".jpe", ".jp2")
 CLUTTER = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")
@@ -28,28 +30,16 @@ MASK = ".mask.png"
 FOLLOW = "not followed (--follow-links uses what it points to)"
 
 
-class SourceImage(NamedTuple):
-    """An image, the files with its captions and its record, and its mask, all relative to the folder.
-
-    `state` changes when any of them does.
-    """
-
-    name: str
-    texts: tuple[str, ...]
-    state: str
-    mask: str | None = None
-
-
 @dataclass
 class SourceFolder:
     """The content of a folder.
 
     Attributes:
-        images: sorted by name.
+        images: sorted by name; the names of their files are relative to the folder.
         unused: (name, reason) of each file that is neither an image nor belongs to one.
     """
 
-    images: list[SourceImage] = field(default_factory=list)
+    images: list[Item] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -125,7 +115,7 @@ def _with_texts(
         mask = _file_of(image.name, MASK, by_name, exact)
         seen.update(beside, () if mask is None else (mask,))
         states = [image, *(texts[name] for name in chosen), *(() if mask is None else (masks[mask],))]
-        found.images.append(SourceImage(image.name, chosen, _digest(states), mask))
+        found.images.append(Item(image.name, 0, chosen, _digest(states), mask))
     return seen
 
 
@@ -231,21 +221,11 @@ def read_file(path: Path, limit: int, *, whole: bool = True) -> bytes:
     """Return the content of a regular file, or its first bytes.
 
     Raises:
-        SampleFault: it is not a regular file, or is longer than the limit although the whole is wanted.
-        OSError: it cannot be read.
+        SampleFault: it is longer than the limit although the whole is wanted.
+        OSError: it cannot be read, or is not a regular file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would block
-    with open(handle, "rb") as file:
-        state = os.fstat(handle)
-        if not stat.S_ISREG(state.st_mode):
-            raise SampleFault("not a regular file")
-        if whole and state.st_size > limit:
-            raise SampleFault(f"file too large: {state.st_size} bytes")
+    with open(path, "rb", opener=open_regular) as file:
+        size = os.fstat(file.fileno()).st_size
+        if whole and size > limit:
+            raise SampleFault(f"file too large: {size} bytes")
         return file.read(limit)
-
-
-def kinds_of(unused: Sequence[tuple[str, str]]) -> Counter[str]:
-    """Return the number of files of each kind."""
-    return Counter(
-        reason.partition(" beside ")[0].removeprefix("not an image: ").removeprefix("a ") for _, reason in unused
-    )

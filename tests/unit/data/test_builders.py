@@ -209,14 +209,11 @@ def test_a_place_where_no_folder_can_be_is_named(pictures, tmp_path, capsys, mon
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_another_build_in_the_same_folder_is_refused(kit, pictures, tmp_path):
+def test_another_build_in_the_same_folder_is_refused(pictures, tmp_path):
     build_folder(pictures, tmp_path / "out", processes=1)
     for change in ({"samples_per_shard": 5}, {"allow_missing": True}, {"images": ImageOptions(quality=50)}):
         with pytest.raises(UserError, match="other options"):
             build_folder(pictures, tmp_path / "out", processes=1, **change)
-    kit.write_shards(tmp_path / "foreign", [2])
-    with pytest.raises(UserError, match="already holds"):
-        build_folder(pictures, tmp_path / "foreign", processes=1)
 
 
 @pytest.mark.parametrize("left", [b"", b'{"folder": "/so', b"\0" * 40])

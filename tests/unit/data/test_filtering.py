@@ -16,8 +16,7 @@ from hdm_lightning.data.inspection import collect
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.datasets import filtering, near_duplicates
-from hdm_lightning.datasets.filter_judging import Filter, reasons_of
-from hdm_lightning.datasets.filter_rules import Lacking, Rule, Seen
+from hdm_lightning.datasets.filter_rules import Filter, Lacking, Rule, Seen, reasons_of
 from hdm_lightning.datasets.filtering import FilteredSet
 from hdm_lightning.datasets.near_duplicates import better_copies, bit_count, perceptual_hash
 from hdm_lightning.errors import UserError

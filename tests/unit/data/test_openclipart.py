@@ -13,6 +13,7 @@ from hdm_lightning.datasets.openclipart_captions import clean_title, describe
 from hdm_lightning.datasets.openclipart_drawing import Miniatures
 from hdm_lightning.datasets.openclipart_source import Record, at_random, folders_in_turn, read_record, refusal
 from hdm_lightning.errors import UserError
+from shard_contents import members_in
 
 PUBLIC_DOMAIN = "http://web.resource.org/cc/PublicDomain"
 BALL = '<circle cx="50" cy="50" r="{r}" fill="{fill}"/>'
@@ -73,16 +74,6 @@ def outcomes(folder):
     return dict(line.split("\t") for line in lines)
 
 
-def samples(folder):
-    found = {}
-    for shard in sorted(folder.glob("*.tar")):
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                key, _, kind = member.name.partition(".")
-                found.setdefault(key, {})[kind] = tar.extractfile(member).read()
-    return found
-
-
 def test_every_refusal_has_its_reason(tmp_path, collection):
     tally = build(tmp_path / "out", collection, harmless=True, resolution=256)
     said = outcomes(tmp_path / "out")
@@ -110,7 +101,7 @@ def test_every_refusal_has_its_reason(tmp_path, collection):
 
 def test_pictures_are_cropped_to_size_on_white(tmp_path, collection):
     build(tmp_path / "out", collection, harmless=True)
-    bar = samples(tmp_path / "out")["toys-bar"]
+    bar = members_in(tmp_path / "out")["toys-bar"]
     picture = np.asarray(Image.open(io.BytesIO(bar["webp"])).convert("RGB")).astype(int)
     facts = json.loads(bar["json"])
     # 60 × 20 units with a white margin of 3% of 60 on each side.
@@ -122,13 +113,13 @@ def test_pictures_are_cropped_to_size_on_white(tmp_path, collection):
 
 def test_short_side_can_be_the_measure(tmp_path, collection):
     build(tmp_path / "out", collection, side="short")
-    for sample in samples(tmp_path / "out").values():
+    for sample in members_in(tmp_path / "out").values():
         assert min(Image.open(io.BytesIO(sample["webp"])).size) == 64
 
 
 def test_captions_and_truth(tmp_path, collection):
     build(tmp_path / "out", collection)
-    sample = samples(tmp_path / "out")["food-pie"]
+    sample = members_in(tmp_path / "out")["food-pie"]
     facts = json.loads(sample["json"])
     assert sample["txt"].decode() == "pie, toy, round, food"
     assert facts["captions"] == ["pie, toy, round, food", "pie"]
@@ -181,7 +172,7 @@ def test_other_options_do_not_go_on_and_old_shards_are_not_mixed_in(tmp_path, co
 
 def test_count_stops(tmp_path, collection):
     assert build(tmp_path / "out", collection, count=2)["kept"] == 2
-    assert len(samples(tmp_path / "out")) == 2
+    assert len(members_in(tmp_path / "out")) == 2
 
 
 def test_a_missing_source_says_what_to_install(tmp_path):

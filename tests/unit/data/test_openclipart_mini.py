@@ -2,28 +2,16 @@
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from hdm_lightning.data.index import load_index
 from hdm_lightning.datasets.openclipart_drawing import Miniatures
 from hdm_lightning.datasets.openclipart_source import EXCLUDED
+from shard_contents import members_in
 
 FOLDER = Path(__file__).parents[3] / "data/openclipart-mini"
-
-
-@pytest.fixture(scope="module")
-def samples():
-    found = {}
-    for shard in sorted(FOLDER.glob("*.tar")):
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                key, _, kind = member.name.partition(".")
-                found.setdefault(key, {})[kind] = tar.extractfile(member).read()
-    return found
 
 
 def test_size_and_index():
@@ -32,7 +20,8 @@ def test_size_and_index():
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 7_000_000
 
 
-def test_pictures_and_captions(samples):
+def test_pictures_and_captions():
+    samples = members_in(FOLDER)
     assert len(samples) == 1000
     aspects, seen = [], Miniatures()
     for key, sample in samples.items():
