@@ -192,7 +192,9 @@ def build_shards(
 
 def _is_done(out: Path, shard: _Shard, found: Mapping[str, Row]) -> bool:
     row = found.get(shard.name)
-    return row is not None and row.digest == shard.digest and (not row.samples or (out / shard.name).is_file())
+    if row is None or row.digest != shard.digest or row.samples + len(row.rejected) != len(shard.items):
+        return False
+    return not row.samples or (out / shard.name).is_file()
 
 
 def _what_was_found(kept: int, missing: Sequence[Row | None], gone: int) -> str:

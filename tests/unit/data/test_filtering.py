@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from experiments.near_duplicate_search import robustness
 from PIL import Image, ImageDraw
 
 from hdm_lightning.cli.shards import main
@@ -277,6 +278,13 @@ def test_the_hash_is_that_of_imagehash_for_small_images():
     for number in range(5):
         image = picture(number)
         assert perceptual_hash(bytes_of(image)) == int(str(imagehash.phash(image)), 16)
+
+
+def test_the_study_of_changed_copies_runs_on_a_set(kit, tmp_path, capsys):
+    folder = set_of(kit, tmp_path / "set", [("png", bytes_of(picture(number))) for number in range(2)])
+    robustness.main(str(folder))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("| half the size | ") and all("100.0%" in line for line in lines[:3])
 
 
 def test_a_call_that_was_killed_goes_on_with_the_next_shard(kit, tmp_path, monkeypatch):
