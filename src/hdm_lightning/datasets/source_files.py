@@ -84,8 +84,7 @@ def look_into(
             images.append(file)
         else:
             found.unused.append((file.name, kind))
-    used = _with_texts(sorted(images), texts, masks, (*extensions, "json"), found)
-    _leave_out_barred(found, barred)
+    used = _with_texts(sorted(images), texts, masks, barred, (*extensions, "json"), found)
     found.unused += [(name, "a caption or record without an image") for name in texts.keys() - used]
     found.unused += [(name, "a mask without an image") for name in masks.keys() - used - barred.keys()]
     found.unused.sort()
@@ -96,10 +95,14 @@ def _with_texts(
     images: list[_File],
     texts: dict[str, _File],
     masks: dict[str, _File],
+    barred: dict[str, str],
     extensions: Sequence[str],
     found: SourceFolder,
 ) -> set[str]:
-    """Put the images with their captions into `found`; return the names of all texts and masks that belong to one."""
+    """Put the images with their captions into `found`; return the names of all texts and masks that belong to one.
+
+    Images whose mask cannot be used are left out: without it, training would learn what it hides.
+    """
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in sorted([*texts, *masks]):
         by_name[_folded(name)].append(name)
@@ -114,18 +117,14 @@ def _with_texts(
             found.unused.append((name, f"another caption beside {captions[0]}, which is used"))
         mask = _file_of(image.name, MASK, by_name, exact)
         seen.update(beside, () if mask is None else (mask,))
+        if mask is not None and mask in barred:
+            reason = f"an image whose mask cannot be used ({barred[mask]})"
+            found.unused.append((image.name, reason))
+            found.unused += [(name, f"a caption or record of {reason}") for name in chosen]
+            continue
         states = [image, *(texts[name] for name in chosen), *(() if mask is None else (masks[mask],))]
         found.images.append(Item(image.name, 0, chosen, _digest(states), mask))
     return seen
-
-
-def _leave_out_barred(found: SourceFolder, barred: dict[str, str]) -> None:
-    """Leave out images whose mask cannot be used: without it, training would learn what it hides."""
-    for image in (each for each in found.images if each.mask in barred):
-        reason = f"an image whose mask cannot be used ({barred[str(image.mask)]})"
-        found.unused.append((image.name, reason))
-        found.unused += [(name, f"a caption or record of {reason}") for name in image.texts]
-    found.images = [image for image in found.images if image.mask not in barred]
 
 
 def _file_of(image: str, ending: str, by_name: dict[str, list[str]], exact: set[str]) -> str | None:
