@@ -7,12 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from hdm_lightning.data.decode import load_upright
-from hdm_lightning.data.reader import LocalFiles
-from hdm_lightning.data.rules import Source
-from hdm_lightning.data.sample_plan import PlannedShard
-from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.datasets.near_duplicates import perceptual_hash
-from hdm_lightning.datasets.shard_work import samples_of
+from hdm_lightning.datasets.shard_work import samples_of, shards_in
 
 BITS = (0, 2, 4, 6, 8, 12)
 MARKED = 0.12
@@ -43,8 +39,8 @@ def copies(image: Image.Image) -> dict[str, bytes]:
 def main(place: str) -> None:
     """Print a line per kind of change, with the share of copies within each number of bits."""
     changed: dict[str, list[int]] = {}
-    for url, record in resolve(Source((place,))):
-        for _, sample in samples_of(LocalFiles(), PlannedShard(url, record)):
+    for shard in shards_in(place):
+        for _, sample in samples_of(shard):
             assert not isinstance(sample, str)
             image, own = load_upright(sample.image()), perceptual_hash(sample.image())
             for name, data in copies(image).items():

@@ -3,19 +3,26 @@
 import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hdm_lightning.app.loaded_models import LoadedModels
-from hdm_lightning.app.side_by_side import LAST_WEIGHTS, Studio, Wanted, seed_from, settings_from_fields
+from hdm_lightning.app.app_settings import AppSettings
+from hdm_lightning.app.side_by_side import (
+    LAST_WEIGHTS,
+    LoadedModels,
+    Studio,
+    Wanted,
+    seed_from,
+    settings_from_fields,
+)
 from hdm_lightning.cli import sample
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import read_record, to_pil, write_png
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
+from hdm_lightning.generation.sampling_settings import DrawingMachine
 from shown_run import SAMPLING, write_run
 
 CAMERA = {"x_shift": 0.25, "zoom": 1.1, "guidance_scale": 2.5, "routing_scale": 1.5, "steps": 2, "solver": "heun"}
@@ -31,7 +38,8 @@ def runs(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
 
 @pytest.fixture
 def studio(runs, tmp_path):
-    return Studio(runs=[runs], out=tmp_path / "drawn")
+    settings = AppSettings(runs=(runs,), out=tmp_path / "drawn")
+    return Studio(settings, DrawingMachine(), torch.device("cpu"))
 
 
 def pixels(path):
@@ -54,21 +62,9 @@ def test_pixels_and_records_are_those_of_the_command(studio, runs, tmp_path):
     model = str(runs / "one")
     wanted = Wanted("a red circle", [model], 48, 32, seed=5, count=3, settings={**CAMERA, "negative_prompt": "dark"})
     ours = drawn(studio, wanted)
-    command = [
-        model,
-        "a red circle",
-        "--size",
-        "48x32",
-        "--seed",
-        "5",
-        "--count",
-        "3",
-        "--steps",
-        "2",
-        "--solver",
-        "heun",
-    ]
-    command += ["--x-shift", "0.25", "--zoom", "1.1", "--guidance", "2.5", "--routing-guidance", "1.5"]
+    command = [model, "a red circle", "--size", "48x32", "--seed", "5", "--count", "3", "--steps", "2"]
+    command += ["--solver", "heun", "--x-shift", "0.25", "--zoom", "1.1", "--guidance", "2.5"]
+    command += ["--routing-guidance", "1.5"]
     assert (
         sample.main([*command, "--negative-prompt", "dark", "--device", "cpu", "--out", str(tmp_path / "theirs")]) == 0
     )
@@ -147,7 +143,7 @@ def test_other_weights_than_a_picture_s_are_told(studio, runs, tmp_path):
 def test_what_cannot_be_drawn_is_refused(studio, runs, change, where):
     with pytest.raises(UserError) as error:
         drawn(studio, replace(Wanted("a star", [str(runs / "one")], 32, 32), **change))
-    assert error.value.where == where and not list(Path(studio.out).glob("*.png"))
+    assert error.value.where == where and not list(studio.settings.out.glob("*.png"))
 
 
 def test_a_cut_prompt_is_told(studio, runs):

@@ -6,8 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from hdm_lightning.app.run_forecast import remainder
-from hdm_lightning.app.run_history import MOST_POINTS, Curves, Point, Run
+from hdm_lightning.app.run_history import MOST_POINTS, Curves, Point, Run, remainder
 from hdm_lightning.app.shelf import chosen, find_runs, inside, newest
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig

@@ -55,20 +55,6 @@ def build(settings: AppSettings, studio: Studio, served: Path) -> gr.Blocks:
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
 
 
-@contextmanager
-def _only(folder: str) -> Iterator[None]:
-    """Let gradio keep files only in this folder: everything in it can be fetched."""
-    names = {"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": f"{folder}/examples"}
-    before = {name: os.environ.get(name) for name in (*names, "GRADIO_ALLOWED_PATHS")}
-    os.environ.pop("GRADIO_ALLOWED_PATHS", None)
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-
-
 def own_port(host: str, port: int) -> int:
     """Return the port, or a free one if it is 0.
 
@@ -91,16 +77,19 @@ def own_port(host: str, port: int) -> int:
 @contextmanager
 def serving(settings: AppSettings, studio: Studio, auth: tuple[str, str] | None) -> Iterator[str]:
     """Serve the page inside the with statement; yield its address."""
-    with tempfile.TemporaryDirectory(prefix="hdm-app-") as folder, _only(folder):
+    with tempfile.TemporaryDirectory(prefix="hdm-app-") as folder:
+        # Gradio keeps files only here: everything in it can be fetched.
+        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_EXAMPLES_CACHE=f"{folder}/examples")
+        os.environ.pop("GRADIO_ALLOWED_PATHS", None)
         blocks = build(settings, studio, Path(folder))
         hosts = () if settings.is_open else ("127.0.0.1", "localhost", "::1", settings.host)
         theme = gr.themes.Default(font=SANS, font_mono=MONO)
-        options: dict[str, Any] = {"middleware": [Middleware(OwnOrigin, hosts=hosts)]}
+        middleware: Any = [Middleware(OwnOrigin, hosts=hosts)]
         _, address, _ = blocks.launch(
             server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
             server_port=own_port(settings.host, settings.port),
             auth=auth,
-            app_kwargs={**options, "docs_url": None, "redoc_url": None, "openapi_url": None},
+            app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
             theme=theme,
             css=CSS,
             allowed_paths=[],

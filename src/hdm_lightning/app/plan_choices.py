@@ -30,13 +30,7 @@ _COMPOSING = Lock()
 
 @dataclass(frozen=True)
 class Plan:
-    """A forecast.
-
-    Attributes:
-        command: the command that prints the same.
-        text: the output of that command.
-        rows: one row per stage and a row of totals, see `COLUMNS`.
-    """
+    """A forecast: the command that prints it, its output, and one row per stage and a row of totals, see `COLUMNS`."""
 
     command: str
     text: str

@@ -1,4 +1,4 @@
-"""Read what a run has recorded, for the page: curves, samples over time, stages and ledger. Nothing is changed."""
+"""What a run has recorded, for the page, and what is left of it: curves, samples, stages, ledger. Changes nothing."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,18 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
 from hdm_lightning.printable import in_one_line
+from hdm_lightning.profiling.encoder_costs import EncoderConfigs
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
-from hdm_lightning.training.recorded import is_training, read_recorded, recorded_settings
+from hdm_lightning.training.callbacks.progress_bar import duration
+from hdm_lightning.training.callbacks.throughput import stage_flops
+from hdm_lightning.training.recorded import is_training, model_config_from, read_recorded, recorded_settings
 from hdm_lightning.training.run_folder import CONFIG, DONE, LEDGER, is_finished
 from hdm_lightning.training.stages import AutoencoderStageSettings, StagePlan, plan_stages, plans_of
 
 MOST_POINTS = 400
 """Most points of a curve: more than the plot has pixels would only slow the page down."""
 MOST_SAMPLES = 60
+MOST_LINES = 200
 LARGEST_EVENTS = 2 << 30
 """Bytes of a stage's event files."""
 _SAMPLE = re.compile(r"(\d{1,15})(?:-(\d+x\d+))?\.png")
@@ -58,12 +62,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class StageRow:
-    """The progress of a stage.
-
-    Attributes:
-        state: not started, started or ended.
-        validation: losses by name, at its end.
-    """
+    """The progress of a stage: `state` is not started, started or ended; `validation` has the losses at its end."""
 
     plan: StagePlan
     samples: int
@@ -89,7 +88,6 @@ class Run:
         file = inside(folder, folder / CONFIG)
         self.of_pipeline = is_training(file)
         self.ledger = Ledger(inside(folder, folder / LEDGER), writes=False)
-        self.devices = max([1, *(each["devices"] for each in self.ledger.events() if _is_count(each.get("devices")))])
         if self.of_pipeline:
             self.settings = recorded_settings(file)
             self.plans = plan_stages(self.settings.schedule, 1)
@@ -107,8 +105,8 @@ class Run:
         for folder in sorted(self.folder.glob("*/tensorboard")):
             for name, points in _scalars(self.folder, folder):
                 found.setdefault(name, []).extend(points)
-        first = {name: sorted(found[name], key=lambda point: point.samples) for name in _FIRST if name in found}
-        return Curves(first | {name: sorted(found[name], key=lambda p: p.samples) for name in sorted(found)})
+        names = [*(name for name in _FIRST if name in found), *sorted(found)]
+        return Curves({name: sorted(found[name], key=lambda point: point.samples) for name in names})
 
     def samples(self) -> list[tuple[Image.Image, str]]:
         """Return sheets of sample images and their captions, spread evenly over the run and including the last one."""
@@ -147,10 +145,10 @@ class Run:
         }
         return StageRow(plan, counted[-1] if counted else 0, seconds, hours, usd, state, validation)
 
-    def ledger_rows(self, most: int = 200) -> list[list[str]]:
+    def ledger_rows(self) -> list[list[str]]:
         """Return the ledger's last lines: time, event, stage, samples, seconds, device-hours, dollars, memory."""
         keys = ("time", "event", "stage", "samples", "seconds", "device_hours", "cost_usd", "peak_memory_gb", "reason")
-        return [[_cell(event.get(key)) for key in keys] for event in self.ledger.events()[-most:]]
+        return [[_cell(event.get(key)) for key in keys] for event in self.ledger.events()[-MOST_LINES:]]
 
 
 def _scalars(run: Path, folder: Path) -> list[tuple[str, list[Point]]]:
@@ -202,3 +200,68 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:,}" if _is_count(value) else in_one_line(value)[:200]
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """What is left of a run.
+
+    Attributes:
+        samples, seconds, cost_usd: for all stages that have not ended; seconds of wall-clock time.
+        stage_seconds: for the current stage.
+        spent_seconds, spent_usd: time and cost so far.
+    """
+
+    samples: int
+    seconds: float
+    cost_usd: float
+    stage_seconds: float
+    spent_seconds: float
+    spent_usd: float
+
+    def text(self) -> str:
+        """Return a one-line summary."""
+        spent = f"{duration(self.spent_seconds)} spent"
+        if self.spent_usd:
+            spent += f", ${self.spent_usd:.2f}"
+        if not self.samples:
+            return f"{spent}, nothing left"
+        left = f"{duration(self.stage_seconds)} left in this stage, {duration(self.seconds)} in total"
+        return f"{spent}; {left}" + (f", ${self.cost_usd:.2f}" if self.cost_usd else "") + ", at the pace so far"
+
+
+def remainder(run: Run) -> Remainder | None:
+    """Return what is left of a run, at the pace of the last stage that began; None if nothing was counted yet.
+
+    Samples of a later stage are weighted by the network's operations at its resolution, as in the progress of training.
+    """
+    stages = run.stages()
+    spent = sum(stage.seconds for stage in stages), sum(stage.cost_usd for stage in stages)
+    left = [(stage, stage.plan.samples - stage.samples) for stage in stages if not stage.state.startswith("ended")]
+    left = [(stage, samples) for stage, samples in left if samples > 0]
+    if not left or run.is_finished:
+        return Remainder(0, 0.0, 0.0, 0.0, *spent) if spent[0] else None
+    measured = [stage for stage in stages if stage.samples and stage.seconds]
+    if not measured:
+        return None
+    paced = measured[-1]
+    weights, pace = _sample_costs(run, stages), paced.seconds / paced.samples
+    seconds = [
+        samples * pace * weights[stage.plan.number - 1] / weights[paced.plan.number - 1] for stage, samples in left
+    ]
+    total, usd_per_second = sum(seconds), paced.cost_usd / paced.seconds
+    return Remainder(sum(samples for _, samples in left), total, total * usd_per_second, seconds[0], *spent)
+
+
+def _sample_costs(run: Run, stages: Sequence[StageRow]) -> list[float]:
+    """Return the relative cost of a sample of each stage: operations, or pixels if the encoders are not known."""
+    plans = [stage.plan for stage in stages]
+    if run.of_pipeline:
+        try:
+            names = run.settings.text_encoder.name, run.settings.vae.name
+            factor = EncoderConfigs.of(*names).architectures()[1].factor
+            config = model_config_from(run.settings.model)
+            return [float(stage_flops(config, plan.settings, factor)) for plan in plans]
+        except (UserError, ValueError, OSError):  # an encoder that has moved
+            pass
+    return [float(plan.settings.resolution**2) for plan in plans]

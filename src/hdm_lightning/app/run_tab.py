@@ -8,8 +8,7 @@ import gradio as gr
 import pandas as pd
 
 from hdm_lightning.app.page_errors import told
-from hdm_lightning.app.run_forecast import remainder
-from hdm_lightning.app.run_history import Curves, Run, StageRow
+from hdm_lightning.app.run_history import Curves, Run, StageRow, remainder
 from hdm_lightning.app.shelf import chosen, find_runs, newest
 from hdm_lightning.training.callbacks.progress_bar import duration
 
@@ -19,11 +18,7 @@ COLUMNS = ["curve", "samples", "value"]
 
 
 class RunTab:
-    """A run's stages, curves, samples and ledger.
-
-    Args:
-        folders: folders that are searched for runs.
-    """
+    """Stages, curves, samples and ledger of a run, one of those in and below some folders."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders

@@ -59,20 +59,14 @@ def _serve(argv: Sequence[str] | None) -> None:
     _require_gradio()
     print("hdm-app: starting", file=sys.stderr, flush=True)
     from hdm_lightning.app.page import serving
+    from hdm_lightning.app.shard_search import ShardSet
     from hdm_lightning.app.side_by_side import Studio
     from hdm_lightning.profiling.system import chosen_device
 
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    studio = Studio(
-        runs=settings.runs,
-        models=settings.models,
-        loras=settings.loras,
-        out=settings.out,
-        machine=machine,
-        device=chosen_device(machine.device or "auto"),
-        keep=settings.keep,
-    )
-    _check_shards(settings)
+    studio = Studio(settings, machine, chosen_device(machine.device or "auto"))
+    for place in settings.shards:
+        ShardSet(place)  # refuses what cannot be shown
     if settings.is_open:
         what = f"warning: {settings.host} lets other machines connect, and the password and all else go unencrypted"
         print(f"{what}: put a proxy with TLS in front of it on any network but your own", file=sys.stderr)
@@ -81,13 +75,6 @@ def _serve(argv: Sequence[str] | None) -> None:
         print(f"hdm-app: {address} (Ctrl-C ends it)", flush=True)
         while True:
             time.sleep(3600)
-
-
-def _check_shards(settings: AppSettings) -> None:
-    from hdm_lightning.app.shard_search import ShardSet
-
-    for place in settings.shards:
-        ShardSet(place)
 
 
 def _require_gradio() -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from hdm_lightning.app.hand_marks import left_out, mark, unmark
 from hdm_lightning.app.page_errors import told
-from hdm_lightning.app.shard_search import Found, Hit, ShardSet, is_markable, whole
+from hdm_lightning.app.shard_search import Found, Hit, ShardSet, is_markable, left_out, mark, unmark, whole
 from hdm_lightning.app.shelf import chosen
 from hdm_lightning.app.side_by_side import whole_from
 from hdm_lightning.errors import UserError
@@ -30,20 +29,9 @@ class Looking:
     found: Found
     at: int | None = None
 
-    @property
-    def hit(self) -> Hit:
-        """The chosen sample. Raises UserError if there is none."""
-        if self.at is None or not 0 <= self.at < len(self.found.hits):
-            raise UserError("no sample is chosen", where="samples", hint="click one")
-        return self.found.hits[self.at]
-
 
 class ShardTab:
-    """Search, samples, crops, marks.
-
-    Args:
-        places: the sets, as named when the page was started.
-    """
+    """Search, samples, crops and marks of sets, given as named when the page was started."""
 
     def __init__(self, places: Sequence[str]) -> None:
         self.places = {place: place for place in places}
@@ -136,32 +124,31 @@ class ShardTab:
         return self._found(looking.place, looking.words, looking.found.next_row)
 
     def _found(self, place: str, words: str, start: int) -> dict[Any, Any]:
-        found = ShardSet(place).search(words, start=start, limit=SHOWN)
-        shown = [(hit.image, hit.line) for hit in found.hits if hit.image is not None]
+        shards = ShardSet(place)
+        found = shards.search(words, start=start, limit=SHOWN)
         hits = tuple(hit for hit in found.hits if hit.image is not None)
         broken = len(found.hits) - len(hits)
         looked = f"{start + 1:,} to {start + found.looked_at:,}" if found.looked_at else "none"
-        text = f"{len(found.hits)} among samples {looked} of {found.samples:,}"
+        text = f"{len(found.hits)} among samples {looked} of {shards.samples:,}"
         text += f", {broken} of them unreadable (run hdm-shards verify)" if broken else ""
-        kept = Found(hits, found.looked_at, found.samples, found.next_row)
         return {
-            self.looking: Looking(place, words, kept),
-            self.gallery: gr.update(value=shown, selected_index=None),
+            self.looking: Looking(place, words, replace(found, hits=hits)),
+            self.gallery: gr.update(value=[(hit.image, hit.line) for hit in hits], selected_index=None),
             self.state: text,
         }
 
     def choose(self, looking: Looking | None, event: gr.SelectData) -> dict[Any, Any]:
         """Show the sample that was clicked."""
-        if looking is None or not isinstance(event.index, int):
-            raise UserError("no sample is chosen", where="samples", hint="search, then click one")
-        now = Looking(looking.place, looking.words, looking.found, event.index)
-        raw = ShardSet(now.place).raw(now.hit.address)
-        lines = [f"{now.hit.shard}/{now.hit.key} (sample {now.hit.address.ordinal})", *now.hit.captions]
+        now = looking and replace(looking, at=event.index if isinstance(event.index, int) else None)
+        place, hit = _chosen(now)
+        raw = ShardSet(place).raw(hit.address)
+        lines = [f"{hit.shard}/{hit.key} (sample {hit.address.ordinal})", *hit.captions]
         return {self.looking: now, self.image: whole(raw), self.text: "\n".join(lines)}
 
     def crops_of(self, looking: Looking | None, *options: Any) -> Any:
         """Return the first views of the chosen sample in a training."""
-        hit, shards = _hit(looking), ShardSet(looking.place if looking else "")
+        place, hit = _chosen(looking)
+        shards = ShardSet(place)
         return _sheet(shards.appearances(hit.address, _stream(shards, *options), APPEARANCES))
 
     def order_of(self, place: str, *options: Any) -> Any:
@@ -172,12 +159,10 @@ class ShardTab:
 
     def leave_out(self, looking: Looking | None, reason: str) -> dict[Any, Any]:
         """Leave the chosen sample out of its set."""
-        if looking is None:
-            raise UserError("no sample is chosen", where="samples", hint="search, then click one")
-        hit, place = looking.hit, looking.place
+        place, hit = _chosen(looking)
         remain = mark(place, hit.shard, hit.address.ordinal, hit.key, str(reason or ""))
         return {
-            self.looking: replace(looking, found=looking.found.without_one()),
+            self.looking: looking and replace(looking, found=looking.found.without_one()),
             self.state: f"{hit.shard}/{hit.key} is left out, {remain:,} samples remain",
             self.marks: self.list_marks(place),
         }
@@ -201,10 +186,11 @@ def _sheet(seen: Sequence[tuple[Image.Image, str]]) -> Image.Image:
     return contact_sheet(images, texts, columns=ACROSS, caption_lines=6)
 
 
-def _hit(looking: Looking | None) -> Hit:
-    if looking is None:
+def _chosen(looking: Looking | None) -> tuple[str, Hit]:
+    """Return the set and the chosen sample. Raises UserError if there is none."""
+    if looking is None or looking.at is None or not 0 <= looking.at < len(looking.found.hits):
         raise UserError("no sample is chosen", where="samples", hint="search, then click one")
-    return looking.hit
+    return looking.place, looking.found.hits[looking.at]
 
 
 def _stream(shards: ShardSet, resolution: Any, seed: Any, stage: Any, flip: Any) -> Any:

@@ -22,12 +22,7 @@ _INSIDE_A_RUN = ("checkpoints", "samples", "tensorboard", "final")
 
 def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the runs in and below some folders, by their paths as named; links are not followed."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        for place in _below(folder, DEPTH):
-            if is_run(place):
-                found[in_one_line(place)] = place
-    return found
+    return {in_one_line(place): place for folder in folders for place in _below(folder, DEPTH) if is_run(place)}
 
 
 def is_run(folder: Path) -> bool:

@@ -1,6 +1,8 @@
 """Generate images for the page: the same prompt, seeds and settings with several models, each as `hdm-sample` does."""
 
+import gc
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -8,12 +10,13 @@ from typing import Any
 
 import torch
 
-from hdm_lightning.app.loaded_models import LoadedModels
+from hdm_lightning.app.app_settings import AppSettings
 from hdm_lightning.app.shelf import chosen, find_runs
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.drawing import draw_request
 from hdm_lightning.generation.image_files import read_record, sha256_of
-from hdm_lightning.generation.loading import find_pipeline_folder
+from hdm_lightning.generation.loading import LoadedModel, LoadOptions, find_pipeline_folder, load_pipeline
+from hdm_lightning.generation.pipeline_adapters import adapter_files, find_adapter
 from hdm_lightning.generation.sampling_settings import MAX_SEED, DrawingMachine, DrawingRequest, SamplingSettings
 from hdm_lightning.interop import published
 from hdm_lightning.interop.adapter_files import is_adapter
@@ -22,6 +25,8 @@ from hdm_lightning.interop.pipeline_folder import WEIGHT_KINDS, Weights
 MOST_IMAGES = 256
 """Most images per click, over all models."""
 LAST_WEIGHTS = " (last weights)"
+_State = tuple[tuple[str, int, int], ...]
+"""Name, size and modification time of the files that a model was read from."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to generate: names as on the page, settings as in `SamplingSettings` without the size.
-
-    Attributes:
-        loras: names and weights.
-        settings: settings that differ from the models' own.
-    """
+    """What to generate: models and LoRAs (with weights) by their names on the page, and the settings that differ from
+    the models' own, as in `SamplingSettings` without the size."""
 
     prompt: str
     models: Sequence[str]
@@ -64,33 +65,19 @@ class Studio:
     """Generates images for the page.
 
     Args:
-        runs: folders that are searched for models and LoRAs.
-        models, loras: further ones.
-        out: folder for the images.
-        machine: device, precision and batch.
+        settings: where models and LoRAs are, and where images go.
+        machine: precision and batch.
         device: device to generate on.
-        keep: number of models in memory.
     """
 
-    def __init__(
-        self,
-        *,
-        runs: Sequence[Path] = (),
-        models: Sequence[str] = (),
-        loras: Sequence[str] = (),
-        out: Path = Path("samples"),
-        machine: DrawingMachine | None = None,
-        device: torch.device | None = None,
-        keep: int = 2,
-    ) -> None:
-        self._runs, self._named, self._named_loras = runs, models, loras
-        self.out, self.machine, self.device = out, machine or DrawingMachine(), device or torch.device("cpu")
-        self.loaded = LoadedModels(keep)
+    def __init__(self, settings: AppSettings, machine: DrawingMachine, device: torch.device) -> None:
+        self.settings, self.machine, self.device = settings, machine, device
+        self.loaded = LoadedModels(settings.keep)
 
     def models(self) -> dict[str, Choice]:
         """Return the models by name, those with averaged and last weights twice; read again at each call."""
-        paths = {name: run for name, run in find_runs(self._runs).items() if not is_adapter(run)}
-        paths |= {name: Path(name) for name in self._named}
+        paths = {name: run for name, run in find_runs(self.settings.runs).items() if not is_adapter(run)}
+        paths |= {name: Path(name) for name in self.settings.models}
         found: dict[str, Choice] = {}
         for name, path in paths.items():
             try:
@@ -98,7 +85,7 @@ class Studio:
             except UserError:  # damaged: not listed
                 continue
             if folder is None:
-                if name in self._named:
+                if name in self.settings.models:
                     found[name] = Choice(path)
                 continue
             kinds = [kind for kind in WEIGHT_KINDS if folder[0].has(kind)]
@@ -107,8 +94,8 @@ class Studio:
 
     def loras(self) -> dict[str, Path]:
         """Return the LoRAs by name."""
-        found = {name: run for name, run in find_runs(self._runs).items() if is_adapter(run)}
-        return found | {name: Path(name) for name in self._named_loras}
+        found = {name: run for name, run in find_runs(self.settings.runs).items() if is_adapter(run)}
+        return found | {name: Path(name) for name in self.settings.loras}
 
     def settings_of(self, model: str) -> dict[str, Any]:
         """Return the default settings of a model, all of `SamplingSettings`; no weights are read."""
@@ -150,7 +137,7 @@ class Studio:
                     count=wanted.count,
                     seed=wanted.seed,
                     size=[f"{wanted.width}x{wanted.height}"],
-                    out=self.out,
+                    out=self.settings.out,
                     sheet=False,
                 ),
                 replace(self.machine, weights=choice.weights, lora=loras),
@@ -205,19 +192,15 @@ def seed_from(text: object) -> int:
 
 
 def settings_from_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings from the numbers and texts of a form, each in its type in `SamplingSettings`.
+    """Return settings from the numbers of a form, each in its type in `SamplingSettings`.
 
     Raises:
         UserError: a number is missing or invalid.
     """
     kinds = {each.name: each.type for each in fields(SamplingSettings)}
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if kinds[name] in (int, float):
-            found[name] = number_from(value, name.replace("_", " "), whole=kinds[name] is int)
-        else:
-            found[name] = value
-    return found
+    return {
+        name: number_from(value, name.replace("_", " "), whole=kinds[name] is int) for name, value in values.items()
+    }
 
 
 def number_from(value: Any, where: str, *, whole: bool = False) -> float | int:
@@ -256,3 +239,42 @@ def _is_of(choice: Choice, recorded: str) -> bool:
     except UserError:
         return False
     return Path(recorded).resolve() == files[0].resolve()
+
+
+class LoadedModels:
+    """At most `keep` models in memory, each with its LoRAs and precision, and reloaded if its files have changed.
+
+    They are loaded on first use; the least recently used one is dropped first.
+    """
+
+    def __init__(self, keep: int, load: Callable[[Path, LoadOptions], LoadedModel] = load_pipeline) -> None:
+        self.keep, self._load = keep, load
+        self._held: OrderedDict[tuple[Path, LoadOptions], tuple[LoadedModel, _State]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def load(self, path: Path, options: LoadOptions) -> LoadedModel:
+        """Return the model, from memory if its files are unchanged; otherwise see `load_pipeline`."""
+        key = (path, options)
+        held = self._held.pop(key, None)
+        if held is None or held[1] != _state(held[0], options):
+            held = None
+            self._make_room()
+            loaded = self._load(path, options)
+            held = (loaded, _state(loaded, options))
+        self._held[key] = held
+        return held[0]
+
+    def _make_room(self) -> None:
+        while len(self._held) >= self.keep:
+            self._held.popitem(last=False)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _state(loaded: LoadedModel, options: LoadOptions) -> _State:
+    adapters = (file for use in options.adapters for file in adapter_files(find_adapter(use.name)))
+    files = [file for file in (*loaded.weight_files, *adapters) if file.exists()]
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)

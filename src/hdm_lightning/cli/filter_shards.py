@@ -12,8 +12,7 @@ from hdm_lightning.cli.command import progress_bars
 from hdm_lightning.errors import UserError, import_optional
 
 if TYPE_CHECKING:
-    from hdm_lightning.datasets.filter_judging import Filter
-    from hdm_lightning.datasets.filter_rules import Rule
+    from hdm_lightning.datasets.filter_rules import Filter, Rule
     from hdm_lightning.datasets.filtering import Judgement
 
 NEAR_BITS = 4
@@ -90,7 +89,7 @@ def filter_shards(arguments: argparse.Namespace) -> int:
 
 
 def _wanted(arguments: argparse.Namespace) -> "Filter":
-    from hdm_lightning.datasets.filter_judging import Filter
+    from hdm_lightning.datasets.filter_rules import Filter
     from hdm_lightning.datasets.near_duplicates import MOST_BITS
 
     rules, distance = tuple(_rules(arguments)), arguments.near_duplicates

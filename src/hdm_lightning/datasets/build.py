@@ -20,14 +20,13 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME, load_index
 from hdm_lightning.data.parallel import available_cores, ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.datasets.journal import REJECTED, Journal
+from hdm_lightning.datasets.journal import REJECTED, Journal, write_rejected
 from hdm_lightning.datasets.shard_work import building_in
-from hdm_lightning.datasets.source_files import kinds_of
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import typed
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.whole_files import make_folder, write_text
+from hdm_lightning.whole_files import make_folder
 
 JOURNAL = "build.jsonl"
 MOST_KINDS = 10
@@ -38,10 +37,10 @@ OWN_NAME = re.compile(r"[\w-]{1,80}-\d{5,20}\.tar")
 
 
 class Item(NamedTuple):
-    """Something that becomes a sample.
+    """Something that becomes a sample, such as an image file.
 
-    `repeat` is how often it was listed before, `texts` are the files with its captions, `mask` is the file that marks
-    which of its pixels count, and `state` changes when any of its files does.
+    `repeat` is how often it was listed before, `texts` are the files with its captions and its record, `mask` is the
+    file that marks which of its pixels count, and `state` changes when any of its files does.
     """
 
     name: str
@@ -108,9 +107,8 @@ class Report:
     def told(self, out: Path) -> str:
         """Return a one-line summary."""
         text = f"{self.images} images, {self.captions} captions, {len(self.unused)} files of other kinds"
-        kinds = kinds_of(self.unused)
-        if kinds:
-            text += ": " + _listed(kinds)
+        if self.unused:
+            text += ": " + _kinds(self.unused)
         if self.samples != self.images:
             text = f"{self.samples} samples of {text}"
         if self.rejected:
@@ -120,16 +118,19 @@ class Report:
         return f"{text}: {out}"
 
 
-def _listed(kinds: Counter[str]) -> str:
-    """Return the most common kinds with their counts."""
+def _kinds(unused: Sequence[tuple[str, str]]) -> str:
+    """Return the most common kinds of unused files with their counts."""
+    kinds = Counter(
+        reason.partition(" beside ")[0].removeprefix("not an image: ").removeprefix("a ") for _, reason in unused
+    )
     told = [f"{count} {in_one_line(kind)}" for kind, count in kinds.most_common(MOST_KINDS)]
     more = kinds.total() - sum(count for _, count in kinds.most_common(MOST_KINDS))
     return ", ".join(told + ([f"{more} more"] if more else []))
 
 
-def nothing_to_build(folder: Path, unused: Sequence[tuple[str, str]]) -> UserError:
+def _nothing_to_build(folder: Path, unused: Sequence[tuple[str, str]]) -> UserError:
     """Return the error for a folder without images."""
-    what = "contains no images" + (f", only {_listed(kinds_of(unused))}" if unused else "")
+    what = "contains no images" + (f", only {_kinds(unused)}" if unused else "")
     links = any("--follow-links" in reason for _, reason in unused)
     return UserError(what, where=str(folder), hint="add --follow-links" if links else "name another folder")
 
@@ -167,7 +168,7 @@ def build_shards(
     if samples_per_shard < 1:
         raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", hint="use 1 or more")
     if not items:
-        raise nothing_to_build(Path(str(options.get("folder", out))), unused)
+        raise _nothing_to_build(Path(str(options.get("folder", out))), unused)
     with building_in(out / JOURNAL):
         journal = ShardJournal(out, {**options, "samples_per_shard": samples_per_shard})
         found = journal.shards
@@ -191,7 +192,9 @@ def build_shards(
 
 def _is_done(out: Path, shard: _Shard, found: Mapping[str, Row]) -> bool:
     row = found.get(shard.name)
-    return row is not None and row.digest == shard.digest and (not row.samples or (out / shard.name).is_file())
+    if row is None or row.digest != shard.digest or row.samples + len(row.rejected) != len(shard.items):
+        return False
+    return not row.samples or (out / shard.name).is_file()
 
 
 def _what_was_found(kept: int, missing: Sequence[Row | None], gone: int) -> str:
@@ -213,8 +216,7 @@ def finish(out: Path, rows: dict[str, Row], unused: Sequence[tuple[str, str]], j
     """Write `rejected.tsv` and the index. Raises UserError if no sample was written."""
     rejected = sorted({(name, reason) for row in rows.values() for name, reason in row.rejected})
     left = sorted({*unused, *((name, reason) for row in rows.values() for name, reason in row.unused)})
-    lines = (f"{in_one_line(name)}\t{in_one_line(' '.join(reason.split()))}\n" for name, reason in rejected + left)
-    write_text(out / REJECTED, "".join(lines), errors="backslashreplace")
+    write_rejected(out, ((name, " ".join(reason.split())) for name, reason in rejected + left))
     samples, images, captions = (
         sum(getattr(row, name) for row in rows.values()) for name in ("samples", "images", "captions")
     )
@@ -254,14 +256,23 @@ def _shards(items: Sequence[Item], samples_per_shard: int, prefix: str) -> Itera
 
 
 def _write(out: Path, make: Make, shard: _Shard) -> Row:
-    """Write one shard; return its journal row."""
+    made = ((item, partial(make, item)) for item in shard.items)
+    return write_made(out / shard.name, shard.first, made)._replace(digest=shard.digest)
+
+
+def write_made(path: Path, first: int, made: Iterable[tuple[Item, Callable[[], Made]]]) -> Row:
+    """Write one shard, its samples numbered from `first` on; return its journal row, without a digest.
+
+    Args:
+        made: items, each with a function that makes its sample or raises `SampleFault` or OSError to reject it.
+    """
     samples: dict[str, dict[str, Field]] = {}
     rejected: list[Pair] = []
     unused: list[Pair] = []
     images = captions = 0
-    for number, item in enumerate(shard.items, start=shard.first):
+    for number, (item, make) in enumerate(made, start=first):
         try:
-            fields, left = make(item)
+            fields, left = make()
         except SampleFault as fault:
             rejected.append([item.name, str(fault)])
             continue
@@ -273,25 +284,21 @@ def _write(out: Path, make: Make, shard: _Shard) -> Row:
         images += item.repeat == 0
         captions += item.repeat == 0 and has_caption(fields)
     if samples:
-        write_shard(out / shard.name, samples)
+        write_shard(path, samples)
     else:
-        (out / shard.name).unlink(missing_ok=True)
-    return Row(shard.digest, len(samples), images, captions, rejected, unused)
+        path.unlink(missing_ok=True)
+    return Row("", len(samples), images, captions, rejected, unused)
 
 
 def has_caption(fields: Mapping[str, Field]) -> bool:
-    """Return whether the fields of a sample contain a caption."""
+    """Return whether the text or the record of a sample contains a caption."""
     record = fields.get("json")
-    in_record = isinstance(record, Mapping) and any(record.get(name) for name in CaptionRules().fields)
+    in_record = isinstance(record, Mapping) and any(record.get(name) for name in CaptionRules.fields)
     return not is_blank(str(fields.get("txt", ""))) or in_record
 
 
 class ShardJournal(Journal):
-    """The journal of a build; creating it begins the build.
-
-    Attributes:
-        shards: rows of the finished shards, by name.
-    """
+    """The journal of a build; creating it begins the build. `shards` has the rows of finished shards by name."""
 
     def __init__(self, out: Path, header: dict[str, Any]) -> None:
         make_folder(out)

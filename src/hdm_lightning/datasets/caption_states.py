@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +17,9 @@ from torch import Tensor
 
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.faults import Quarantine, SampleFault
-from hdm_lightning.data.reader import LocalFiles
-from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.sample_table import RawSample
 from hdm_lightning.data.samples import Tokenize
-from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.text_states import (
     FORMAT_NAME,
     STATES,
@@ -35,9 +31,9 @@ from hdm_lightning.data.text_states import (
     write_table,
 )
 from hdm_lightning.datasets.journal import holds_nothing
-from hdm_lightning.datasets.shard_work import alone_in, is_begun, samples_of, worked_off
+from hdm_lightning.datasets.shard_work import alone_in, is_begun, samples_of, shards_in, worked_off
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import make_folder, remove_leftovers, replacing, write_atomically, write_json
+from hdm_lightning.whole_files import remove_leftovers, replacing, write_atomically, write_json
 
 FAULTS_NAME = "faults.jsonl"
 
@@ -66,14 +62,6 @@ class StateOptions:
     devices: tuple[str, ...] = ("cpu",)
 
 
-class Piece(NamedTuple):
-    """The result for a shard: its samples, and the captions and tokens that no earlier shard had."""
-
-    samples: int
-    captions: int
-    tokens: int
-
-
 class EncodedCaptions:
     """The states of all captions of a source.
 
@@ -89,7 +77,7 @@ class EncodedCaptions:
 
     def __init__(self, place: str, folder: Path, form: TextFormat, options: StateOptions) -> None:
         self.folder, self.format, self.options = folder, form, options
-        self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,)))]
+        self.shards = shards_in(place)
         self._require_no_others()
 
     @property
@@ -102,7 +90,7 @@ class EncodedCaptions:
         rules, whole = self.options.captions, set(pieces_of(self.folder))
         return [each for each in self.shards if _piece_file(self.folder, each, rules) not in whole]
 
-    def make(self, progress: Callable[[int], None] | None = None) -> int:
+    def make(self, progress: Callable[[int], None] = lambda done: None) -> int:
         """Encode what is missing and write the table; return the number of distinct captions.
 
         Args:
@@ -112,18 +100,16 @@ class EncodedCaptions:
             UserError: the disk is full, the text encoder returns non-finite numbers, a process died, or another call
                 has started to write other states here.
         """
-        make_folder(self.folder)
         with alone_in(self.folder, "encoding"):
             self._require_no_others()  # another call may have started some meanwhile
             write_json(self.folder / FORMAT_NAME, self.format.to_json())
             remove_leftovers(self.folder)
             missing = self.missing()
             done = self.samples - sum(shard.samples for shard in missing)
-            start = partial(_start, self.folder, self.format, self.options)
-            for piece in worked_off(missing, self.options.devices, start, hint="lower --max-tokens"):
-                done += piece.samples
-                if progress is not None:
-                    progress(done)
+            start = partial(_CaptionEncoder, self.folder, self.format, self.options)
+            for samples in worked_off(missing, self.options.devices, start, hint="lower --max-tokens"):
+                done += samples
+                progress(done)
             return write_table(self.folder)
 
     def _require_no_others(self) -> None:
@@ -142,31 +128,25 @@ def _piece_file(folder: Path, shard: PlannedShard, rules: CaptionRules) -> Path:
     return folder / f"{Path(shard.record.name).with_suffix('').name}-{digest}{STATES}"
 
 
-def _start(folder: Path, form: TextFormat, options: StateOptions, device: str) -> Callable[[PlannedShard], Piece]:
-    return _CaptionEncoder(folder, form, options, device).encode
-
-
 class _CaptionEncoder:
     """Encodes the captions of whole shards on one device; one per process."""
 
     def __init__(self, folder: Path, form: TextFormat, options: StateOptions, device: str) -> None:
         self.folder, self.format, self.options = folder, form, options
         self._encode_text = options.start(device)
-        self._files = LocalFiles()
         self._faults = Quarantine(str(folder / FAULTS_NAME))
         self._known: set[tuple[int, int]] = set()
         for path in pieces_of(folder):
             self._known.update(map(tuple, captions_found(path)[:, :2].tolist()))
 
-    def encode(self, shard: PlannedShard) -> Piece:
-        """Encode the captions of a shard that no earlier shard had, and write them."""
+    def __call__(self, shard: PlannedShard) -> int:
+        """Encode and write the captions of a shard that no earlier shard had; return the shard's number of samples."""
         new = self._new(shard)
         lengths = [len(ids) for ids in new.values()]
         starts = np.cumsum([0, *lengths])
         path = _piece_file(self.folder, shard, self.options.captions)
         with replacing(path) as temporary:
-            shape = (int(starts[-1]), self.format.width)
-            self._write(list(new.values()), starts[:-1], temporary, shape)
+            self._write(list(new.values()), starts.tolist(), temporary)
         found = np.array(
             [(*key, start, length) for key, start, length in zip(new, starts[:-1], lengths, strict=True)],
             dtype=np.int64,
@@ -174,7 +154,7 @@ class _CaptionEncoder:
         # Written last: it marks the shard as done.
         write_atomically(found_file(path), lambda file: np.save(file, found))
         self._known.update(new)
-        return Piece(shard.samples, len(new), int(starts[-1]))
+        return shard.samples
 
     def _new(self, shard: PlannedShard) -> dict[tuple[int, int], Ids]:
         """Return token ids by key of the shard's captions, and the empty one, that no earlier shard had."""
@@ -188,7 +168,7 @@ class _CaptionEncoder:
         return new
 
     def _captions(self, shard: PlannedShard) -> Iterator[str]:
-        for ordinal, found in samples_of(self._files, shard):
+        for ordinal, found in samples_of(shard):
             key = found.key if isinstance(found, RawSample) else f"#{ordinal}"
             try:
                 if isinstance(found, str):
@@ -197,8 +177,9 @@ class _CaptionEncoder:
             except SampleFault as fault:
                 self._faults.add(shard=shard.url, key=key, ordinal=ordinal, reason=str(fault), index=ordinal)
 
-    def _write(self, captions: Sequence[Ids], starts: Any, path: Path, shape: tuple[int, int]) -> None:
-        """Write the states of captions, each at its start, to a file of this shape; similar lengths are batched."""
+    def _write(self, captions: Sequence[Ids], starts: Sequence[int], path: Path) -> None:
+        """Write the states of captions to a file, each at its start; similar lengths are batched."""
+        shape = (starts[-1], self.format.width)
         if not shape[0]:
             with path.open("wb") as file:
                 np.save(file, np.zeros(shape, dtype=self.format.stored))

@@ -23,12 +23,10 @@ from hdm_lightning.data.faults import Quarantine, SampleFault
 from hdm_lightning.data.index import INDEX_NAME, LATENTS_NAME, Index, set_folder, write_index
 from hdm_lightning.data.latent_sets import LatentFormat, pack_latent
 from hdm_lightning.data.reader import LocalFiles
-from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.sample_table import IMAGE_EXTENSIONS, LATENT, RawSample
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_record import ShardRecord
-from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import BLOCK
 from hdm_lightning.datasets.shard_work import (
     Job,
@@ -37,15 +35,15 @@ from hdm_lightning.datasets.shard_work import (
     digest_of,
     is_begun,
     jobs_of,
-    read_job,
+    read_sample,
     require_apart,
     require_images,
-    require_names_of_their_own,
+    shards_in,
     worked_off,
 )
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import make_folder, remove_leftovers, write_json
+from hdm_lightning.whole_files import remove_leftovers, write_json
 
 FAULTS_NAME = "faults.jsonl"
 BATCHES_AHEAD = 2
@@ -101,12 +99,11 @@ class EncodedSet:
 
     def __init__(self, place: str, out: Path, form: LatentFormat, options: EncodeOptions) -> None:
         self.out, self.format, self.options, self.folder = out, form, options, out / set_folder(form.resolution)
-        found = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,)))]
+        found = shards_in(place)
         require_images(found)
         limits = CropRules(max_aspect=options.max_aspect)
         self.shards = [shard.only(limits.accepts(*shard.shapes(), form.resolution)) for shard in found]
-        require_names_of_their_own(self.shards, place)
-        require_apart(self.shards, out)
+        require_apart(self.shards, place, out)
         require_no_shards(out, but=[each.name for each in out.glob("*px") if _is_set(each)])
         self._require_no_others()
 
@@ -120,7 +117,7 @@ class EncodedSet:
         missing = sum(sizes[shard.record.name] for shard in self.missing())
         return Forecast(self.samples, sum(sizes.values()), missing)
 
-    def make(self, progress: Progress | None = None) -> Index:
+    def make(self, progress: Progress = lambda done: None) -> Index:
         """Encode what is missing and write the index.
 
         Args:
@@ -130,29 +127,24 @@ class EncodedSet:
             UserError: the disk is full, the autoencoder returns non-finite numbers, a process died, or another call
                 has started another set here.
         """
-        make_folder(self.folder)
         with alone_in(self.folder, "encoding"):
             self._require_no_others()  # another call may have started one meanwhile
-            self._encode(progress)
+            write_json(self.folder / LATENTS_NAME, {**self.format.to_json(), **self._made_of()})
+            for folder in {(self.folder / shard.record.name).parent for shard in self.shards}:
+                remove_leftovers(folder)
+            missing = self.missing()
+            done = self.samples - sum(shard.samples for shard in missing)
+            start = partial(_Encoder, self.folder, self.format, self.options)
+            for record in worked_off(missing, self.options.devices, start, hint="lower --max-pixels"):
+                note_scanned(self.folder, record)
+                done += record.samples
+                progress(done)
             return self._index()
 
     @property
     def samples(self) -> int:
         """Number of samples in the whole set."""
         return sum(shard.samples for shard in self.shards)
-
-    def _encode(self, progress: Progress | None) -> None:
-        write_json(self.folder / LATENTS_NAME, {**self.format.to_json(), **self._made_of()})
-        for folder in {(self.folder / shard.record.name).parent for shard in self.shards}:
-            remove_leftovers(folder)
-        missing = self.missing()
-        done = self.samples - sum(shard.samples for shard in missing)
-        start = partial(_start, self.folder, self.format, self.options)
-        for record in worked_off(missing, self.options.devices, start, hint="lower --max-pixels"):
-            note_scanned(self.folder, record)
-            done += record.samples
-            if progress is not None:
-                progress(done)
 
     def _index(self) -> Index:
         """Write the index of the set, in the source's order, and the one of all sets; return the first."""
@@ -196,13 +188,6 @@ def encoded_bytes(shard: PlannedShard, form: LatentFormat) -> int:
     return int((-(-moments // BLOCK) * BLOCK + BLOCK).sum() + padded) + 20 * BLOCK
 
 
-def _start(
-    folder: Path, form: LatentFormat, options: EncodeOptions, device: str
-) -> Callable[[PlannedShard], ShardRecord]:
-    """Return the function that encodes and writes a shard on a device and returns its index record."""
-    return _Encoder(folder, form, options, device).encode
-
-
 class _Loaded(NamedTuple):
     """A sample that was read: its members, its original size, and its pixels or why there are none."""
 
@@ -222,7 +207,7 @@ class _Encoder:
         self._files = LocalFiles()
         self._faults = Quarantine(str(folder / FAULTS_NAME))
 
-    def encode(self, shard: PlannedShard) -> ShardRecord:
+    def __call__(self, shard: PlannedShard) -> ShardRecord:
         """Encode a shard and write it; return its index record."""
         jobs, samples = jobs_of(shard), {}
         # Images of one shape are batched; batches depend on the shard alone, so that encoding it is reproducible.
@@ -235,7 +220,8 @@ class _Encoder:
                 for number, latent, one in zip(numbers, self._latents(loaded), loaded, strict=True):
                     samples[number] = one.raw.key, _fields(one.raw, latent)
                     if one.fault:
-                        self._note(shard, jobs[number].ordinal, one)
+                        at = jobs[number].ordinal
+                        self._faults.add(shard=shard.url, key=one.raw.key, ordinal=at, reason=one.fault, index=at)
         name = shard.record.name
         ordered = [samples[number] for number in range(len(jobs))]
         write_shard(self.folder / name, dict(ordered), names_as_they_are=True)
@@ -250,7 +236,7 @@ class _Encoder:
     def _load(self, shard: PlannedShard, job: Job) -> _Loaded:
         raw, height, width = RawSample(f"#{job.ordinal}", {}), job.height, job.width
         try:
-            raw = job.form.cut(read_job(self._files, shard.url, job))
+            raw = read_sample(self._files, shard.url, job)
             height, width = upright_size(raw.image())
             pixels, _ = decode(raw.image(), self.format.whole)
         except SampleFault as fault:
@@ -270,9 +256,6 @@ class _Encoder:
             for number, one in zip(numbers, moments.numpy(), strict=True):
                 found[number] = pack_latent(loaded[number].height, loaded[number].width, one)
         return found
-
-    def _note(self, shard: PlannedShard, ordinal: int, one: _Loaded) -> None:
-        self._faults.add(shard=shard.url, key=one.raw.key, ordinal=ordinal, reason=one.fault, index=ordinal)
 
 
 def _batches(numbers: Sequence[int], shape: Callable[[int], tuple[int, int]], max_pixels: int) -> Iterator[list[int]]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,38 +19,40 @@ from numpy.typing import NDArray
 from hdm_lightning.data.index import INDEX_NAME, Index
 from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.parallel import ordered_map
-from hdm_lightning.data.reader import LocalFiles
-from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_record import ShardRecord
-from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.verification import Problem, leave_out
-from hdm_lightning.datasets.filter_judging import (
+from hdm_lightning.datasets.filter_rules import (
     COPY,
     COPY_OF_OTHERS,
+    MEASURED,
     Filter,
     Judged,
+    Rule,
     judged_shard,
     reasons_of,
 )
-from hdm_lightning.datasets.filter_rules import MEASURED, Rule
-from hdm_lightning.datasets.journal import REJECTED, Journal
+from hdm_lightning.datasets.journal import Journal, write_rejected
 from hdm_lightning.datasets.near_duplicates import better_copies
 from hdm_lightning.datasets.shard_work import (
     alone_in,
     digest_of,
     require_apart,
     require_images,
-    require_names_of_their_own,
     samples_of,
+    shards_in,
 )
 from hdm_lightning.datasets.writer import write_shard
 from hdm_lightning.errors import UserError, did_you_mean
-from hdm_lightning.whole_files import make_folder, remove_leftovers, write_atomically
+from hdm_lightning.whole_files import remove_leftovers
 
 JOURNAL = "filter.jsonl"
 Progress = Callable[[str, int, int], None]
+
+
+def _untold(what: str, done: int, total: int) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,12 @@ class Judgement:
         kept = [shard.only(codes == 0) for shard, codes in zip(self.shards, self.codes, strict=True)]
         return [shard for shard in kept if shard.samples]
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield each sample left out, with its reason."""
+        for shard, codes in zip(self.shards, self.codes, strict=True):
+            for ordinal, code in zip(shard.table().ordinal[codes > 0].tolist(), codes[codes > 0].tolist(), strict=True):
+                yield Problem(shard.record.name, self.reasons[code - 1], ordinal)
+
 
 class FilteredSet:
     """The samples of a source that pass a filter.
@@ -103,11 +111,10 @@ class FilteredSet:
 
     def __init__(self, place: str, wanted: Filter, *, against: Sequence[str] = (), jobs: int = 1) -> None:
         self.place, self.filter, self.jobs = place, wanted, jobs
-        self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,))) if record.samples]
+        found, others = shards_in(place), chain.from_iterable(map(shards_in, against))
+        self.shards, self.others = ([shard for shard in each if shard.samples] for each in (found, others))
         if not self.shards:
-            raise no_samples((record for _, record in resolve(Source((place,)))), place)
-        others = resolve(Source(tuple(against))) if against else []
-        self.others = [PlannedShard.whole(url, record) for url, record in others if record.samples]
+            raise no_samples((shard.record for shard in found), place)
         if wanted.distance is not None:
             require_images((*self.shards, *self.others), "name shards of images", ", which have no perceptual hash")
 
@@ -116,7 +123,7 @@ class FilteredSet:
         """A hash of the shards and of everything that decides which of their samples stay."""
         return digest_of([*self.shards, *self.others], len(self.shards), self.filter)
 
-    def judge(self, journal: Journal | None = None, progress: Progress | None = None) -> Judgement:
+    def judge(self, journal: Journal | None = None, progress: Progress = _untold) -> Judgement:
         """Decide which samples stay.
 
         Args:
@@ -126,9 +133,8 @@ class FilteredSet:
         Raises:
             UserError: a rule is about a key that no sample has, or a shard cannot be read.
         """
-        report = progress or (lambda what, done, total: None)
         known = {} if journal is None else _known(journal)
-        judged = self._judged(self.shards, self.filter, "shards", known, journal, report)
+        judged = self._judged(self.shards, self.filter, "shards", known, journal, progress)
         try:
             _require_keys(self.filter.rules, judged)
         except UserError:  # the same call with the right key must not be refused
@@ -139,33 +145,31 @@ class FilteredSet:
         codes = [each.codes.copy() for each in judged]
         if self.filter.distance is not None:
             hashed = Filter(distance=self.filter.distance)
-            others = self._judged(self.others, hashed, "shards of --against", known, journal, report)
+            others = self._judged(self.others, hashed, "shards of --against", known, journal, progress)
             _mark_copies(codes, judged, others, self.filter.distance, reasons)
         lacking: Counter[str] = Counter()
         for each in judged:
             lacking.update(each.lacking)
         return Judgement(self.shards, codes, reasons, lacking)
 
-    def write(self, out: Path, progress: Progress | None = None) -> tuple[Index | None, Judgement]:
+    def write(self, out: Path, progress: Progress = _untold) -> tuple[Index | None, Judgement]:
         """Write the samples that stay to shards of the same names; return their index, if any, and the judgement.
 
         Raises:
             UserError: the folder holds something else, or the disk is full.
         """
-        require_names_of_their_own(self.shards, self.place)
-        require_apart(self.shards, out)
+        require_apart(self.shards, self.place, out)
         other = "this folder holds other samples, or was filtered by other rules"
         journal = Journal(out / JOURNAL, {"made_of": self.made_of}, other=other)
-        make_folder(out)
         with alone_in(out, "filtering"):
             journal.begin()
             judgement = self.judge(journal, progress)
-            index = self._copy(judgement, out, progress or (lambda what, done, total: None))
+            index = self._copy(judgement, out, progress)
             if index is None:  # wider rules may keep some, and must not be refused here
                 journal.give_up()
             return index, judgement
 
-    def mark(self, progress: Progress | None = None) -> Judgement:
+    def mark(self, progress: Progress = _untold) -> Judgement:
         """Judge, leave the samples that do not stay out of the index, and return the judgement.
 
         Raises:
@@ -176,15 +180,8 @@ class FilteredSet:
             what = "only a local folder of shards can be marked"
             raise UserError(what, where=self.place, hint="name the folder that holds index.json, or use --out")
         judgement = self.judge(None, progress)
-        if not judgement.chosen():
-            return judgement
-        problems = [
-            Problem(shard.record.name, judgement.reasons[code - 1], ordinal)
-            for shard, codes in zip(judgement.shards, judgement.codes, strict=True)
-            for ordinal, code in zip(shard.table().ordinal.tolist(), codes.tolist(), strict=True)
-            if code
-        ]
-        leave_out(folder, problems)
+        if judgement.chosen():
+            leave_out(folder, [*judgement.problems()])
         return judgement
 
     def _judged(
@@ -210,7 +207,7 @@ class FilteredSet:
     def _copy(self, judgement: Judgement, out: Path, report: Progress) -> Index | None:
         for folder in {(out / shard.record.name).parent for shard in self.shards}:
             remove_leftovers(folder)
-        _write_reasons(judgement, out / REJECTED)
+        write_rejected(out, ((f"{each.shard}#{each.ordinal}", each.reason) for each in judgement.problems()))
         chosen = judgement.chosen()
         missing = [shard for shard in chosen if not (out / shard.record.name).is_file()]
         copied = ordered_map(partial(_copied, out), missing, processes=min(self.jobs, max(1, len(missing))))
@@ -265,11 +262,8 @@ def _mark_copies(
     marks = np.zeros(len(stay), dtype=np.uint8)
     marks[own_rows[best >= 0]] = 1 + reasons.index(COPY)
     marks[own_rows[best >= stay.sum()]] = 1 + reasons.index(COPY_OF_OTHERS)
-    first = 0
-    for each in codes:
-        part = marks[first : first + len(each)]
+    for each, part in zip(codes, np.split(marks, np.cumsum([len(each) for each in codes])[:-1]), strict=True):
         each[part > 0] = part[part > 0]
-        first += len(each)
 
 
 def _copied(out: Path, shard: PlannedShard) -> ShardRecord:
@@ -279,21 +273,9 @@ def _copied(out: Path, shard: PlannedShard) -> ShardRecord:
 
 
 def _members(shard: PlannedShard) -> Iterator[tuple[str, Mapping[str, bytes]]]:
-    for ordinal, sample in samples_of(LocalFiles(), shard):
+    for ordinal, sample in samples_of(shard):
         if isinstance(sample, str):  # rules about sizes alone do not read samples
             folder = shard.url.removesuffix(shard.record.name).rstrip("/") or "."
             hint = f"leave it out with `hdm-shards verify {shlex.quote(folder)} --decode --mark`"
             raise UserError(f"sample {ordinal} cannot be copied: {sample}", where=shard.url, hint=hint)
         yield sample.key, sample.members
-
-
-def _write_reasons(judgement: Judgement, path: Path) -> None:
-    """Write a line for each sample left out, named by its ordinal in its shard."""
-
-    def lines(file: Any) -> None:
-        for shard, codes in zip(judgement.shards, judgement.codes, strict=True):
-            for ordinal, code in zip(shard.table().ordinal[codes > 0].tolist(), codes[codes > 0].tolist(), strict=True):
-                line = f"{shard.record.name}#{ordinal}\t{judgement.reasons[code - 1]}\n"
-                file.write(line.encode("utf-8", "backslashreplace"))
-
-    write_atomically(path, lines)

@@ -1,17 +1,16 @@
 """Build shards from a dataset on the Hub, or a folder laid out like one, streamed by the package `datasets`."""
 
 import argparse
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.datasets.rows import Columns, TableRow, add_row_arguments, build_as_asked, columns_of
+from hdm_lightning.datasets.rows import Columns, Table, TableRow, add_row_arguments, build_as_asked, state_of
 from hdm_lightning.errors import UserError, did_you_mean, first_line, import_optional
 
 
-class HubTable:
-    """The rows of one split of a dataset, streamed in order; see `rows.Table`.
+class HubTable(Table):
+    """The rows of one split of a dataset, streamed in order.
 
     A dataset on the Hub is read at the commit that its revision names now; a build resumed at another commit starts
     again. Code in a dataset is never run: `datasets` itself refuses such datasets.
@@ -33,11 +32,15 @@ class HubTable:
         datasets = import_optional("datasets", "tables", where="hub")
         self.place, self.columns, self.rows = name, columns, None
         folder = Path(name).expanduser()
-        self.state = _state_of(folder) if folder.is_dir() else _commit(name, revision)
-        self.options: dict[str, Any] = {"hub": name, "config": config, "split": split, "revision": revision}
-        pinned = {} if folder.is_dir() else {"revision": self.state}
+        place, pinned = name, {}
+        if folder.is_dir():
+            files = sorted(each for each in folder.rglob("*") if each.is_file())
+            place, self.state = str(folder), state_of((str(each.relative_to(folder)), each) for each in files)
+        else:
+            self.state = pinned["revision"] = _commit(name, revision)
+        self.options = {"hub": name, "config": config, "split": split, "revision": revision}
         try:
-            found = datasets.load_dataset(str(folder) if folder.is_dir() else name, config, streaming=True, **pinned)
+            found = datasets.load_dataset(place, config, streaming=True, **pinned)
         except Exception as error:  # from the client, its HTTP library or pyarrow
             raise _refused(name, error) from error
         if split not in found:
@@ -57,10 +60,7 @@ class HubTable:
     def _prepared(self, stream: Any, datasets: Any) -> Any:
         """Return the stream with images as encoded bytes, and without other images, audio or video."""
         features = stream.features or stream._resolve_features().features
-        for name in (self.columns.image, *self.columns.captions, *(self.columns.kept or ())):
-            if name not in features:
-                hint = did_you_mean(name, list(features))
-                raise UserError(f"there is no column {name!r}", where=self.place, hint=hint)
+        self.columns.require_in(list(features), self.place)
         image = features[self.columns.image]
         if isinstance(image, datasets.Image):
             stream = stream.cast_column(self.columns.image, datasets.Image(decode=False))
@@ -82,13 +82,6 @@ def _require_images(name: str, feature: Any, place: str) -> None:
         f"with --input_format parquet --url_col {name}, then `hdm-shards build img2dataset` on its output"
     )
     raise UserError(what, where=place, hint=hint)
-
-
-def _state_of(folder: Path) -> str:
-    """Return a hash that changes with the files of a folder."""
-    files = sorted(each for each in folder.rglob("*") if each.is_file())
-    states = [(str(each.relative_to(folder)), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
-    return hashlib.sha256(repr(states).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _commit(name: str, revision: str) -> str:
@@ -123,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Build from the arguments and print a summary."""
     table = HubTable(
         arguments.name,
-        columns_of(arguments),
+        Columns.of(arguments),
         config=arguments.config,
         split=arguments.split,
         revision=arguments.revision,

@@ -1,7 +1,6 @@
 """Use the output of img2dataset (`output_format=webdataset`) as it is: it only needs an index next to its shards."""
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.argument_types import whole_number
-from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import Index
 from hdm_lightning.data.index_report import require_samples, told
 from hdm_lightning.data.parallel import available_cores, progress_bar
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.shard_files import find_shards, no_shards
-from hdm_lightning.datasets.journal import REJECTED
-from hdm_lightning.datasets.source_files import read_file
+from hdm_lightning.datasets.journal import write_rejected
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import parse_object
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.whole_files import write_text
+from hdm_lightning.regular_files import read_regular
 
 MAX_STATS_BYTES = 16 << 20
 STATS = "_stats.json"
@@ -47,8 +45,7 @@ def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> In
         index = index_shards(root, jobs=jobs, progress=lambda record: show(next(done)))
     reasons = {f"{shard.name}#{ordinal}": reason for shard in index.shards for ordinal, reason in shard.skip.items()}
     reasons |= {shard.name: shard.note for shard in index.shards if shard.note}
-    lines = [f"{in_one_line(name)}\t{in_one_line(reason)}\n" for name, reason in sorted(reasons.items())]
-    write_text(root / REJECTED, "".join(lines), errors="backslashreplace")
+    write_rejected(root, sorted(reasons.items()))
     return index
 
 
@@ -84,15 +81,14 @@ def downloads(folder: str | Path) -> Downloads:
     found = Downloads()
     for path in sorted(Path(folder).glob(f"*{STATS}")):
         try:
-            stats = json.loads(read_file(path, MAX_STATS_BYTES))
-        except (ValueError, RecursionError, OSError, SampleFault):
+            stats = parse_object(read_regular(path, MAX_STATS_BYTES))
+        except (OSError, ValueError):
             continue
-        if isinstance(stats, dict):
-            found.finished.add(path.name.removesuffix(STATS))
-            found.counts.update(_whole_numbers(stats, COUNTS))
-            states = stats.get("status_dict")
-            errors = _whole_numbers(states, states.keys() - {"success"}) if isinstance(states, dict) else {}
-            found.errors.update(dict(Counter(errors).most_common(MOST_ERRORS_A_SHARD)))
+        found.finished.add(path.name.removesuffix(STATS))
+        found.counts.update(_whole_numbers(stats, COUNTS))
+        states = stats.get("status_dict")
+        errors = _whole_numbers(states, states.keys() - {"success"}) if isinstance(states, dict) else {}
+        found.errors.update(dict(Counter(errors).most_common(MOST_ERRORS_A_SHARD)))
     return found
 
 

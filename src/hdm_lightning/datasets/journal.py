@@ -5,14 +5,14 @@ folder holds only what a call writes before its first part.
 """
 
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hdm_lightning.datasets.writer import require_no_shards
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import append_line, read_lines
+from hdm_lightning.printable import in_one_line
+from hdm_lightning.whole_files import append_line, read_lines, write_atomically
 
 ANEW = "name another --out, or delete this folder to start again"
 LOCK = ".lock"
@@ -24,10 +24,10 @@ def holds_nothing(folder: Path, *own: str) -> bool:
     return all(each.name in (*own, LOCK, REJECTED) for each in folder.iterdir())
 
 
-def require_own(journal: Path) -> None:
-    """Raise UserError if a folder has shards but no such journal, before anything is written into it."""
-    if not os.path.lexists(journal):
-        require_no_shards(journal.parent)
+def write_rejected(folder: Path, rejected: Iterable[Sequence[str]]) -> None:
+    """Write `rejected.tsv`: a line for each (name, reason) of what a set leaves out."""
+    lines = (f"{in_one_line(name)}\t{in_one_line(reason)}\n".encode() for name, reason in rejected)
+    write_atomically(folder / REJECTED, lambda file: file.writelines(lines))
 
 
 class Journal:

@@ -6,29 +6,22 @@ Captions are next to the images. Their parts, whatever their separators, are rew
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hdm_lightning.argument_types import whole_number
-from hdm_lightning.data.captions import CaptionRules, TagGrammar, is_blank
+from hdm_lightning.data.captions import TagGrammar
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.datasets.build import Item, Made, Report, build_shards
-from hdm_lightning.datasets.source_files import SourceFolder, SourceImage, look_into
-from hdm_lightning.datasets.source_images import (
-    ImageOptions,
-    add_image_arguments,
-    build_options,
-    caption_fields,
-    source_image,
-)
-from hdm_lightning.datasets.writer import Field
+from hdm_lightning.datasets import folder as plain_folder
+from hdm_lightning.datasets.build import Item, Made, Report, has_caption
+from hdm_lightning.datasets.source_files import SourceFolder
+from hdm_lightning.datasets.source_images import caption_fields
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
-CAPTION_EXTENSIONS = ("caption", "txt")
 _REPEATS = re.compile(r"^(\d+)_(.*)$")
 _CANONICAL = TagGrammar()
 MOST_FOLDERS = 20
@@ -54,62 +47,30 @@ class KohyaOptions:
     max_repeats: int = 1000
 
 
-def build_kohya(
-    folder: str | Path,
-    out: str | Path,
-    options: KohyaOptions | None = None,
-    *,
-    images: ImageOptions | None = None,
-    allow_missing: bool = False,
-    follow_links: bool = False,
-    samples_per_shard: int = 1000,
-    processes: int | None = None,
-    anew: bool = False,
-    say: Callable[[str], None] | None = None,
-) -> Report:
+def build_kohya(folder: str | Path, out: str | Path, options: KohyaOptions | None = None, **how: Any) -> Report:
     """Write shards of all images below a folder; those without a caption get their folder's name as the caption.
 
     Args:
         folder, out: folder of images, and folder for the shards.
         options: how captions and repeats are read.
-        images: how images are encoded; None leaves them as they are.
-        allow_missing: keep images that have no caption and whose folder has no name.
-        follow_links: also use what links out of the folder point to.
-        samples_per_shard, processes, anew, say: as for `build_shards`.
+        how: as for `build_folder`; `allow_missing` keeps images that have no caption and whose folder has no name.
 
     Raises:
         UserError: there are no images, none can be used, a folder asks for too many repeats, or `out` holds another
             build.
     """
-    options, images = options or KohyaOptions(), images or ImageOptions()
-    root = Path(folder).resolve()
-    found = look_into(root, CAPTION_EXTENSIONS, follow_links=follow_links, out=Path(out))
-    items = _items(found, options, say)
-    return build_shards(
-        Path(out),
-        items,
-        partial(_sample, root, options, images, allow_missing),
-        options=_header(root, allow_missing, follow_links, options, images),
-        unused=found.unused,
-        samples_per_shard=samples_per_shard,
-        processes=processes,
-        anew=anew,
-        say=say,
-    )
+    return plain_folder.build_folder(folder, out, layout=_layout(options or KohyaOptions()), **how)
 
 
-def _header(
-    root: Path, allow_missing: bool, follow_links: bool, options: KohyaOptions, images: ImageOptions
-) -> dict[str, Any]:
-    """Return what affects the content of the build, so not the bound on repeats, which only refuses."""
+def _layout(options: KohyaOptions) -> plain_folder.Layout:
+    # The bound on repeats only refuses: it does not affect the content.
     shaping = {name: value for name, value in asdict(options).items() if name != "max_repeats"}
-    common = {"folder": str(root), "allow_missing": allow_missing, "follow_links": follow_links}
-    return {**common, **shaping, **asdict(images)}
+    return plain_folder.Layout(("caption", "txt"), partial(_texts, options), partial(_items, options), shaping)
 
 
-def _items(found: SourceFolder, options: KohyaOptions, say: Callable[[str], None] | None) -> list[Item]:
+def _items(options: KohyaOptions, found: SourceFolder, say: Callable[[str], None] | None) -> list[Item]:
     """Return the images as often as their folders ask for; report the numbers, and refuse too large ones."""
-    by_folder: dict[str, list[SourceImage]] = {}
+    by_folder: dict[str, list[Item]] = {}
     for image in found.images:
         by_folder.setdefault(str(Path(image.name).parent), []).append(image)
     asked = {name: repeats_and_class(f"{name}/x")[0] if options.apply_repeats else 1 for name in by_folder}
@@ -127,7 +88,7 @@ def _items(found: SourceFolder, options: KohyaOptions, say: Callable[[str], None
     files = [name for image in off for name in (image.name, *image.texts, image.mask) if name is not None]
     found.unused += [(name, "its folder asks for 0 repeats") for name in files]
     return [
-        Item(image.name, repeat, image.texts, image.state, image.mask)
+        image._replace(repeat=repeat)
         for name, images in by_folder.items()
         for image in images
         for repeat in range(asked[name])
@@ -157,27 +118,21 @@ def canonical_caption(text: str, options: KohyaOptions) -> str:
     return f"{kept} {_CANONICAL.kept} {tags}".strip() if kept else tags
 
 
-def _sample(root: Path, options: KohyaOptions, images: ImageOptions, allow_missing: bool, item: Item) -> Made:
+def _texts(options: KohyaOptions, root: Path, item: Item, allow_missing: bool) -> Made:
     repeats, shown = repeats_and_class(item.name)
     record = {"source": item.name, "repeats": repeats, "repeat": item.repeat}
-    fields, unused = caption_fields(root, item.texts, record, allow_missing=True)
-    text = canonical_caption(str(fields.get("txt", "")), options)
-    if is_blank(text) and not _has_caption(fields["json"]):
+    made = caption_fields(root, item.texts, record, allow_missing=True)
+    text = canonical_caption(str(made.fields.get("txt", "")), options)
+    if not has_caption({**made.fields, "txt": text}):
         text = canonical_caption(shown, options)
         if not text and not allow_missing:
             raise SampleFault("no caption")
-    if text or "txt" in fields:
-        fields["txt"] = text
-    return Made({**source_image(root, item, images), **fields}, unused)
-
-
-def _has_caption(record: Field) -> bool:
-    return isinstance(record, Mapping) and any(record.get(name) for name in CaptionRules().fields)
+    return made._replace(fields={**made.fields, "txt": text}) if text or "txt" in made.fields else made
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hdm-shards build kohya`."""
-    add_image_arguments(parser)
+    plain_folder.add_arguments(parser)
     parser.add_argument("--kept-separator", default="|||", help="after the part that is kept (default '%(default)s')")
     parser.add_argument("--group-separator", default="%%", help="between groups of tags (default '%(default)s')")
     parser.add_argument("--tag-separator", default="$$", help="between tags (default '%(default)s'; often ',')")
@@ -203,6 +158,4 @@ def run(arguments: argparse.Namespace) -> int:
         not arguments.ignore_repeats,
         arguments.max_repeats,
     )
-    report = build_kohya(arguments.folder, arguments.out, options, **build_options(arguments), say=print)
-    print(report.told(Path(arguments.out)))
-    return 0
+    return plain_folder.run(arguments, _layout(options))

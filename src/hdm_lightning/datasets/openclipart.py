@@ -20,12 +20,7 @@ from hdm_lightning.data.parallel import ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.datasets.journal import holds_nothing
 from hdm_lightning.datasets.openclipart_captions import describe
-from hdm_lightning.datasets.openclipart_drawing import (
-    Miniatures,
-    Unusable,
-    encode_webp,
-    render,
-)
+from hdm_lightning.datasets.openclipart_drawing import Miniatures, Unusable, encode_webp, render
 from hdm_lightning.datasets.openclipart_source import (
     Record,
     at_random,
@@ -83,14 +78,6 @@ class OpenClipArtOptions:
                 )
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    record: Record
-    webp: bytes
-    width: int
-    height: int
-
-
 def build_openclipart(
     folder: str | Path,
     options: OpenClipArtOptions | None = None,
@@ -130,10 +117,6 @@ class Journal:
 
     Lines are `path<TAB>outcome`, where the outcome is `shard NAME` or `refused: REASON`. They are appended once the
     shard that they belong to is complete, so the journal never runs ahead of the shards.
-
-    Args:
-        folder: the folder of shards.
-        options: everything that affects the content; a journal written with other options is refused.
 
     Raises:
         UserError: the folder holds a build with other options, or shards without a journal.
@@ -246,14 +229,14 @@ class _Build:
             return "no title and keywords of its own"
         return refusal(record) if self.options.harmless else None
 
-    def _take(self, record: Record, result: _Drawn | str) -> None:
+    def _take(self, record: Record, result: dict[str, Any] | str) -> None:
         if isinstance(result, str):
             self.outcomes[record.path] = f"refused: {result}"
             return
-        if not self.seen.add(result.webp):
+        if not self.seen.add(result["webp"]):
             self.outcomes[record.path] = "refused: duplicate"
             return
-        self.samples[record.key] = _fields(result)
+        self.samples[record.key] = result
         self.outcomes[record.path] = f"shard {self._shard_name()}"
         if self.progress is not None:
             self.progress(len(self.seen))
@@ -309,7 +292,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(drawings: Path, options: OpenClipArtOptions, record: Record) -> _Drawn | str:
+def _draw(drawings: Path, options: OpenClipArtOptions, record: Record) -> dict[str, Any] | str:
+    """Return the fields of a drawing's sample, or why it cannot be used."""
     try:
         image = render(drawings / record.path, options.resolution, short_side=options.side == "short")
     except Unusable as reason:
@@ -317,22 +301,18 @@ def _draw(drawings: Path, options: OpenClipArtOptions, record: Record) -> _Drawn
     webp = encode_webp(image, options.quality)
     if options.max_image_bytes is not None and len(webp) > options.max_image_bytes:
         return f"encodes to more than {options.max_image_bytes} bytes"
-    return _Drawn(record, webp, image.width, image.height)
-
-
-def _fields(drawn: _Drawn) -> dict[str, Field]:
-    record, words = drawn.record, describe(drawn.record)
-    facts: dict[str, Any] = {
+    words = describe(record)
+    facts = {
         "captions": list(words.captions),
         "title": words.title,
         "keywords": list(words.keywords),
         "author": record.author,
         "licence": "public domain",
         "source": f"openclipart 0.18: {record.path}",
-        "width": drawn.width,
-        "height": drawn.height,
+        "width": image.width,
+        "height": image.height,
     }
-    return {"webp": drawn.webp, "txt": words.captions[0], "json": facts}
+    return {"webp": webp, "txt": words.captions[0], "json": facts}
 
 
 def _images(shard: Path) -> Iterator[bytes]:

@@ -1,21 +1,20 @@
 """Build shards from parquet files with a column of images, streamed with only a few rows in memory."""
 
 import argparse
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.datasets.rows import Columns, TableRow, add_row_arguments, build_as_asked, columns_of
-from hdm_lightning.errors import UserError, did_you_mean, first_line, import_optional
+from hdm_lightning.datasets.rows import Columns, Table, TableRow, add_row_arguments, build_as_asked, state_of
+from hdm_lightning.errors import UserError, first_line, import_optional
 from hdm_lightning.printable import in_one_line
 
 ROWS_AT_ONCE = 64
 BUFFER_BYTES = 1 << 20
 
 
-class ParquetTable:
-    """The rows of parquet files, one file after the other; see `rows.Table`.
+class ParquetTable(Table):
+    """The rows of parquet files, one file after the other.
 
     Args:
         places: files, and folders whose `*.parquet` files are read, sorted by name; duplicates are read once.
@@ -29,11 +28,7 @@ class ParquetTable:
         self.files, self.columns = _files(places), columns
         self.place = ", ".join(places)
         self._names = _told_apart(self.files)
-        states = [
-            (name, file.stat().st_size, file.stat().st_mtime_ns)
-            for name, file in zip(self._names, self.files, strict=True)
-        ]
-        self.state = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+        self.state = state_of(zip(self._names, self.files, strict=True))
         self.options = {"parquet": [str(file.resolve()) for file in self.files]}
         self._counts = [self._checked(file) for file in self.files]
         self.rows = sum(self._counts)
@@ -49,10 +44,8 @@ class ParquetTable:
         """Check that the columns of a file can be used; return its number of rows."""
         with opened(file) as table:
             schema = table.schema_arrow
-            for name in (self.columns.image, *self.columns.captions, *(self.columns.kept or ())):
-                if name not in schema.names:
-                    hint = did_you_mean(name, schema.names)
-                    raise UserError(f"there is no column {name!r}", where=str(file), hint=hint)
+            self.columns.require_in(schema.names, str(file))
+            for name in self.columns.named:
                 if (several := schema.names.count(name)) > 1:
                     what = f"there are {several} columns {name!r}"
                     raise UserError(what, where=str(file), hint="rewrite the table with a different name for each")
@@ -85,10 +78,8 @@ class ParquetTable:
             begin += len(batch)
 
     def _wanted(self, schema: Any) -> list[str]:
-        own = [self.columns.image, *self.columns.captions]
-        if self.columns.kept is not None:
-            return [*own, *self.columns.kept]
-        return own + [field.name for field in schema if field.name not in own and _is_plain(field.type)]
+        plain = [field.name for field in schema if _is_plain(field.type)] if self.columns.kept is None else []
+        return list(dict.fromkeys((*self.columns.named, *plain)))
 
 
 def opened(file: Path) -> Any:
@@ -183,4 +174,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build from the arguments and print a summary."""
-    return build_as_asked(ParquetTable(arguments.files, columns_of(arguments)), arguments)
+    return build_as_asked(ParquetTable(arguments.files, Columns.of(arguments)), arguments)

@@ -5,8 +5,9 @@ build resumes with the next one; if the table has changed since, all shards are 
 """
 
 import argparse
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,16 +21,11 @@ from hdm_lightning.data.decode import MAX_FILE_BYTES
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME
 from hdm_lightning.data.parallel import available_cores, progress_bar
-from hdm_lightning.datasets.build import JOURNAL, Report, Row, ShardJournal, finish, has_caption
+from hdm_lightning.datasets.build import JOURNAL, Item, Made, Report, Row, ShardJournal, finish, write_made
 from hdm_lightning.datasets.shard_work import ahead, building_in
-from hdm_lightning.datasets.source_images import (
-    ImageOptions,
-    add_shared_arguments,
-    image_field,
-    image_options,
-)
-from hdm_lightning.datasets.writer import Field, write_shard
-from hdm_lightning.errors import UserError
+from hdm_lightning.datasets.source_images import ImageOptions, add_shared_arguments, image_field, image_options
+from hdm_lightning.datasets.writer import Field
+from hdm_lightning.errors import UserError, did_you_mean
 
 MOST_TEXT = 1 << 12
 """Most characters of a text that is not a caption and goes into the record."""
@@ -44,27 +40,10 @@ class TableRow(NamedTuple):
     values: Mapping[str, Any]
 
 
-class Table(Protocol):
-    """A source of rows."""
-
-    @property
-    def place(self) -> str:
-        """The name of the table."""
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Values that identify the table."""
-
-    @property
-    def state(self) -> str:
-        """A text that changes when the content of the table does."""
-
-    @property
-    def rows(self) -> int | None:
-        """Number of rows; None if unknown."""
-
-    def read(self, first: int) -> Iterator[TableRow]:
-        """Yield the rows from `first` on."""
+def state_of(files: Iterable[tuple[str, Path]]) -> str:
+    """Return a hash that changes with some files, given with their names."""
+    states = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -82,11 +61,55 @@ class Columns:
     captions: tuple[str, ...] = ()
     kept: tuple[str, ...] | None = None
 
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Columns":
+        """Return the columns from the arguments of `add_row_arguments`.
+
+        Raises:
+            UserError: no caption column is named, and images without a caption are not allowed.
+        """
+        if not arguments.caption and not arguments.allow_missing:
+            hint = "name one, or add --allow-missing (hdm-shards caption can make captions later)"
+            raise UserError("no column of captions is named", where="--caption", hint=hint)
+        kept = None if arguments.keep is None else tuple(arguments.keep)
+        return cls(arguments.image, tuple(arguments.caption), kept)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All columns that are named."""
+        return (self.image, *self.captions, *(self.kept or ()))
+
+    def require_in(self, known: Collection[str], where: str) -> None:
+        """Raise UserError if a table, `where`, lacks one of the named columns."""
+        for name in self.named:
+            if name not in known:
+                raise UserError(f"there is no column {name!r}", where=where, hint=did_you_mean(name, known))
+
+
+class Table(Protocol):
+    """A source of rows.
+
+    Attributes:
+        place: its name.
+        columns: the columns to use.
+        options: values that identify it.
+        state: a text that changes when its content does.
+        rows: number of rows; None if unknown.
+    """
+
+    place: str
+    columns: Columns
+    options: Mapping[str, Any]
+    state: str
+    rows: int | None
+
+    def read(self, first: int) -> Iterator[TableRow]:
+        """Yield the rows from `first` on."""
+
 
 def build_rows(
     table: Table,
     out: Path,
-    columns: Columns,
     *,
     images: ImageOptions | None = None,
     allow_missing: bool = False,
@@ -98,7 +121,7 @@ def build_rows(
     """Write shards of all rows, their index and `rejected.tsv`, which has one line per unused row.
 
     Args:
-        table, out, columns: rows, folder for the shards, and which columns to use.
+        table, out: rows, and folder for the shards.
         images: how images are encoded; None leaves them as they are.
         allow_missing: keep images without a caption.
         samples_per_shard: rows per shard; a shard with rejected ones is smaller.
@@ -109,14 +132,14 @@ def build_rows(
         UserError: no row can be used, or the folder holds another build.
     """
     images = images or ImageOptions()
-    header = {**table.options, **asdict(columns), "allow_missing": allow_missing, **asdict(images)}
+    header = {**table.options, **asdict(table.columns), "allow_missing": allow_missing, **asdict(images)}
     with building_in(out / JOURNAL):
         journal = ShardJournal(out, {**header, "samples_per_shard": samples_per_shard})
         found = journal.shards
         done = {} if anew else _finished(out, found, table, samples_per_shard)
         if found and say is not None:
             say(_what_was_found(len(done), len(found), anew))
-        make = partial(made_of_row, columns, images, allow_missing)
+        make = partial(made_of_row, table.columns, images, allow_missing)
         total = None if table.rows is None else math.ceil(table.rows / samples_per_shard)
         with progress_bar("shards", total) as show, ThreadPoolExecutor(threads or available_cores()) as pool:
             show(len(done))
@@ -124,9 +147,11 @@ def build_rows(
                 (out / INDEX_NAME).unlink(missing_ok=True)
                 rows = table.read(len(done) * samples_per_shard)
                 while part := list(islice(rows, 1)):
-                    number, name = len(done), SHARD.format(len(done))
+                    first, name = len(done) * samples_per_shard, SHARD.format(len(done))
                     stream = chain(part, islice(rows, samples_per_shard - 1))
-                    done[name] = _write(out / name, number * samples_per_shard, stream, make, pool, table.state)
+                    coming = ((Item(row.name), pool.submit(make, row).result) for row in stream)
+                    row = write_made(out / name, first, ahead(coming, 2 * available_cores()))
+                    done[name] = row._replace(digest=_digest_of(row, table))
                     journal.note(shard=name, **done[name]._asdict())
                     show(len(done))
         journal.remove(found.keys() - done.keys())
@@ -140,7 +165,7 @@ def _finished(out: Path, found: Mapping[str, Row], table: Table, samples_per_sha
     """Return the shards of an earlier call, up to the first that is missing, outdated or has the wrong rows."""
     done: dict[str, Row] = {}
     while (row := found.get(name := SHARD.format(len(done)))) is not None:
-        if _state_of(row) != table.state or (row.samples and not (out / name).is_file()):
+        if row.digest != _digest_of(row, table) or (row.samples and not (out / name).is_file()):
             break
         left = None if table.rows is None else table.rows - len(done) * samples_per_shard
         if left is not None and _rows_of(row) != max(0, min(left, samples_per_shard)):
@@ -149,13 +174,12 @@ def _finished(out: Path, found: Mapping[str, Row], table: Table, samples_per_sha
     return done
 
 
-def _state_of(row: Row) -> str:
-    return row.digest.partition(" ")[0]
+def _digest_of(row: Row, table: Table) -> str:
+    return f"{table.state} {_rows_of(row)}"
 
 
 def _rows_of(row: Row) -> int:
-    count = row.digest.partition(" ")[2]
-    return int(count) if count.isdecimal() else 0
+    return row.samples + len(row.rejected)
 
 
 def _is_over(done: Mapping[str, Row], samples_per_shard: int, rows: int | None) -> bool:
@@ -171,35 +195,8 @@ def _what_was_found(kept: int, before: int, anew: bool) -> str:
     return f"built before, {kept} shards, which are kept (--anew rebuilds them)"
 
 
-def _write(
-    path: Path,
-    first: int,
-    rows: Iterator[TableRow],
-    make: Callable[[TableRow], dict[str, Field]],
-    pool: ThreadPoolExecutor,
-    state: str,
-) -> Row:
-    """Write one shard from some rows; return its journal row."""
-    samples: dict[str, dict[str, Field]] = {}
-    rejected: list[list[str]] = []
-    count = 0
-    coming = ((row.name, pool.submit(make, row)) for row in rows)
-    for name, future in ahead(coming, 2 * available_cores()):
-        try:
-            samples[f"{first + count:08d}"] = future.result()
-        except SampleFault as fault:
-            rejected.append([name, str(fault)])
-        count += 1
-    if samples:
-        write_shard(path, samples)
-    else:
-        path.unlink(missing_ok=True)
-    captions = sum(has_caption(fields) for fields in samples.values())
-    return Row(f"{state} {count}", len(samples), len(samples), captions, rejected, [])
-
-
-def made_of_row(columns: Columns, images: ImageOptions, allow_missing: bool, row: TableRow) -> dict[str, Field]:
-    """Return the fields of the sample made from a row.
+def made_of_row(columns: Columns, images: ImageOptions, allow_missing: bool, row: TableRow) -> Made:
+    """Return the sample made from a row.
 
     Raises:
         SampleFault: its image or its captions cannot be used.
@@ -214,7 +211,7 @@ def made_of_row(columns: Columns, images: ImageOptions, allow_missing: bool, row
         fields["txt"] = captions[0][1]
     elif captions:
         record["captions"] = [{"text": text, "kind": name} for name, text in captions]
-    return {**image_field(_image_bytes(row.values.get(columns.image)), images), **fields, "json": record}
+    return Made({**image_field(_image_bytes(row.values.get(columns.image)), images), **fields, "json": record})
 
 
 def _image_bytes(value: Any) -> bytes:
@@ -270,25 +267,11 @@ def add_row_arguments(parser: argparse.ArgumentParser, *, image: str | None = No
     parser.add_argument("--threads", type=whole_number(1), help="threads that check images (default: one per core)")
 
 
-def columns_of(arguments: argparse.Namespace) -> Columns:
-    """Return the columns from the arguments of `add_row_arguments`.
-
-    Raises:
-        UserError: no caption column is named, and images without a caption are not allowed.
-    """
-    if not arguments.caption and not arguments.allow_missing:
-        hint = "name one, or add --allow-missing (hdm-shards caption can make captions later)"
-        raise UserError("no column of captions is named", where="--caption", hint=hint)
-    kept: Sequence[str] | None = arguments.keep
-    return Columns(arguments.image, tuple(arguments.caption), None if kept is None else tuple(kept))
-
-
 def build_as_asked(table: Table, arguments: argparse.Namespace) -> int:
     """Build from the arguments of `add_row_arguments` and print a summary."""
     report = build_rows(
         table,
         arguments.out,
-        columns_of(arguments),
         images=image_options(arguments),
         allow_missing=arguments.allow_missing,
         samples_per_shard=arguments.samples_per_shard,

@@ -33,7 +33,6 @@ from hdm_lightning.datasets.shapes_scenes import (
     pick_number,
     sample_scene,
 )
-from hdm_lightning.datasets.writer import Field
 from hdm_lightning.errors import UserError
 
 FEW_SCENES = 512
@@ -182,14 +181,6 @@ def scene_prompts(
     return prompts
 
 
-def make_fields(options: ShapesOptions, index: int) -> dict[str, Field]:
-    """Return sample `index` as members of a shard: the encoded image, its plainest caption and its truth."""
-    image, facts = make_image(options, index)
-    encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, **ENCODINGS[options.encoding])
-    return {options.encoding: encoded.getvalue(), "txt": facts["captions"][0], "json": facts}
-
-
 def _spec(scene: Scene) -> dict[str, Any]:
     return {
         "objects": [thing.combination._asdict() for thing in scene.objects],
@@ -275,18 +266,11 @@ def build_shapes(
     folder: str | Path,
     *,
     count: int,
-    seed: int = 0,
-    resolution: int = 64,
     aspects: Sequence[float] = (1.0,),
-    continuous_aspects: bool = False,
-    multiple: int = 8,
     objects: Mapping[int, float] | Sequence[int] = (1,),
-    split: Split = "train",
-    encoding: str = "webp",
-    variation: float = 1.0,
-    held_out: HeldOut = "pairs",
     samples_per_shard: int = 1000,
     processes: int | None = None,
+    **drawn: Any,
 ) -> Path:
     """Write `count` scenes into shards with an index under `folder`; return the folder.
 
@@ -298,20 +282,9 @@ def build_shapes(
     """
     require(count >= 1, "count", count, "1 or more")
     weights = objects if isinstance(objects, Mapping) else dict.fromkeys(objects, 1.0)
-    options = ShapesOptions(
-        seed,
-        resolution,
-        tuple(aspects),
-        continuous_aspects,
-        multiple,
-        tuple(sorted(weights.items())),
-        split,
-        encoding,
-        variation,
-        held_out,
-    )
+    options = ShapesOptions(aspects=tuple(aspects), objects=tuple(sorted(weights.items())), **drawn)
     named = asdict(options)
-    if held_out == FORMER_RULE:
+    if options.held_out == FORMER_RULE:
         del named["held_out"]  # so that a build begun before there was a choice resumes
     build_shards(
         Path(folder),
@@ -323,6 +296,14 @@ def build_shapes(
         prefix="shapes",
     )
     return Path(folder)
+
+
+def _sample(options: ShapesOptions, item: Item) -> Made:
+    """Return a sample's encoded image, its plainest caption and its truth."""
+    image, facts = make_image(options, int(item.name))
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, **ENCODINGS[options.encoding])
+    return Made({options.encoding: encoded.getvalue(), "txt": facts["captions"][0], "json": facts})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -359,10 +340,6 @@ def run(args: argparse.Namespace) -> int:
     folder = build_shapes(args.out, **{name: value for name, value in vars(args).items() if name != "out"})
     print(f"{args.count} scenes, split {args.split}, short side {args.resolution} px: {folder}")
     return 0
-
-
-def _sample(options: ShapesOptions, item: Item) -> Made:
-    return Made(make_fields(options, int(item.name)))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

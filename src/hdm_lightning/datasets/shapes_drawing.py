@@ -51,22 +51,6 @@ def _paint(image: Floats, thing: SceneObject, short: int) -> None:
     patch += cover * (np.array(COLOURS[thing.combination.colour], dtype=np.float32) - patch)
 
 
-def _circle(x: Floats, y: Floats) -> Floats:
-    return np.hypot(x, y) - 0.5
-
-
-def _ring(x: Floats, y: Floats) -> Floats:
-    return np.abs(np.hypot(x, y) - 0.39) - 0.11
-
-
-def _square(x: Floats, y: Floats) -> Floats:
-    return _rectangle(x, y, 0.5, 0.5)
-
-
-def _cross(x: Floats, y: Floats) -> Floats:
-    return np.minimum(_rectangle(x, y, 0.5, 1 / 6), _rectangle(x, y, 1 / 6, 0.5))
-
-
 def _rectangle(x: Floats, y: Floats, half_width: float, half_height: float) -> Floats:
     beyond_x, beyond_y = np.abs(x) - half_width, np.abs(y) - half_height
     outside = np.hypot(np.maximum(beyond_x, 0), np.maximum(beyond_y, 0))
@@ -119,12 +103,12 @@ _STAR_HEIGHT = max(y for _, y in _STAR) - min(y for _, y in _STAR)
 _TRIANGLE_HEIGHT, _DIAMOND_WIDTH = math.sqrt(0.75), 0.75
 
 DISTANCES: dict[str, Distance] = {
-    "circle": _circle,
-    "square": _square,
+    "circle": lambda x, y: np.hypot(x, y) - 0.5,
+    "square": lambda x, y: _rectangle(x, y, 0.5, 0.5),
     "triangle": _polygon([(0, -_TRIANGLE_HEIGHT / 2), (0.5, _TRIANGLE_HEIGHT / 2), (-0.5, _TRIANGLE_HEIGHT / 2)]),
     "star": _polygon(_STAR),
-    "cross": _cross,
-    "ring": _ring,
+    "cross": lambda x, y: np.minimum(_rectangle(x, y, 0.5, 1 / 6), _rectangle(x, y, 1 / 6, 0.5)),
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.39) - 0.11,
     "heart": _heart,
     "diamond": _polygon([(0, -0.5), (_DIAMOND_WIDTH / 2, 0), (0, 0.5), (-_DIAMOND_WIDTH / 2, 0)]),
 }

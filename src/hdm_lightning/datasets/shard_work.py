@@ -6,6 +6,7 @@ Several devices work in parallel, one process each, on different shards.
 import fcntl
 import hashlib
 import multiprocessing
+import os
 import shutil
 import sys
 from collections import deque
@@ -20,10 +21,13 @@ from typing import Any, NamedTuple, TypeVar
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.parallel import available_cores, interruptible, starting_quietly
 from hdm_lightning.data.reader import LocalFiles
+from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.sample_table import LATENT, Form, RawSample
 from hdm_lightning.data.shard_bytes import is_local, read_range
-from hdm_lightning.datasets.journal import ANEW, LOCK, holds_nothing, require_own
+from hdm_lightning.data.source_shards import resolve
+from hdm_lightning.datasets.journal import ANEW, LOCK, holds_nothing
+from hdm_lightning.datasets.writer import require_no_shards
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
 from hdm_lightning.printable import in_one_line
@@ -34,6 +38,15 @@ SPAN_BYTES = 16 << 20
 
 Numbered = TypeVar("Numbered")
 Made = TypeVar("Made")
+
+
+def shards_in(place: str) -> list[PlannedShard]:
+    """Return the shards of a folder or pattern, with all their usable samples.
+
+    Raises:
+        UserError: an index is missing.
+    """
+    return [PlannedShard.whole(url, record) for url, record in resolve(Source((place,)))]
 
 
 def worked_off(
@@ -100,10 +113,14 @@ def _work(shard: PlannedShard) -> Any:
 
 @contextmanager
 def alone_in(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other calls out of a set's folder. Raises UserError if one is `doing` its work there.
+    """Keep other calls out of a set's folder, which is created if missing.
 
     If the file system has no locks, as on some clusters, print a warning and do the work.
+
+    Raises:
+        UserError: another call is `doing` its work there, or the folder cannot be created.
     """
+    make_folder(folder)
     with open(folder / LOCK, "a", opener=no_follow) as handle:  # "a": it may be a user's file, which loses nothing
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,8 +140,8 @@ def building_in(journal: Path) -> Iterator[None]:
     Raises:
         UserError: it holds shards but no journal, cannot be created, or another call is working in it.
     """
-    require_own(journal)
-    make_folder(journal.parent)
+    if not os.path.lexists(journal):  # before anything is written
+        require_no_shards(journal.parent)
     with alone_in(journal.parent, "building"):
         yield
 
@@ -154,8 +171,12 @@ def is_begun(file: Path, is_same: Callable[[dict[str, Any]], bool], holds: str) 
     raise UserError(f"this folder holds {holds}", where=str(file.parent), hint=ANEW)
 
 
-def require_names_of_their_own(shards: Sequence[PlannedShard], place: str) -> None:
-    """Raise UserError if two shards of a place would get the same name."""
+def require_apart(shards: Sequence[PlannedShard], place: str, out: Path) -> None:
+    """Raise UserError if a new set cannot be in a folder.
+
+    Two shards of its source, `place`, would get the same name there, or it is inside the folder of its source, whose
+    next index would list the new shards, too.
+    """
     known: dict[str, str] = {}
     for shard in shards:
         name = shard.record.name
@@ -163,13 +184,8 @@ def require_names_of_their_own(shards: Sequence[PlannedShard], place: str) -> No
             what = f"{known[name]} and {shard.url} would both become {name}"
             raise UserError(what, where=place, hint="use a separate --out for each folder")
         known[name] = shard.url
-
-
-def require_apart(shards: Iterable[PlannedShard], out: Path) -> None:
-    """Raise UserError if a new set would be inside the folder of its source shards, whose next index would list it."""
-    place = out.resolve()
     for folder in {shard.url.removesuffix(shard.record.name) or "." for shard in shards if is_local(shard.url)}:
-        if Path(folder).resolve() in place.parents:
+        if Path(folder).resolve() in out.resolve().parents:
             what = f"is inside {folder.rstrip('/')}, whose next index would list the new shards with the old ones"
             begun = out.is_dir() and any(out.iterdir())
             hint = "name a folder next to it" + ", and move the content of this one there to resume" * begun
@@ -218,24 +234,33 @@ def jobs_of(shard: PlannedShard) -> list[Job]:
     return [Job(*row) for row in rows]
 
 
-def read_job(files: LocalFiles, url: str, job: Job) -> bytes:
-    """Return the bytes of a sample of a shard. Raises UserError if they cannot be read."""
+def read_sample(files: LocalFiles, url: str, job: Job) -> RawSample:
+    """Return a sample of a shard.
+
+    Raises:
+        SampleFault: its bytes are not those that were indexed.
+        UserError: the shard cannot be read.
+    """
+    return job.form.cut(_read(files, url, job.start, job.end))
+
+
+def _read(files: LocalFiles, url: str, start: int, end: int) -> bytes:
     try:
-        return files.read(url, job.start, job.end) if is_local(url) else read_range(url, job.start, job.end)
+        return files.read(url, start, end) if is_local(url) else read_range(url, start, end)
     except OSError as error:
         hint = "check the storage of the images, then run the same command to resume"
         raise UserError(f"the shard cannot be read ({error})", where=url, hint=hint) from error
 
 
-def samples_of(files: LocalFiles, shard: PlannedShard) -> Iterator[tuple[int, RawSample | str]]:
+def samples_of(shard: PlannedShard) -> Iterator[tuple[int, RawSample | str]]:
     """Yield all planned samples, or why one cannot be read, each with its ordinal; neighbors are read together."""
-    jobs = jobs_of(shard)
+    files, jobs = LocalFiles(), jobs_of(shard)
     for first, last in _spans(jobs):
-        whole = Job(0, jobs[first].start, jobs[last].end, jobs[first].form, 0, 0)
-        data = read_job(files, shard.url, whole)
+        begin = jobs[first].start
+        data = _read(files, shard.url, begin, jobs[last].end)
         for job in jobs[first : last + 1]:
             try:
-                yield job.ordinal, job.form.cut(data[job.start - whole.start : job.end - whole.start])
+                yield job.ordinal, job.form.cut(data[job.start - begin : job.end - begin])
             except SampleFault as fault:
                 yield job.ordinal, str(fault)
 

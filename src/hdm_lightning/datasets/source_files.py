@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.image_headers import HEAD_BYTES, foreign_kind, image_kind
+from hdm_lightning.datasets.build import Item
 from hdm_lightning.errors import UserError
+from hdm_lightning.regular_files import open_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff", ".jfif", ".jpe", ".jp2")
 CLUTTER = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")
@@ -28,28 +30,16 @@ MASK = ".mask.png"
 FOLLOW = "not followed (--follow-links uses what it points to)"
 
 
-class SourceImage(NamedTuple):
-    """An image, the files with its captions and its record, and its mask, all relative to the folder.
-
-    `state` changes when any of them does.
-    """
-
-    name: str
-    texts: tuple[str, ...]
-    state: str
-    mask: str | None = None
-
-
 @dataclass
 class SourceFolder:
     """The content of a folder.
 
     Attributes:
-        images: sorted by name.
+        images: sorted by name; the names of their files are relative to the folder.
         unused: (name, reason) of each file that is neither an image nor belongs to one.
     """
 
-    images: list[SourceImage] = field(default_factory=list)
+    images: list[Item] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -94,8 +84,7 @@ def look_into(
             images.append(file)
         else:
             found.unused.append((file.name, kind))
-    used = _with_texts(sorted(images), texts, masks, (*extensions, "json"), found)
-    _leave_out_barred(found, barred)
+    used = _with_texts(sorted(images), texts, masks, barred, (*extensions, "json"), found)
     found.unused += [(name, "a caption or record without an image") for name in texts.keys() - used]
     found.unused += [(name, "a mask without an image") for name in masks.keys() - used - barred.keys()]
     found.unused.sort()
@@ -106,10 +95,14 @@ def _with_texts(
     images: list[_File],
     texts: dict[str, _File],
     masks: dict[str, _File],
+    barred: dict[str, str],
     extensions: Sequence[str],
     found: SourceFolder,
 ) -> set[str]:
-    """Put the images with their captions into `found`; return the names of all texts and masks that belong to one."""
+    """Put the images with their captions into `found`; return the names of all texts and masks that belong to one.
+
+    Images whose mask cannot be used are left out: without it, training would learn what it hides.
+    """
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in sorted([*texts, *masks]):
         by_name[_folded(name)].append(name)
@@ -124,18 +117,14 @@ def _with_texts(
             found.unused.append((name, f"another caption beside {captions[0]}, which is used"))
         mask = _file_of(image.name, MASK, by_name, exact)
         seen.update(beside, () if mask is None else (mask,))
+        if mask is not None and mask in barred:
+            reason = f"an image whose mask cannot be used ({barred[mask]})"
+            found.unused.append((image.name, reason))
+            found.unused += [(name, f"a caption or record of {reason}") for name in chosen]
+            continue
         states = [image, *(texts[name] for name in chosen), *(() if mask is None else (masks[mask],))]
-        found.images.append(SourceImage(image.name, chosen, _digest(states), mask))
+        found.images.append(Item(image.name, 0, chosen, _digest(states), mask))
     return seen
-
-
-def _leave_out_barred(found: SourceFolder, barred: dict[str, str]) -> None:
-    """Leave out images whose mask cannot be used: without it, training would learn what it hides."""
-    for image in (each for each in found.images if each.mask in barred):
-        reason = f"an image whose mask cannot be used ({barred[str(image.mask)]})"
-        found.unused.append((image.name, reason))
-        found.unused += [(name, f"a caption or record of {reason}") for name in image.texts]
-    found.images = [image for image in found.images if image.mask not in barred]
 
 
 def _file_of(image: str, ending: str, by_name: dict[str, list[str]], exact: set[str]) -> str | None:
@@ -231,21 +220,11 @@ def read_file(path: Path, limit: int, *, whole: bool = True) -> bytes:
     """Return the content of a regular file, or its first bytes.
 
     Raises:
-        SampleFault: it is not a regular file, or is longer than the limit although the whole is wanted.
-        OSError: it cannot be read.
+        SampleFault: it is longer than the limit although the whole is wanted.
+        OSError: it cannot be read, or is not a regular file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would block
-    with open(handle, "rb") as file:
-        state = os.fstat(handle)
-        if not stat.S_ISREG(state.st_mode):
-            raise SampleFault("not a regular file")
-        if whole and state.st_size > limit:
-            raise SampleFault(f"file too large: {state.st_size} bytes")
+    with open(path, "rb", opener=open_regular) as file:
+        size = os.fstat(file.fileno()).st_size
+        if whole and size > limit:
+            raise SampleFault(f"file too large: {size} bytes")
         return file.read(limit)
-
-
-def kinds_of(unused: Sequence[tuple[str, str]]) -> Counter[str]:
-    """Return the number of files of each kind."""
-    return Counter(
-        reason.partition(" beside ")[0].removeprefix("not an image: ").removeprefix("a ") for _, reason in unused
-    )

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -23,13 +22,12 @@ from hdm_lightning.data.captions import (
 from hdm_lightning.data.decode import MAX_FILE_BYTES
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.image_headers import format_of
-from hdm_lightning.datasets.build import Item
+from hdm_lightning.datasets.build import Item, Made
 from hdm_lightning.datasets.source_files import read_file
 from hdm_lightning.datasets.writer import Field
 
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 ENCODINGS = ("keep", "webp", "jpeg")
-_OF_A_BUILD = ("allow_missing", "follow_links", "samples_per_shard", "processes", "anew")
 MOST_WEBP_PX = 16383
 """Longest side of a WebP image."""
 
@@ -101,10 +99,8 @@ def _encoded(image: Image.Image, kind: str, options: ImageOptions) -> dict[str, 
     return {KEPT[kind]: buffer.getvalue()}
 
 
-def caption_fields(
-    root: Path, texts: Sequence[str], record: Mapping[str, object], *, allow_missing: bool
-) -> tuple[dict[str, Field], list[tuple[str, str]]]:
-    """Return an image's caption and record with `record` added, and (name, reason) of files that cannot be used.
+def caption_fields(root: Path, texts: Sequence[str], record: Mapping[str, object], *, allow_missing: bool) -> Made:
+    """Return an image's caption and record with `record` added, and which files cannot be used.
 
     An unreadable record is left out if there is a caption next to it. Its own values stay as they are; values of
     `record` under keys that it has are written as `hdm_KEY`.
@@ -138,7 +134,7 @@ def caption_fields(
     except SampleFault as fault:
         raise SampleFault(f"{fault} (in {', '.join(texts)})" if texts else str(fault)) from fault
     own = {name if name not in theirs else f"hdm_{name}": value for name, value in record.items()}
-    return {**fields, "json": {**theirs, **own}}, unused
+    return Made({**fields, "json": {**theirs, **own}}, unused)
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,21 +154,3 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 def image_options(arguments: argparse.Namespace) -> ImageOptions:
     """Return the image options from the arguments of `add_shared_arguments`."""
     return ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size)
-
-
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that all builders from image files share."""
-    parser.add_argument("folder", help="folder with the images, searched to any depth")
-    add_shared_arguments(parser)
-    parser.add_argument(
-        "--follow-links", action="store_true", help="also use outside files and folders that links point to"
-    )
-    parser.add_argument("--processes", type=whole_number(1), help="default: one per core")
-
-
-def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `add_image_arguments` as keywords for the builders."""
-    return {
-        "images": image_options(arguments),
-        **{name: getattr(arguments, name) for name in _OF_A_BUILD},
-    }

@@ -84,6 +84,16 @@ def write_shards(folder, counts, **options):
     return folder
 
 
+def write_images(folder, captions):
+    """Pictures of the numbers from 0 on, by name without an ending, each with its caption unless that is None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (name, caption) in enumerate(captions.items()):
+        (folder / f"{name}.png").write_bytes(coloured(number))
+        if caption is not None:
+            (folder / f"{name}.txt").write_text(caption)
+    return folder
+
+
 def stream_config(*folders, **options):
     """A stream of 16-pixel pictures from folders of shards; bad samples do not stop it by default."""
     defaults = {"resolution": 16, "context_length": 24, "seed": 5, "stage": "s", "lanes": 12, "window": 4}
@@ -112,6 +122,7 @@ class ShardKit:
     reader_of = staticmethod(reader_of)
     entries_of = staticmethod(entries_of)
     write_shards = staticmethod(write_shards)
+    write_images = staticmethod(write_images)
     stream_config = staticmethod(stream_config)
     data_module = staticmethod(data_module)
 

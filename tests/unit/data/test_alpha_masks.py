@@ -22,12 +22,6 @@ from hdm_lightning.training.modules.flow_step import loss_weight
 SIDE = 32
 
 
-def saved(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def half_transparent():
     """Noise whose right half is transparent, with colours of its own underneath."""
     values = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 4), dtype=np.uint8)
@@ -39,24 +33,24 @@ def whole(height, width):
     return Crop(top=0, left=0, height=height, width=width, full_height=height, full_width=width)
 
 
-def test_colours_are_kept_under_the_mask():
+def test_colours_are_kept_under_the_mask(kit):
     image = half_transparent()
-    pixels, _ = decode_masked(saved(image), whole)
+    pixels, _ = decode_masked(kit.encoded(image), whole)
     assert np.array_equal(pixels, np.array(image).transpose(2, 0, 1))
-    on_white, _ = decode(saved(image), whole)
+    on_white, _ = decode(kit.encoded(image), whole)
     assert (on_white[:, :, SIDE // 2 :] == 255).all()
 
 
-def test_a_picture_without_alpha_counts_whole_and_is_decoded_as_ever():
-    data = saved(half_transparent().convert("RGB"), "JPEG")
+def test_a_picture_without_alpha_counts_whole_and_is_decoded_as_ever(kit):
+    data = kit.encoded(half_transparent().convert("RGB"), "JPEG")
     pixels, crop = decode_masked(data, whole)
     expected, same = decode(data, whole)
     assert np.array_equal(pixels[:3], expected) and (pixels[3] == 255).all() and crop == same
 
 
-def test_a_mask_follows_the_resize_the_crop_and_the_mirror():
+def test_a_mask_follows_the_resize_the_crop_and_the_mirror(kit):
     part = Crop(top=4, left=0, height=8, width=16, full_height=16, full_width=16, flip=True)
-    pixels, _ = decode_masked(saved(half_transparent()), lambda *_: part)
+    pixels, _ = decode_masked(kit.encoded(half_transparent()), lambda *_: part)
     assert pixels.shape == (4, 8, 16)
     assert (pixels[3, :, :6] == 0).all() and (pixels[3, :, 10:] == 255).all()
 
@@ -108,8 +102,8 @@ def test_a_mask_file_beside_a_picture_becomes_its_alpha(tmp_path):
     assert (batch["image"][0, :3].float().mean(dim=(1, 2)) - torch.tensor([200.0, 30.0, 30.0])).abs().max() < 6
 
 
-def test_masks_shrink_with_their_picture():
-    colours, mask = saved(Image.new("RGB", (64, 48))), saved(Image.new("L", (8, 8), 255))
+def test_masks_shrink_with_their_picture(kit):
+    colours, mask = kit.encoded(Image.new("RGB", (64, 48))), kit.encoded(Image.new("L", (8, 8), 255))
     ((_, data),) = image_field(colours, ImageOptions(short_side_px=24), mask).items()
     assert Image.open(io.BytesIO(data)).size == (32, 24)
 
@@ -131,8 +125,8 @@ def flat_half_transparent():
         ("PNG", ImageOptions()),
     ],
 )
-def test_transparency_outlives_the_encoding(kind, options):
-    ((_, data),) = image_field(saved(flat_half_transparent(), kind), options).items()
+def test_transparency_outlives_the_encoding(kit, kind, options):
+    ((_, data),) = image_field(kit.encoded(flat_half_transparent(), kind), options).items()
     pixels, _ = decode_masked(data, whole)
     half = pixels.shape[2] // 2
     edge = half // 4  # shrinking and lossy colours blur what meets
@@ -145,11 +139,11 @@ def test_transparency_outlives_the_encoding(kind, options):
     ).max() < 12
 
 
-def test_what_jpeg_cannot_hold_is_refused_with_a_reason():
+def test_what_jpeg_cannot_hold_is_refused_with_a_reason(kit):
     with pytest.raises(SampleFault, match=r"transparency.*--encoding webp"):
-        image_field(saved(half_transparent()), ImageOptions(encoding="jpeg"))
+        image_field(kit.encoded(half_transparent()), ImageOptions(encoding="jpeg"))
     opaque = Image.new("RGBA", (SIDE, SIDE), (9, 9, 9, 255))
-    assert list(image_field(saved(opaque), ImageOptions(encoding="jpeg"))) == ["jpg"]
+    assert list(image_field(kit.encoded(opaque), ImageOptions(encoding="jpeg"))) == ["jpg"]
 
 
 def test_shrinking_lets_no_hidden_colour_into_what_is_seen():
@@ -160,29 +154,29 @@ def test_shrinking_lets_no_hidden_colour_into_what_is_seen():
     assert (pixels[:, 15:] == 0).all() and shrunk(image, 60) is image
 
 
-def test_a_mask_is_multiplied_by_the_pictures_own_alpha_and_its_colours_are_kept():
+def test_a_mask_is_multiplied_by_the_pictures_own_alpha_and_its_colours_are_kept(kit):
     image, mask = half_transparent(), Image.new("L", (SIDE, SIDE), 255)
     mask.paste(0, (0, 0, SIDE, SIDE // 2))
     mask.paste(128, (0, 0, SIDE // 2, SIDE // 4))
-    made = np.array(with_mask(image, saved(mask)))
+    made = np.array(with_mask(image, kit.encoded(mask)))
     assert np.array_equal(made[:, :, :3], np.array(image)[:, :, :3])
     expected = np.array(mask).astype(int) * (np.array(image)[:, :, 3] > 0)
     assert np.array_equal(made[:, :, 3], expected)
 
 
-def test_a_masked_picture_follows_the_quality_and_may_be_wider_than_a_webp():
-    noise = saved(half_transparent().convert("RGB"))
-    mask = saved(Image.new("L", (2, 1), 255))
+def test_a_masked_picture_follows_the_quality_and_may_be_wider_than_a_webp(kit):
+    noise = kit.encoded(half_transparent().convert("RGB"))
+    mask = kit.encoded(Image.new("L", (2, 1), 255))
     sizes = [len(image_field(noise, ImageOptions(quality=quality), mask)["webp"]) for quality in (5, 95)]
     assert sizes[0] < sizes[1] / 2
-    wide = saved(Image.new("RGB", (16_400, 2), (1, 2, 3)))
+    wide = kit.encoded(Image.new("RGB", (16_400, 2), (1, 2, 3)))
     pixels = np.array(Image.open(io.BytesIO(image_field(wide, ImageOptions(), mask)["png"])))
     assert pixels.shape == (2, 16_400, 4) and (pixels == (1, 2, 3, 255)).all()
 
 
-def test_deep_grey_keeps_its_values_beside_the_one_that_is_transparent():
+def test_deep_grey_keeps_its_values_beside_the_one_that_is_transparent(kit):
     values = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
-    data = saved(Image.fromarray(values), transparency=(100 * 257))
+    data = kit.encoded(Image.fromarray(values), transparency=(100 * 257))
     pixels, _ = decode_masked(data, whole)
     levels = np.arange(256).reshape(16, 16)
     assert all(np.array_equal(pixels[channel], levels) for channel in range(3))

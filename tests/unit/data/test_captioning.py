@@ -1,10 +1,8 @@
 """Captions by a vision-language model: what lands in the shards, what happens to failures, and calls that go on."""
 
-import hashlib
 import json
 import os
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,18 +14,16 @@ from hdm_lightning.cli.shards import main
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.latent_sets import LatentFormat
-from hdm_lightning.data.rules import Source
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.datasets import captioning
 from hdm_lightning.datasets.captioning import CaptionedSet, CaptionOptions
 from hdm_lightning.datasets.encoding import EncodedSet, EncodeOptions
-from hdm_lightning.datasets.filter_judging import Filter
-from hdm_lightning.datasets.filter_rules import Rule
+from hdm_lightning.datasets.filter_rules import Filter, Rule
 from hdm_lightning.datasets.filtering import FilteredSet
 from hdm_lightning.encoders.captioner import load_captioner
 from hdm_lightning.errors import UserError
+from shard_contents import digests, samples_in
 
 
 @pytest.fixture(scope="session")
@@ -38,21 +34,6 @@ def llava(tmp_path_factory):
 @pytest.fixture(scope="session")
 def blip(tmp_path_factory):
     return tiny_captioners.save_blip(tmp_path_factory.mktemp("blip"))
-
-
-def members_of(folder):
-    """Key and members of every usable sample, in order."""
-    found = []
-    for url, record in resolve(Source((str(folder),))):
-        table = record.table()
-        data = Path(url).read_bytes()
-        for start, size, form in zip(table.start.tolist(), table.size.tolist(), table.forms(), strict=True):
-            found.append(form.cut(data[start : start + size]))
-    return found
-
-
-def digests(folder):
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.tar"))}
 
 
 def red_or_blue(images, prompt):
@@ -84,7 +65,7 @@ def test_new_shards_hold_the_same_samples_with_the_captions_and_their_origin(kit
     before = digests(folder)
     index, summary = CaptionedSet(str(folder), tmp_path / "out", options()).make()
     assert digests(folder) == before
-    old, new = members_of(folder), members_of(tmp_path / "out")
+    old, new = samples_in(folder), samples_in(tmp_path / "out")
     assert [each.key for each in new] == [each.key for each in old] and index.samples == 12
     assert [each.name for each in index.shards] == [each.name for each in load_index(folder).shards]
     for number, (was, now) in enumerate(zip(old, new, strict=True)):
@@ -122,7 +103,7 @@ def test_captions_of_the_record_are_drawn_beside_the_new_ones(kit, tmp_path, nam
     kit.write_tar(tmp_path / "set" / "0.tar", [("a.png", kit.coloured(20)), ("a.json", json.dumps(record).encode())])
     index_shards(tmp_path / "set")
     CaptionedSet(str(tmp_path / "set"), tmp_path / "out", options(prompts={"long": "p"})).make()
-    (sample,) = members_of(tmp_path / "out")
+    (sample,) = samples_in(tmp_path / "out")
     assert {each.text for each in CaptionRules().all_of(sample.members)} == former | {"p 20"}
     of_old_kind = CaptionRules(kinds={"caption": 1.0, "captions": 1.0, "human": 1.0}).of_every_place(sample.members)
     texts = [each.text for each in of_old_kind if each.kind != "long"]
@@ -138,7 +119,7 @@ def test_what_cannot_be_described_stays_in_its_place_and_is_named(kit, tmp_path)
     kit.write_tar(tmp_path / "set" / "a" / "000.tar", entries)
     index_shards(tmp_path / "set")
     _, summary = CaptionedSet(str(tmp_path / "set"), tmp_path / "out", options(prompts={"long": "p"})).make()
-    found = {each.key: each for each in members_of(tmp_path / "out")}
+    found = {each.key: each for each in samples_in(tmp_path / "out")}
     assert list(found) == ["000010", "000011", "000012", "bad", "odd", "good", "list"]
     assert "json" not in found["bad"].members and found["odd"].members["json"] == b"{"
     assert json.loads(found["list"].members["json"])["captions"][0] == "one before"
@@ -304,7 +285,7 @@ def test_the_command_from_shards_to_a_training_stream(llava, kit, tmp_path, caps
     assert digests(out) == first
     rules = CaptionRules(kinds={"long": 1.0, "short": 1.0}, drop=0.0)
     seen = {each.caption for each in stream(kit.stream_config(out, captions=rules), kit.letters, stop=60)}
-    every = {text for each in members_of(out) for text in captions(each).values()}
+    every = {text for each in samples_in(out) for text in captions(each).values()}
     numbers = {f"number {number}" for number in range(14)}
     assert seen & every and seen - every <= numbers  # a sample of which nothing was said keeps its text
     assert main([*words[:-1], "2"]) == 0  # two processes, which find nothing to do

@@ -1,6 +1,5 @@
 """Filtering shards: bounds of what is measured and of scores, what is lacking, near copies, and calls that go on."""
 
-import io
 import json
 import os
 import re
@@ -8,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from experiments.near_duplicate_search import robustness
 from PIL import Image, ImageDraw
 
 from hdm_lightning.cli.shards import main
@@ -16,8 +16,7 @@ from hdm_lightning.data.inspection import collect
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.datasets import filtering, near_duplicates
-from hdm_lightning.datasets.filter_judging import Filter, reasons_of
-from hdm_lightning.datasets.filter_rules import Lacking, Rule, Seen
+from hdm_lightning.datasets.filter_rules import Filter, Lacking, Rule, Seen, reasons_of
 from hdm_lightning.datasets.filtering import FilteredSet
 from hdm_lightning.datasets.near_duplicates import better_copies, bit_count, perceptual_hash
 from hdm_lightning.errors import UserError
@@ -237,12 +236,6 @@ def picture(number, size=(96, 64)):
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def bytes_of(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def set_of(kit, folder, images):
     kit.write_tar(folder / "000.tar", [(f"{number:03d}.{name}", data) for number, (name, data) in enumerate(images)])
     index_shards(folder)
@@ -250,10 +243,10 @@ def set_of(kit, folder, images):
 
 
 def test_of_near_copies_the_one_with_most_pixels_stays_and_other_sets_come_first(kit, tmp_path):
-    images = [("png", bytes_of(picture(number))) for number in range(8)]
+    images = [("png", kit.encoded(picture(number))) for number in range(8)]
     images += [
-        ("jpg", bytes_of(picture(2, (192, 128)), "JPEG", quality=80)),
-        ("webp", bytes_of(picture(3, (60, 40)), "WEBP")),
+        ("jpg", kit.encoded(picture(2, (192, 128)), "JPEG", quality=80)),
+        ("webp", kit.encoded(picture(3, (60, 40)), "WEBP")),
     ]
     images += [("png", images[4][1]), ("png", images[5][1][:200])]
     folder = set_of(kit, tmp_path / "set", images)
@@ -263,7 +256,7 @@ def test_of_near_copies_the_one_with_most_pixels_stays_and_other_sets_come_first
         "its image cannot be decoded, so it cannot be compared": 1,
         "near copy of a larger or earlier image": 3,
     }
-    others = set_of(kit, tmp_path / "others", [("jpg", bytes_of(picture(6, (48, 32)), "JPEG")), ("png", b"")])
+    others = set_of(kit, tmp_path / "others", [("jpg", kit.encoded(picture(6, (48, 32)), "JPEG")), ("png", b"")])
     judgement = FilteredSet(str(folder), Filter(distance=4), against=[str(others)]).judge()
     assert judgement.left_out["near copy of an image of --against"] == 1 and judgement.codes[0][6]
     assert load_index(others).samples == 1
@@ -272,12 +265,19 @@ def test_of_near_copies_the_one_with_most_pixels_stays_and_other_sets_come_first
     assert rows == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-def test_the_hash_is_that_of_imagehash_for_small_images():
+def test_the_hash_is_that_of_imagehash_for_small_images(kit):
     import imagehash
 
     for number in range(5):
         image = picture(number)
-        assert perceptual_hash(bytes_of(image)) == int(str(imagehash.phash(image)), 16)
+        assert perceptual_hash(kit.encoded(image)) == int(str(imagehash.phash(image)), 16)
+
+
+def test_the_study_of_changed_copies_runs_on_a_set(kit, tmp_path, capsys):
+    folder = set_of(kit, tmp_path / "set", [("png", kit.encoded(picture(number))) for number in range(2)])
+    robustness.main(str(folder))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("| half the size | ") and all("100.0%" in line for line in lines[:3])
 
 
 def test_a_call_that_was_killed_goes_on_with_the_next_shard(kit, tmp_path, monkeypatch):

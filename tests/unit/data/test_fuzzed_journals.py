@@ -22,8 +22,7 @@ from hdm_lightning.data.text_states import TextFormat, TextStates, read_format
 from hdm_lightning.data.verification import verify
 from hdm_lightning.datasets.caption_states import EncodedCaptions, StateOptions
 from hdm_lightning.datasets.captioning import CaptionedSet, CaptionOptions
-from hdm_lightning.datasets.filter_judging import Filter
-from hdm_lightning.datasets.filter_rules import Rule
+from hdm_lightning.datasets.filter_rules import Filter, Rule
 from hdm_lightning.datasets.filtering import FilteredSet
 from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.parquet import ParquetTable
@@ -50,10 +49,7 @@ def start_states(device):
 def commands(kit, tmp_path_factory):
     """Functions of the folder that a command writes into, by the command's name; each returns its samples."""
     root = tmp_path_factory.mktemp("sources")
-    (root / "in").mkdir()
-    for number in range(SAMPLES):
-        (root / "in" / f"{number}.png").write_bytes(kit.coloured(number))
-        (root / "in" / f"{number}.txt").write_text(f"number {number}")
+    kit.write_images(root / "in", {str(n): f"number {n}" for n in range(SAMPLES)})
     columns = {"image": [kit.coloured(n) for n in range(SAMPLES)], "text": [f"number {n}" for n in range(SAMPLES)]}
     pq.write_table(pa.table(columns), root / "t.parquet")
     shards, table = kit.write_shards(root / "shards", [4, 2]), Columns("image", ("text",))
@@ -62,7 +58,7 @@ def commands(kit, tmp_path_factory):
     encoded = StateOptions(start_states, [lambda text: ([ord(letter) for letter in text][:8], len(text[:8]))], 64)
 
     def rows(out):
-        return build_rows(ParquetTable([str(root / "t.parquet")], table), out, table, samples_per_shard=2, threads=1)
+        return build_rows(ParquetTable([str(root / "t.parquet")], table), out, samples_per_shard=2, threads=1)
 
     def index(out):
         if not (out / "000.tar").exists():
@@ -224,9 +220,7 @@ def test_tables_of_all_kinds_have_every_row_used_or_named(kit, tmp_path, numbers
             if picked["image"] is CELLS["bytes"]:
                 table["image"][0] = kit.coloured(1)
             pq.write_table(pa.table(table), file)
-        report = build_rows(
-            ParquetTable([str(file)], columns), out, columns, threads=1, allow_missing=lot.random() < 0.5
-        )
+        report = build_rows(ParquetTable([str(file)], columns), out, threads=1, allow_missing=lot.random() < 0.5)
         assert report.samples + len(report.rejected) == (rows or SAMPLES)
 
     assert survived("table", numbers, case) > len(numbers) / 20

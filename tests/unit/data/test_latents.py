@@ -1,6 +1,5 @@
 """Latents on disk: the same samples in the same order as the images give, cut on the grid; encoding that goes on."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -38,6 +37,7 @@ from hdm_lightning.datasets.shard_work import require_room
 from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
+from shard_contents import digests
 
 FACTOR = 4
 HALF = 2.0**-11  # of rounding to float16, relative
@@ -89,10 +89,6 @@ def vae(tiny_autoencoder):
 
 def config_of(kit, *folders, **options):
     return kit.stream_config(*folders, captions=CaptionRules(drop=0.2), **options)
-
-
-def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.tar")}
 
 
 def test_shards_have_the_same_keys_and_texts_in_the_same_order(images, encoded):
@@ -427,17 +423,8 @@ def test_another_encoding_in_the_folder_is_refused(images, encoded, tiny_autoenc
 
 def test_auto_is_noted_as_the_dtype_that_it_stands_for(images, encoded, tiny_autoencoder, monkeypatch):
     """A set begun with `auto` goes on with what that stood for, not with `auto` on a device where it is another."""
-    words = [
-        "encode",
-        str(images),
-        "--out",
-        str(encoded),
-        "--vae",
-        str(tiny_autoencoder),
-        "--resolution",
-        "16",
-        "--std",
-    ]
+    words = ["encode", str(images), "--out", str(encoded), "--vae", str(tiny_autoencoder), "--resolution", "16"]
+    words += ["--std"]
     assert main_of([*words, "--devices", "cpu", "--dtype", "float32"]) == 0
     assert refused(partial(main_of, [*words, "--devices", "cpu", "--dtype", "bfloat16"])).where == str(encoded / "16px")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)

@@ -1,18 +1,31 @@
-"""The Open Clip Art builder on drawings written for the purpose: what is kept, refused, said and drawn."""
+"""The Open Clip Art builder on drawings written for the purpose: what is kept, refused, said and drawn.
+
+Last its journal, cut anywhere by a kill, and the committed set, which is what its note says it is.
+"""
 
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hdm_lightning.datasets.openclipart import OpenClipArtOptions, build_openclipart
+from hdm_lightning.data.index import load_index
+from hdm_lightning.datasets.openclipart import JOURNAL, Journal, OpenClipArtOptions, build_openclipart
 from hdm_lightning.datasets.openclipart_captions import clean_title, describe
 from hdm_lightning.datasets.openclipart_drawing import Miniatures
-from hdm_lightning.datasets.openclipart_source import Record, at_random, folders_in_turn, read_record, refusal
+from hdm_lightning.datasets.openclipart_source import (
+    EXCLUDED,
+    Record,
+    at_random,
+    folders_in_turn,
+    read_record,
+    refusal,
+)
 from hdm_lightning.errors import UserError
+from shard_contents import members_in
 
 PUBLIC_DOMAIN = "http://web.resource.org/cc/PublicDomain"
 BALL = '<circle cx="50" cy="50" r="{r}" fill="{fill}"/>'
@@ -73,16 +86,6 @@ def outcomes(folder):
     return dict(line.split("\t") for line in lines)
 
 
-def samples(folder):
-    found = {}
-    for shard in sorted(folder.glob("*.tar")):
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                key, _, kind = member.name.partition(".")
-                found.setdefault(key, {})[kind] = tar.extractfile(member).read()
-    return found
-
-
 def test_every_refusal_has_its_reason(tmp_path, collection):
     tally = build(tmp_path / "out", collection, harmless=True, resolution=256)
     said = outcomes(tmp_path / "out")
@@ -110,7 +113,7 @@ def test_every_refusal_has_its_reason(tmp_path, collection):
 
 def test_pictures_are_cropped_to_size_on_white(tmp_path, collection):
     build(tmp_path / "out", collection, harmless=True)
-    bar = samples(tmp_path / "out")["toys-bar"]
+    bar = members_in(tmp_path / "out")["toys-bar"]
     picture = np.asarray(Image.open(io.BytesIO(bar["webp"])).convert("RGB")).astype(int)
     facts = json.loads(bar["json"])
     # 60 × 20 units with a white margin of 3% of 60 on each side.
@@ -122,13 +125,13 @@ def test_pictures_are_cropped_to_size_on_white(tmp_path, collection):
 
 def test_short_side_can_be_the_measure(tmp_path, collection):
     build(tmp_path / "out", collection, side="short")
-    for sample in samples(tmp_path / "out").values():
+    for sample in members_in(tmp_path / "out").values():
         assert min(Image.open(io.BytesIO(sample["webp"])).size) == 64
 
 
 def test_captions_and_truth(tmp_path, collection):
     build(tmp_path / "out", collection)
-    sample = samples(tmp_path / "out")["food-pie"]
+    sample = members_in(tmp_path / "out")["food-pie"]
     facts = json.loads(sample["json"])
     assert sample["txt"].decode() == "pie, toy, round, food"
     assert facts["captions"] == ["pie, toy, round, food", "pie"]
@@ -181,7 +184,7 @@ def test_other_options_do_not_go_on_and_old_shards_are_not_mixed_in(tmp_path, co
 
 def test_count_stops(tmp_path, collection):
     assert build(tmp_path / "out", collection, count=2)["kept"] == 2
-    assert len(samples(tmp_path / "out")) == 2
+    assert len(members_in(tmp_path / "out")) == 2
 
 
 def test_a_missing_source_says_what_to_install(tmp_path):
@@ -295,3 +298,59 @@ def test_records_stop_at_the_rdf(tmp_path):
     (tmp_path / "a.svg").write_text(svg(ball(), title="  A  b ", keywords=("", " x ")))
     found = read_record(tmp_path, "a.svg")
     assert (found.title, found.keywords, found.author, found.key) == ("A  b", ("x",), "Ann Draw", "a")
+
+
+OPTIONS = {"seed": 0}
+OUTCOMES = {"animals/c\u00e4t.svg": "shard openclipart-00000.tar", "animals/dog.svg": "refused: duplicate"}
+
+
+def test_a_journal_that_was_cut_goes_on_from_its_last_whole_line(tmp_path):
+    Journal(tmp_path, OPTIONS).record(OUTCOMES)
+    whole = (tmp_path / JOURNAL).read_bytes()
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    assert len(ends) == 3
+    for cut in range(len(whole) + 1):
+        (tmp_path / JOURNAL).write_bytes(whole[:cut])
+        journal = Journal(tmp_path, OPTIONS)
+        kept = sum(end <= cut for end in ends)
+        assert list(journal.outcomes.items()) == list(OUTCOMES.items())[: max(0, kept - 1)], cut
+        journal.record(dict(list(OUTCOMES.items())[len(journal.outcomes) :]))
+        assert (tmp_path / JOURNAL).read_bytes() == whole, cut
+
+
+def test_other_options_and_foreign_shards_are_refused(tmp_path):
+    Journal(tmp_path, OPTIONS)
+    Journal(tmp_path, {"seed": 1})  # nothing was made by the others
+    Journal(tmp_path, OPTIONS).record({"a.svg": "refused: empty"})
+    with pytest.raises(UserError, match="other options"):
+        Journal(tmp_path, {"seed": 1})
+    (tmp_path / JOURNAL).unlink()
+    (tmp_path / "x.tar").touch()
+    with pytest.raises(UserError, match="already holds"):
+        Journal(tmp_path, OPTIONS)
+
+
+COMMITTED = Path(__file__).parents[3] / "data/openclipart-mini"
+
+
+def test_the_committed_set_has_its_size_and_an_index():
+    index = load_index(str(COMMITTED / "index.json"))
+    assert index.samples == 1000 and len(list(COMMITTED.glob("*.tar"))) == 4
+    assert sum(file.stat().st_size for file in COMMITTED.iterdir()) <= 7_000_000
+
+
+def test_the_committed_set_has_pictures_of_the_collection_with_their_captions():
+    samples = members_in(COMMITTED)
+    assert len(samples) == 1000
+    aspects, seen = [], Miniatures()
+    for key, sample in samples.items():
+        picture, facts = Image.open(io.BytesIO(sample["webp"])), json.loads(sample["json"])
+        assert max(picture.size) == 256 and picture.size == (facts["width"], facts["height"]), key
+        assert sample["txt"].decode() == facts["captions"][0] and len(facts["captions"]) >= 2, key
+        assert "&" not in facts["title"].replace("& ", "") and "_" not in sample["txt"].decode(), key
+        assert facts["licence"] == "public domain"
+        assert facts["source"].partition(": ")[2] not in EXCLUDED
+        assert seen.add(sample["webp"]), key
+        aspects.append(picture.width / picture.height)
+    assert min(aspects) >= 1 / 4 and max(aspects) <= 4
+    assert sum(a < 2 / 3 for a in aspects) > 100 and sum(a > 3 / 2 for a in aspects) > 100

@@ -83,11 +83,7 @@ def test_masks_are_found_whatever_the_case_and_the_form_of_their_names(kit, tmp_
 
 
 def test_an_image_whose_mask_cannot_be_used_is_named_and_not_built_unmasked(kit, tmp_path):
-    root = tmp_path / "in"
-    root.mkdir()
-    for name in "abcd":
-        (root / f"{name}.png").write_bytes(kit.coloured(1))
-        (root / f"{name}.txt").write_text("x")
+    root = kit.write_images(tmp_path / "in", dict.fromkeys("abcd", "x"))
     (tmp_path / "elsewhere.png").write_bytes(kit.encoded(Image.new("L", (9, 9), 255)))
     os.symlink(tmp_path / "elsewhere.png", root / "A.mask.png")
     os.symlink("nowhere", root / "b.mask.png")
@@ -137,12 +133,9 @@ def test_every_file_is_used_or_named(kit, tmp_path):
 
 
 def test_links_lead_out_only_where_asked_for_and_never_round_in_circles(kit, tmp_path):
-    root, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    root = tmp_path / "in"
     root.mkdir()
-    elsewhere.mkdir()
-    for number in range(3):
-        (elsewhere / f"{number}.png").write_bytes(kit.coloured(number))
-        (elsewhere / f"{number}.txt").write_text(f"number {number}")
+    elsewhere = kit.write_images(tmp_path / "elsewhere", {str(n): f"number {n}" for n in range(3)})
     os.symlink(elsewhere, root / "set")
     os.symlink(root, elsewhere / "back")
     with pytest.raises(UserError, match="1 link out of the folder") as caught:
@@ -235,11 +228,7 @@ def test_a_rebuild_takes_what_has_changed_and_says_so(kit, tmp_path):
 
 
 def test_one_changed_file_has_one_shard_built_again(kit, tmp_path):
-    root, out = tmp_path / "in", tmp_path / "out"
-    root.mkdir()
-    for number in range(12):
-        (root / f"{number:02d}.png").write_bytes(kit.coloured(number))
-        (root / f"{number:02d}.txt").write_text("x")
+    root, out = kit.write_images(tmp_path / "in", {f"{n:02d}": "x" for n in range(12)}), tmp_path / "out"
     build(root, out, samples_per_shard=3)
     before = {path.name: path.stat().st_ino for path in out.glob("*.tar")}
     (root / "04.txt").write_text("y")
@@ -270,10 +259,7 @@ def test_numbers_that_are_dates_are_no_repeats(kit, tmp_path, number):
 def two_folders(kit, root):
     """Images in a folder that asks for two copies, and one with caption and mask in a folder that asks for none."""
     for folder, names in (("2_fox", "abc"), ("0_off", "d")):
-        (root / folder).mkdir(parents=True)
-        for name in names:
-            (root / folder / f"{name}.png").write_bytes(kit.coloured(1))
-            (root / folder / f"{name}.txt").write_text("x")
+        kit.write_images(root / folder, dict.fromkeys(names, "x"))
     (root / "0_off" / "d.mask.png").write_bytes(kit.coloured(1))
 
 
@@ -301,11 +287,7 @@ def test_a_bound_on_repeats_makes_no_other_build(kit, tmp_path):
 
 
 def test_rows_of_an_earlier_version_are_told_as_such(kit, tmp_path):
-    root, out = tmp_path / "in", tmp_path / "out"
-    root.mkdir()
-    for number in range(6):
-        (root / f"{number}.png").write_bytes(kit.coloured(number))
-        (root / f"{number}.txt").write_text("x")
+    root, out = kit.write_images(tmp_path / "in", {str(n): "x" for n in range(6)}), tmp_path / "out"
     build(root, out, samples_per_shard=2)
     header, *rows = [json.loads(line) for line in (out / "build.jsonl").read_text().splitlines()]
     for row in rows[:2]:
@@ -319,12 +301,8 @@ def test_rows_of_an_earlier_version_are_told_as_such(kit, tmp_path):
 
 @pytest.mark.parametrize("builder", [build_folder, build_kohya])
 def test_a_build_that_followed_links_loses_no_shard_to_one_that_does_not(kit, tmp_path, builder):
-    root, out, elsewhere = tmp_path / "in", tmp_path / "out", tmp_path / "elsewhere"
-    root.mkdir()
-    elsewhere.mkdir()
-    for number, folder in enumerate((root, elsewhere)):
-        (folder / f"{number}.png").write_bytes(kit.coloured(number))
-        (folder / f"{number}.txt").write_text("x")
+    out = tmp_path / "out"
+    root, elsewhere = (kit.write_images(tmp_path / name, {name: "x"}) for name in ("in", "elsewhere"))
     os.symlink(elsewhere, root / "set")
     assert builder(root, out, follow_links=True, samples_per_shard=1, processes=1).images == 2
     with pytest.raises(UserError, match="other options"):

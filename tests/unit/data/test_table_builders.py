@@ -1,6 +1,5 @@
 """Shards from tables: parquet files and data sets of the hub, their columns, faulty rows, and builds that go on."""
 
-import hashlib
 import io
 import json
 import os
@@ -15,30 +14,13 @@ import hub
 from hdm_lightning.cli.shards import main
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.index import load_index
-from hdm_lightning.data.rules import Source
 from hdm_lightning.data.samples import stream
-from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.datasets.build import ShardJournal
 from hdm_lightning.datasets.hub import HubTable
 from hdm_lightning.datasets.parquet import ParquetTable
 from hdm_lightning.datasets.rows import Columns, build_rows
 from hdm_lightning.errors import UserError
-
-
-def members_of(folder):
-    found = {}
-    for url, record in resolve(Source((str(folder),))):
-        table = record.table()
-        with open(url, "rb") as file:
-            data = file.read()
-        for start, size, form in zip(table.start.tolist(), table.size.tolist(), table.forms(), strict=True):
-            sample = form.cut(data[start : start + size])
-            found[sample.key] = sample.members
-    return found
-
-
-def digests(folder):
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.tar"))}
+from shard_contents import digests, members_in
 
 
 def write(path, columns, **options):
@@ -66,13 +48,13 @@ PICTURES = Columns("picture", ("text",))
 
 def build(place, out, columns=PICTURES, **options):
     chosen = {"samples_per_shard": 7, "threads": 1, **options}
-    return build_rows(ParquetTable([str(place)], columns), out, columns, **chosen)
+    return build_rows(ParquetTable([str(place)], columns), out, **chosen)
 
 
 def test_rows_become_samples_in_their_order_with_what_else_they_say(kit, table, tmp_path):
     report = build(table, tmp_path / "out")
     assert (report.images, report.captions, report.rejected) == (25, 25, [])
-    found = members_of(tmp_path / "out")
+    found = members_in(tmp_path / "out")
     assert list(found) == [f"{row:08d}" for row in range(25)]
     for row, members in enumerate(found.values()):
         assert members["png"] == kit.coloured(row) and members["txt"] == f"number {row}".encode()
@@ -105,10 +87,10 @@ def test_rows_of_files_of_the_same_name_are_told_apart_and_a_file_named_twice_co
         write(tmp_path / "a" / "x.parquet", {"picture": [kit.coloured(1), b""], "text": ["x", "x"]})
         write(tmp_path / "a" / "X.PARQUET", {"picture": [kit.coloured(2), b""], "text": ["X", "x"]})
     report = build_rows(
-        ParquetTable([str(tmp_path / place) for place in places], PICTURES), tmp_path / "out", PICTURES, threads=1
+        ParquetTable([str(tmp_path / place) for place in places], PICTURES), tmp_path / "out", threads=1
     )
     assert [name for name, _ in report.rejected] == [f"{name}#1" for name in named]
-    sources = [json.loads(members["json"])["source"] for members in members_of(tmp_path / "out").values()]
+    sources = [json.loads(members["json"])["source"] for members in members_in(tmp_path / "out").values()]
     assert sources == [f"{name}#0" for name in named]
 
 
@@ -137,20 +119,9 @@ def test_several_captions_go_into_the_record_with_their_columns_as_kinds(kit, tm
         "caption": ["not used", "x", "y"],
     }
     file = write(tmp_path / "t.parquet", columns)
-    words = [
-        "build",
-        "parquet",
-        str(file),
-        "--image",
-        "image",
-        "--caption",
-        "short",
-        "long",
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    assert main([*words, "--threads", "1"]) == 0
-    records = [json.loads(members["json"]) for members in members_of(tmp_path / "o").values()]
+    words = ["build", "parquet", str(file), "--out", str(tmp_path / "o"), "--threads", "1"]
+    assert main([*words, "--image", "image", "--caption", "short", "long"]) == 0
+    records = [json.loads(members["json"]) for members in members_in(tmp_path / "o").values()]
     assert records[0]["captions"] == [
         {"text": "a", "kind": "short"},
         {"text": "one", "kind": "long"},
@@ -191,7 +162,7 @@ def test_what_cannot_be_used_is_named_with_its_reason(kit, tmp_path):
     for row, (_, _, reason) in enumerate(cells):
         told = dict(report.rejected).get(f"t\x1b.parquet#{row}")
         assert told is None if reason is None else told.startswith(reason)
-    found = list(members_of(tmp_path / "out").values())
+    found = list(members_in(tmp_path / "out").values())
     assert [json.loads(each["json"]) for each in found] == [{"source": f"t\x1b.parquet#{row}"} for row in (0, 9)]
     assert "\x1b" not in (tmp_path / "out" / "rejected.tsv").read_text()
     report = build(file, tmp_path / "more", Columns("image"), allow_missing=True)
@@ -273,8 +244,8 @@ def test_a_table_of_another_number_of_rows_is_built_again_whatever_its_time_and_
     write(table / "1.parquet", columns, row_group_size=5)
     changed = ParquetTable([str(table)], PICTURES)
     changed.state = state
-    build_rows(changed, tmp_path / "out", PICTURES, samples_per_shard=7, threads=1)
-    captions = [members["txt"] for members in members_of(tmp_path / "out").values()]
+    build_rows(changed, tmp_path / "out", samples_per_shard=7, threads=1)
+    captions = [members["txt"] for members in members_in(tmp_path / "out").values()]
     assert len(captions) == 13 + rows and captions[21:] == [b"new"] * max(0, rows - 8)
 
 
@@ -300,7 +271,7 @@ def data_set(kit, folder):
 def check_hub_build(kit, name, out):
     words = ["build", "hub", name, "--caption", "text", "--samples-per-shard", "10", "--threads", "1"]
     assert main([*words, "--out", str(out)]) == 0
-    found = members_of(out)
+    found = members_in(out)
     assert [members["png"] for members in found.values()] == [kit.coloured(row) for row in range(25)]
     assert [members["txt"] for members in found.values()] == [f"number {row}".encode() for row in range(25)]
     record = json.loads(found["00000024"]["json"])
