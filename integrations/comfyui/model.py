@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdm_lightning.diffusion.times import shifted_grid
+from hdm_lightning.diffusion.sampling import shifted_grid
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.guided_branches import computing_in
 from hdm_lightning.models import XUT

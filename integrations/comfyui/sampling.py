@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hdm_lightning.diffusion import sampling
 from hdm_lightning.diffusion.guidance import extrapolate
-from hdm_lightning.diffusion.times import shifted_grid
 from hdm_lightning.models.routing import keep_from_scores
 
 from .loaders import CATEGORY
@@ -89,7 +88,7 @@ class Times:
     def make(self, model: Any, steps: int, shift: float, strength: float) -> tuple[Tensor]:
         """Return `steps` + 1 decreasing times."""
         shift = shift or float(facts_of(model).sampling.get("shift", 1.0))
-        return (shifted_grid(steps, shift, start=strength).float(),)
+        return (sampling.shifted_grid(steps, shift, start=strength).float(),)
 
 
 class RoutingGuidance:

@@ -8,7 +8,7 @@ import torch
 from hdm_lightning import XUT, FlowModule, XUTConfig, load_autoencoder, load_text_encoder
 from hdm_lightning.encoders.base import compile_encoders
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
-from hdm_lightning.training.modules.side_stream import SideStream
+from hdm_lightning.training.modules.flow_step import SideStream
 from hdm_lightning.training.strategies.parallelize import prepare_network
 
 pytestmark = pytest.mark.gpu

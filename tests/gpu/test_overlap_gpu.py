@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hdm_lightning import XUT, FlowModule, ShardDataModule, XUTConfig, load_autoencoder, load_text_encoder
-from hdm_lightning.training.modules.side_stream import SideStream
+from hdm_lightning.training.modules.flow_step import SideStream
 
 pytestmark = pytest.mark.gpu
 BUSY = 2_000_000_000

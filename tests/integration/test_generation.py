@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hdm_lightning.diffusion import flow, sampling, times
+from hdm_lightning.diffusion import flow, sampling
 from hdm_lightning.diffusion.guidance import one_by_one
 from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
@@ -119,7 +119,7 @@ def test_the_pipeline_is_the_formula(pipeline):
         context = pipeline.encoder.encode(torch.tensor([ids]), torch.tensor([count]))[:, :count]
         return pipeline.transformer(x, torch.tensor([t]), context)
 
-    grid = times.shifted_grid(4, 2.0).tolist()
+    grid = sampling.shifted_grid(4, 2.0).tolist()
     with torch.no_grad():
         for now, then in itertools.pairwise(grid):
             conditional, unconditional = predicted(PROMPTS[0], now), predicted("", now)
@@ -134,7 +134,7 @@ def test_the_way_by_the_clean_image_draws_the_same(pipeline):
     context, positions = pipeline._encode(PROMPTS[:1]).context, pipeline._positions((8, 12), settings)
     x = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(9))[None].double()
     with torch.no_grad():
-        for now, then in itertools.pairwise(times.shifted_grid(4, 1.7).float().tolist()):
+        for now, then in itertools.pairwise(sampling.shifted_grid(4, 1.7).float().tolist()):
             v = pipeline.transformer(x.float(), torch.tensor([now]), context, token_positions=positions)
             clean = x - now * v.double()
             x = x + (then - now) * ((x - clean) / now)

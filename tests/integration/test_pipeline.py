@@ -20,7 +20,7 @@ from transformers import Qwen3Model
 import hdm_lightning
 from hdm_lightning import HDMPipeline, load_autoencoder, load_text_encoder
 from hdm_lightning.cli import convert
-from hdm_lightning.diffusion import times
+from hdm_lightning.diffusion import sampling
 from hdm_lightning.diffusion.sampling import SOLVERS
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.tokenizer import Tokenizer
@@ -225,8 +225,8 @@ def test_a_callback_sees_the_latents_and_may_change_them(final):
 
 def test_times_are_numbers_of_float32_unless_two_would_be_one():
     grid = FlowScheduler(shift=1.7).grid(9)
-    assert grid.dtype == torch.float64 and torch.equal(grid, times.shifted_grid(9, 1.7).float().double())
-    assert torch.equal(FlowScheduler(shift=1e6).grid(200), times.shifted_grid(200, 1e6))
+    assert grid.dtype == torch.float64 and torch.equal(grid, sampling.shifted_grid(9, 1.7).float().double())
+    assert torch.equal(FlowScheduler(shift=1e6).grid(200), sampling.shifted_grid(200, 1e6))
 
 
 def test_the_camera_routing_and_a_start_image_are_arguments_of_the_call(final):

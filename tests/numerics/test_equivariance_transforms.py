@@ -15,10 +15,8 @@ from hdm_lightning.autoencoding.transforms import (
     Flip,
     QuarterTurn,
     Scale,
-    apply_to_pair,
-    compose,
+    Sequential,
     exact_scales,
-    pixels_per_cell,
 )
 
 FACTOR = 4
@@ -41,8 +39,13 @@ def ramp(height=8, width=12):
     return torch.stack([0.3 * rows - 0.7 * columns + 1, rows + 0.1 * columns, 2 - columns + 0 * rows])[None]
 
 
+def moved_pair(transform, image):
+    """The transform of an image and that of its latent."""
+    return transform(image, FACTOR), transform(encode(image))
+
+
 def commutes(transform, image, tolerance=1e-12):
-    moved_image, moved_latent = apply_to_pair(transform, image, encode(image))
+    moved_image, moved_latent = moved_pair(transform, image)
     assert moved_image.shape[-2:] == tuple(FACTOR * side for side in moved_latent.shape[-2:])
     return torch.allclose(encode(moved_image), moved_latent, rtol=0, atol=tolerance)
 
@@ -50,12 +53,10 @@ def commutes(transform, image, tolerance=1e-12):
 PERMUTATIONS = [
     *(QuarterTurn(turns) for turns in range(-1, 5)),
     Flip(),
-    Flip(horizontal=False, vertical=True),
-    Flip(horizontal=True, vertical=True),
     Crop(2, 5, 4, 3),
     Crop(0, 0, 8, 12),
-    compose(Crop(1, 1, 6, 7), QuarterTurn(1), Flip(), QuarterTurn(3), Crop(0, 2, 3, 4)),
-    compose(),
+    Sequential((Crop(1, 1, 6, 7), QuarterTurn(1), Flip(), QuarterTurn(3), Crop(0, 2, 3, 4))),
+    Sequential(),
 ]
 
 
@@ -80,12 +81,12 @@ def test_bilinear_halving_is_mean_pooling_and_commutes_on_any_image():
 )
 @settings(max_examples=60, deadline=None)
 def test_every_downscaling_commutes_on_a_ramp(vertical, horizontal, turns, flip):
-    steps = [Scale(vertical, horizontal), QuarterTurn(turns), *([Flip()] if flip else [])]
+    transform = Sequential((Scale(vertical, horizontal), QuarterTurn(turns), *([Flip()] if flip else [])))
     image = ramp()
-    moved_image, _ = apply_to_pair(compose(*steps), image, encode(image))
+    moved_image = transform(image, FACTOR)
     height, width = int(8 * vertical) * FACTOR, int(12 * horizontal) * FACTOR
     assert moved_image.shape[-2:] == ((width, height) if turns % 2 else (height, width))
-    assert commutes(compose(*steps), image, 1e-10)
+    assert commutes(transform, image, 1e-10)
 
 
 def test_a_random_image_tells_scaling_from_pooling():
@@ -103,7 +104,7 @@ def test_scaling_samples_where_torch_says():
 def test_composition_is_applied_first_to_last():
     image = random_image(4, 4)
     by_hand = torch.rot90(image[..., : 2 * FACTOR, :], 1, (-2, -1))
-    assert torch.equal(compose(Crop(0, 0, 2, 4), QuarterTurn(1))(image, FACTOR), by_hand)
+    assert torch.equal(Sequential((Crop(0, 0, 2, 4), QuarterTurn(1)))(image, FACTOR), by_hand)
 
 
 def test_a_size_that_would_not_be_whole_is_refused():
@@ -113,8 +114,6 @@ def test_a_size_that_would_not_be_whole_is_refused():
         Crop(0, 0, 1, 1)(torch.zeros(1, 3, 30, 32), FACTOR)
     with pytest.raises(ValueError, match="is not inside a grid"):
         Crop(6, 0, 3, 3)(torch.zeros(1, 4, 8, 8))
-    with pytest.raises(ValueError, match="not the same whole multiple"):
-        pixels_per_cell(torch.zeros(1, 3, 32, 40), torch.zeros(1, 4, 8, 8))
 
 
 def test_exact_scales_are_those_of_the_paper_at_a_latent_of_32():
@@ -155,7 +154,7 @@ def test_antialias_brings_pooling_closer_to_commuting_where_pixels_would_be_skip
     quarter = Fraction(1, 4)
     errors = {}
     for antialias in (True, False):
-        moved_image, moved_latent = apply_to_pair(Scale.uniform(quarter, antialias), image, encode(image))
+        moved_image, moved_latent = moved_pair(Scale.uniform(quarter, antialias), image)
         errors[antialias] = (encode(moved_image) - moved_latent).square().mean().sqrt()
     assert errors[True] < 0.5 * errors[False]
 
@@ -164,7 +163,7 @@ def test_antialias_brings_pooling_closer_to_commuting_where_pixels_would_be_skip
 def test_antialiased_scaling_commutes_exactly_on_a_ramp_away_from_the_edges(fraction):
     """A symmetric filter keeps an affine function: where the ratio is whole, and away from the edges, which cut it."""
     image, scale = ramp(16, 16), Scale.uniform(Fraction(fraction), antialias=True)
-    moved_image, moved_latent = apply_to_pair(scale, image, encode(image))
+    moved_image, moved_latent = moved_pair(scale, image)
     edge = 1
     inner = (..., slice(edge, -edge), slice(edge, -edge))
     assert torch.allclose(encode(moved_image)[inner], moved_latent[inner], rtol=0, atol=1e-10)

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hdm_lightning.diffusion import sampling, times
-from hdm_lightning.diffusion.guidance import Guide, guided
+from hdm_lightning.diffusion import sampling
+from hdm_lightning.diffusion.guidance import Guide, Guided
 from hdm_lightning.interop import published
 
 SAMPLE = "out.sample_euler_cfg3"
@@ -49,8 +49,8 @@ def test_guided_euler_samples(path: Path, dtype: torch.dtype, tolerance: float) 
         return velocity
 
     scale = float(metadata["cfg_scale"])
-    velocity = guided(branch("in.context"), [Guide(branch("in.sample_uncond_context"), scale)])
-    grid = times.uniform_grid(int(metadata["steps"]))
+    velocity = Guided(branch("in.context"), (Guide(branch("in.sample_uncond_context"), scale),))
+    grid = sampling.shifted_grid(int(metadata["steps"]), 1.0)
     sample = sampling.euler(velocity, tensors["in.sample_noise"].to(dtype), grid)
     expected = tensors[SAMPLE]
     error = (sample.double() - expected.double()).norm() / expected.double().norm()

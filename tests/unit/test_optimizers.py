@@ -89,17 +89,18 @@ def test_carried_moments_of_a_class_of_tensors_that_cannot_be_cloned_are_copied(
 
 
 @pytest.mark.parametrize(
-    ("kind", "given"),
+    ("kind", "given", "named"),
     [
-        (torch.optim.AdamW, {"eps": math.nan}),
-        (torch.optim.AdamW, {"betas": (2, 3)}),
-        (torch.optim.SGD, {"momentum": -1.0}),
-        (MuonAdamW, {"momentum": 1.5}),
-        (MuonAdamW, {"rounds": 0}),
+        (torch.optim.AdamW, {"eps": math.nan}, "epsilon"),
+        (torch.optim.AdamW, {"betas": (2, 3)}, "beta"),
+        (torch.optim.SGD, {"momentum": -1.0}, "momentum"),
+        (MuonAdamW, {"momentum": 1.0}, "momentum is"),
+        (MuonAdamW, {"momentum": -0.1}, "momentum is"),
+        (MuonAdamW, {"rounds": 0}, "rounds is"),
     ],
 )
-def test_a_value_that_an_optimizer_refuses_is_the_user_s_mistake(kind, given):
+def test_a_value_that_an_optimizer_refuses_is_the_user_s_mistake(kind, given, named):
     groups = [{"params": [nn.Parameter(torch.zeros(2, 2))], "lr": 0.1}]
-    with pytest.raises(UserError, match="a setting was rejected") as caught:
+    with pytest.raises(UserError, match=f"a setting was rejected: .*{named}") as caught:
         call_optimizer(partial(kind, **given), groups, fused=False)
     assert caught.value.where == "optimizer" and caught.value.hint

@@ -7,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm_lightning.autoencoding.branches import Branch, BranchSettings, Draw, draw_branch
-from hdm_lightning.autoencoding.patches import draw_patch
+from hdm_lightning.autoencoding.branches import Branch, BranchSettings, Draw, draw_branch, draw_patch
 from hdm_lightning.autoencoding.reconstruction import Posterior, reconstruct
-from hdm_lightning.autoencoding.transforms import Flip, QuarterTurn, Scale, compose
+from hdm_lightning.autoencoding.transforms import Flip, QuarterTurn, Scale, Sequential
 
 TRIALS = 4000
 
@@ -120,7 +119,7 @@ def batch():
 
 def test_each_branch_has_its_decoder_input_and_target(batch):
     image, noise = batch
-    autoencoder, tau = PoolingAutoencoder(), compose(Scale.uniform(Fraction(1, 2)), QuarterTurn(1))
+    autoencoder, tau = PoolingAutoencoder(), Sequential((Scale.uniform(Fraction(1, 2)), QuarterTurn(1)))
     std = torch.exp(torch.tensor(-1.0))
     latent = F.avg_pool2d(image, 2) + std * noise
     small = F.avg_pool2d(image, 2)  # bilinear halving

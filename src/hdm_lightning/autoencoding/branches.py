@@ -1,4 +1,4 @@
-"""The three branches of an EQ-VAE step, each with its decoder input and target, and the draw of one of them.
+"""The three branches of an EQ-VAE step, each with its decoder input and target, and the draws of one and of a patch.
 
 Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); noise = standard normal, in the latent's shape.
 
@@ -12,12 +12,12 @@ from enum import StrEnum
 
 from hdm_lightning.autoencoding.transforms import (
     IDENTITY,
+    Crop,
     Flip,
     QuarterTurn,
     Scale,
     Sequential,
     Transform,
-    compose,
     exact_scales,
 )
 
@@ -128,7 +128,7 @@ def _draw_transform(settings: BranchSettings, height: int, width: int, source: r
         steps.append(QuarterTurn(source.choice(list(settings.quarter_turns))))
     if settings.flips and source.random() < 0.5:
         steps.append(Flip())
-    return compose(*steps)
+    return Sequential(tuple(steps))
 
 
 def _draw_scale(settings: BranchSettings, height: int, width: int, source: random.Random) -> Transform:
@@ -144,3 +144,19 @@ def _draw_scale(settings: BranchSettings, height: int, width: int, source: rando
     if settings.anisotropic:
         return Scale(source.choice(rows), source.choice(columns), settings.antialias)
     return Scale.uniform(source.choice(both), settings.antialias)
+
+
+def draw_patch(height: int, width: int, size: int, *, seed: int, samples_seen: int) -> Crop:
+    """Return a size × size box (in latent cells) at a random position: a cheap step before training on whole images.
+
+    Args:
+        height: latent rows.
+        width: latent columns.
+        size: side of the box, at most `height` and `width`.
+        seed: the run's seed.
+        samples_seen: samples seen by all ranks together so far; the same on every rank.
+    """
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"size: got {size} cells, expected 1…{min(height, width)} for a {height}×{width} latent")
+    source = random.Random(f"vae patch {seed} {samples_seen}")
+    return Crop(source.randint(0, height - size), source.randint(0, width - size), size, size)

@@ -23,9 +23,6 @@ _POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-PIXEL_LOSSES = tuple(_POINTWISE)
-
-
 def pixel_loss(output: Tensor, target: Tensor, kind: PixelLoss = "l1") -> Tensor:
     """Return the mean pointwise difference per sample (B,).
 
@@ -42,10 +39,8 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return per_element.flatten(1).mean(1)
 
 
-def batch_mean(per_sample: Tensor, weight: Tensor | None = None) -> Tensor:
+def batch_mean(per_sample: Tensor, weight: Tensor) -> Tensor:
     """Return Σ weight·term / B, a scalar; a hole (weight 0) adds nothing."""
-    if weight is None:
-        return per_sample.mean()
     return (per_sample * weight).mean()
 
 

@@ -36,15 +36,11 @@ class QuarterTurn:
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror left-right (`horizontal`), top-bottom (`vertical`) or both."""
-
-    horizontal: bool = True
-    vertical: bool = False
+    """Mirror left-right."""
 
     def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
         """Mirror; the size stays the same."""
-        axes = [axis for axis, wanted in ((-1, self.horizontal), (-2, self.vertical)) if wanted]
-        return torch.flip(tensor, dims=axes) if axes else tensor
+        return torch.flip(tensor, dims=[-1])
 
 
 @dataclass(frozen=True)
@@ -115,35 +111,6 @@ class Sequential:
 
 
 IDENTITY = Sequential()
-
-
-def compose(*steps: Transform) -> Sequential:
-    """Return the transform that applies `steps` in the given order."""
-    return Sequential(tuple(steps))
-
-
-def apply_to_pair(transform: Transform, image: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (τ image, τ latent).
-
-    Args:
-        transform: τ.
-        image: (B,3,f·H,f·W).
-        latent: (B,C,H,W).
-
-    Raises:
-        ValueError: the image is not the same whole multiple of the latent along both axes, or τ has no exact size.
-    """
-    factor = pixels_per_cell(image, latent)
-    return transform(image, factor), transform(latent)
-
-
-def pixels_per_cell(image: Tensor, latent: Tensor) -> int:
-    """Return f of an (image, latent) pair; ValueError if the two sizes do not match."""
-    (rows, columns), (height, width) = image.shape[-2:], latent.shape[-2:]
-    factor = rows // height
-    if factor < 1 or (rows, columns) != (height * factor, width * factor):
-        raise ValueError(f"image: {rows}×{columns} px is not the same whole multiple of {height}×{width} on both axes")
-    return factor
 
 
 def cells(tensor: Tensor, pixels_per_cell: int) -> tuple[int, int]:

@@ -31,8 +31,7 @@ from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.throughput import SectionClock
 from hdm_lightning.training.modules.draws import draw
 from hdm_lightning.training.modules.flow_module import FlowModule
-from hdm_lightning.training.modules.flow_step import latent_grid, pinned
-from hdm_lightning.training.modules.side_stream import SideStream
+from hdm_lightning.training.modules.flow_step import SideStream, latent_grid, pinned
 from hdm_lightning.training.optimization.muon import MuonAdamW
 from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.parallelize import prepare_network

@@ -134,11 +134,11 @@ class AutoencoderStep:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.network = network.train()
         self.discriminator = build_discriminator(groups["adversarial"])
-        named = groups["loss"].perceptual_network
-        perceptual = None if named is None else EfficientNetLite0().eval().requires_grad_(False)
-        self.objective = GeneratorObjective(
-            groups["loss"], None if perceptual is None else partial(lite0_distance, perceptual)
-        )
+        loss = groups["loss"]
+        perceptual = None if loss.perceptual_network is None else EfficientNetLite0().eval().requires_grad_(False)
+        distance = None if perceptual is None else partial(lite0_distance, perceptual)
+        weights = (loss.pixel_weight, loss.perceptual_weight, loss.kl_weight)
+        self.objective = GeneratorObjective(loss.pixel, *weights, distance)
         trained = [network for network in (self.network, self.discriminator) if network is not None]
         self.networks: list[nn.Module] = [*trained, *([] if perceptual is None else [perceptual])]
         self.trained = [each for network in trained for each in network.parameters() if each.requires_grad]

@@ -8,15 +8,7 @@ from torch import Tensor
 
 
 def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return x_t = t·noise + (1 − t)·x, the point at time t on the straight path from image to noise.
-
-    Args:
-        x: latents (B, ...).
-        noise: standard normal, same shape as `x`.
-        t: times in [0, 1], shape (B,).
-
-    Returns:
-        x_t in the shape and dtype of `x`.
+    """Return x_t = t·noise + (1 − t)·x, the points at times t (B,) in [0, 1] on straight paths from image to noise.
 
     Raises:
         ValueError: the shapes do not match.

@@ -4,7 +4,7 @@ Shapes: velocities (B, ...).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -54,52 +54,11 @@ class Guide:
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """The strong velocity pushed away from all weak ones at any time: strong + Σ (scaleᵢ − 1)·(strong − weakᵢ).
-
-    With one guide this is `extrapolate(weak, strong, scale)`.
-
-    Args:
-        strong: the prediction to improve.
-        guides: the weaker predictions; their intervals are ignored.
-        evaluate: evaluates the strong velocity and those of the guides, in this order.
-    """
-
-    strong: Velocity
-    guides: tuple[Guide, ...]
-    evaluate: Evaluate
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """Return the value at (x, t)."""
-        base, *weaker = self.evaluate([self.strong, *(guide.velocity for guide in self.guides)], x, t)
-        total = base
-        for guide, weak in zip(self.guides, weaker, strict=True):
-            total = total + extrapolate(weak, base, guide.scale) - base
-        return total
-
-
-@dataclass(frozen=True)
 class Guided:
-    """The strong velocity pushed away from the weak ones whose intervals contain the time, see `Pushed`.
+    """The strong velocity guided away from weaker ones at time t: strong + Σ (scaleᵢ − 1)·(strong − weakᵢ).
 
-    It jumps where a guide starts or stops acting; the solvers integrate each step with one `piece`.
-    """
-
-    strong: Velocity
-    guides: tuple[Guide, ...]
-    evaluate: Evaluate
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """Return the value at (x, t)."""
-        return self.piece(t)(x, t)
-
-    def piece(self, t: float) -> Pushed:
-        """Return the velocity under the guides that act at time t; it can be evaluated at any time."""
-        return Pushed(self.strong, tuple(guide for guide in self.guides if guide.acts_at(t)), self.evaluate)
-
-
-def guided(strong: Velocity, guides: Sequence[Guide], evaluate: Evaluate = one_by_one) -> Guided:
-    """Return the strong velocity guided away from weaker ones.
+    The sum is over the guides whose intervals contain t; with one guide this is `extrapolate(weak, strong, scale)`. It
+    jumps where a guide starts or stops acting; the solvers integrate each step with one `piece`.
 
     Args:
         strong: the prediction to improve.
@@ -107,4 +66,21 @@ def guided(strong: Velocity, guides: Sequence[Guide], evaluate: Evaluate = one_b
         evaluate: evaluates the strong velocity and those of the guides that act at a time, in this order; pass
             one of your own where a joint evaluation is cheaper.
     """
-    return Guided(strong, tuple(guides), evaluate)
+
+    strong: Velocity
+    guides: tuple[Guide, ...]
+    evaluate: Evaluate = one_by_one
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """Return the value at (x, t)."""
+        acting = [guide for guide in self.guides if guide.acts_at(t)]
+        base, *weaker = self.evaluate([self.strong, *(guide.velocity for guide in acting)], x, t)
+        total = base
+        for guide, weak in zip(acting, weaker, strict=True):
+            total = total + extrapolate(weak, base, guide.scale) - base
+        return total
+
+    def piece(self, t: float) -> "Guided":
+        """Return the velocity under the guides that act at time t, at all times."""
+        acting = (replace(guide, interval=(0.0, 1.0)) for guide in self.guides if guide.acts_at(t))
+        return replace(self, guides=tuple(acting))

@@ -1,4 +1,4 @@
-"""Solvers of the flow ODE dx/dt = v(x, t) along a decreasing time grid, from noise to image.
+"""Solvers of the flow ODE dx/dt = v(x, t) along a decreasing time grid, from noise (1) to image (0), and that grid.
 
 Shapes: x and velocities (B, ...); grids (steps + 1,).
 """
@@ -7,7 +7,11 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
+
+LARGEST_SHIFT = 1e6
+"""Largest shift of a time grid; beyond it, all steps but the last are in pure noise."""
 
 Velocity = Callable[[Tensor, float], Tensor]
 """v(x, t): the velocity of a whole batch at one time; t is a float, so branching on it never waits for a device.
@@ -22,6 +26,34 @@ OnStep = Callable[[int, Tensor], Tensor]
 
 Solver = Callable[..., Tensor]
 """(velocity, x, grid, on_step=…) -> x at the grid's last time."""
+
+
+def shifted_grid(steps: int, shift: float, *, start: float = 1.0) -> Tensor:
+    """Return a grid of equal steps to 0 shifted toward noise, t ← shift·t / (1 + (shift − 1)·t) (arXiv 2403.03206,
+    equation 23).
+
+    Args:
+        steps: number of steps, at least 1.
+        shift: above 0, at most `LARGEST_SHIFT`; 1 leaves the grid uniform, above 1 spends more steps near noise.
+        start: first time after the shift, in (0, 1]; below 1 for image-to-image.
+
+    Returns:
+        `steps` + 1 decreasing times, float64 on the CPU.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: got {steps}, expected at least 1")
+    if not 0.0 < shift <= LARGEST_SHIFT:
+        raise ValueError(f"shift: got {shift}, expected above 0 and at most {LARGEST_SHIFT:g}")
+    if not 0.0 < start <= 1.0:
+        raise ValueError(f"start: got {start}, expected 0 < start ≤ 1")
+    start_before_shift = start / (shift * (1.0 - start) + start)  # this form subtracts no two large numbers
+    grid = torch.linspace(start_before_shift, 0.0, steps + 1, dtype=torch.float64)
+    shifted = shift * grid / (1.0 + (shift - 1.0) * grid)
+    shifted[0] = start  # rounding could put it above 1, where no guide acts
+    return shifted
 
 
 def _unchanged(done: int, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from hdm_lightning.diffusion import sampling, times
+from hdm_lightning.diffusion import sampling
 from hdm_lightning.encoders.autoencoder import KLAutoencoder
 from hdm_lightning.encoders.caches import CachedAutoencoder, CachedTextEncoder
 from hdm_lightning.encoders.text import TransformersTextEncoder
@@ -67,14 +67,14 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"solver: got {solver!r}, expected one of {', '.join(sampling.SOLVERS)}")
         if not isinstance(shift, int | float):
             raise ValueError(f"shift: got {shift!r}, expected a number")
-        times.shifted_grid(1, shift)
+        sampling.shifted_grid(1, shift)
 
     def grid(self, steps: int, *, start: float = 1.0) -> Tensor:
         """Return `steps` + 1 decreasing times from `start` to 0, float64 on the CPU.
 
         They are rounded to float32, which networks and other samplers take, unless two times would become equal.
         """
-        grid = times.shifted_grid(steps, self.config.shift, start=start)
+        grid = sampling.shifted_grid(steps, self.config.shift, start=start)
         rounded = grid.float().double()
         return rounded if bool((rounded.diff() < 0).all()) else grid
 

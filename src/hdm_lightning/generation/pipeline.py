@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hdm_lightning.diffusion import flow, sampling
-from hdm_lightning.diffusion.guidance import Guide, guided
+from hdm_lightning.diffusion.guidance import Guide, Guided
 from hdm_lightning.encoders.autoencoder import KLAutoencoder, cut_to, latent_statistics, pad_to_multiple, padded_size
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.text import TransformersTextEncoder, cut_after
@@ -379,7 +379,7 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
             guides.append(Guide(branch, settings.guidance_scale, settings.guidance_interval))
         if settings.routing_scale != 1.0:
             guides.append(Guide(Branch(view, text, settings.weak_rate), settings.routing_scale))
-        return guided(Branch(view, text, settings.conditional_rate), guides, velocities)
+        return Guided(Branch(view, text, settings.conditional_rate), tuple(guides), velocities)
 
     def _encode(self, texts: Sequence[str]) -> EncodedText:
         return encode_texts(texts, self.encoder, self.caption_tokenizer, self._execution_device)

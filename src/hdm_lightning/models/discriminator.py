@@ -3,12 +3,12 @@
 Shapes: image (B,3,H,W) in [-1, 1]; logits (B,1,h,w) with h = H/2^layers − 2.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 Norm = Literal["batch", "group", "none"]
-NORMS: tuple[Norm, ...] = ("batch", "group", "none")
+NORMS = get_args(Norm)
 
 
 def smallest_side(layers: int) -> int:
@@ -24,20 +24,19 @@ class PatchDiscriminator(nn.Module):
         layers: downsampling layers; 3 give a receptive field of 70×70 pixels.
         norm: `batch` as published (needs statistics synchronized over devices), `group` (independent of the batch), or
             `none`.
-        image_channels: channels of the image.
 
     Raises:
         ValueError: the norm is unknown, or `channels` or `layers` is below 1.
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3, norm: Norm = "group", *, image_channels: int = 3) -> None:
+    def __init__(self, channels: int = 64, layers: int = 3, norm: Norm = "group") -> None:
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(NORMS)}")
         if layers < 1 or channels < 1:
             raise ValueError(f"layers, channels: got {layers} and {channels}, expected at least 1 each")
         widths = [channels * min(2**number, 8) for number in range(layers + 1)]
-        parts: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for number in range(1, layers + 1):
             stride = 2 if number < layers else 1
             parts += [
@@ -57,12 +56,9 @@ def _norm(kind: Norm, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind == "group":
-        return nn.GroupNorm(_groups(channels), channels)
+        groups = max(groups for groups in range(1, min(32, channels) + 1) if channels % groups == 0)
+        return nn.GroupNorm(groups, channels)
     return nn.Identity()
-
-
-def _groups(channels: int) -> int:
-    return max(groups for groups in range(1, min(32, channels) + 1) if channels % groups == 0)
 
 
 def _initialise(module: nn.Module) -> None:

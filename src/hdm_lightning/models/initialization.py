@@ -23,13 +23,10 @@ _HIGHEST_FREQUENCY = {"spread_5pi": 5 * math.pi, "spread_10pi": 10 * math.pi, "a
 
 
 @torch.no_grad()
-def initialize(network: nn.Module, rope_init: RopeInit, zero_outputs: list[nn.Linear]) -> None:
-    """Fill every parameter of ``network`` in place from torch's default generator; does nothing on the meta device.
+def initialize(network: nn.Module, rope_init: RopeInit, output: nn.Linear) -> None:
+    """Fill every parameter of an XUT with this output projection in place; does nothing on the meta device.
 
-    Args:
-        network: the whole XUT.
-        rope_init: initial values of the rotary frequencies.
-        zero_outputs: linear layers to zero in addition to those of the conditioning.
+    The values are drawn from torch's default generator.
     """
     if next(network.parameters()).is_meta:
         return
@@ -43,8 +40,7 @@ def initialize(network: nn.Module, rope_init: RopeInit, zero_outputs: list[nn.Li
             module.output.weight.div_(math.sqrt(sublayers))
         if isinstance(module, AdaptiveNorm | AspectRatioEmbedding):
             module.output.weight.zero_()
-    for linear in zero_outputs:
-        linear.weight.zero_()
+    output.weight.zero_()
 
 
 def log_frequencies(heads: int, head_dim: int, rope_init: RopeInit) -> torch.Tensor:

@@ -74,7 +74,7 @@ class XUT(nn.Module):
         )
         self.blocks_after = nn.ModuleList(XUTBlock(config) for _ in range(config.blocks_after))
         self.output_projection = Linear(width, patch_values)
-        initialize(self, config.rope_init, zero_outputs=[self.output_projection])
+        initialize(self, config.rope_init, self.output_projection)
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:

@@ -12,8 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hdm_lightning import FlowModule
 from hdm_lightning.training.modules import flow_module as flow_module_file
-from hdm_lightning.training.modules.flow_step import FrozenEncoders
-from hdm_lightning.training.modules.side_stream import SideStream
+from hdm_lightning.training.modules.flow_step import FrozenEncoders, SideStream
 
 
 class NoteLosses(L.Callback):

@@ -47,14 +47,11 @@ class ParameterAverages:
         self.samples_seen = 0
         self._skeleton: nn.Module | None = None
         self._names = [name for name, value in network.named_parameters() if value.requires_grad]
-        self.shadows = [self._copy() for _ in (*self.halflives, *self.widths)]
+        self.shadows = [[weight.float().clone() for weight in self._weights()] for _ in (*self.halflives, *self.widths)]
 
     def _weights(self) -> list[Tensor]:
         parameters = dict(self.network.named_parameters())
         return [parameters[name].detach() for name in self._names]
-
-    def _copy(self) -> list[Tensor]:
-        return [weight.float().clone() for weight in self._weights()]
 
     def names(self) -> list[str]:
         """Return a name per average, such as `ema_500k` or `power_0.050`."""

@@ -28,12 +28,7 @@ _ROUNDING = 1e-11
 
 
 class Profile(NamedTuple):
-    """A power-function profile.
-
-    Attributes:
-        samples: its end t, above 0.
-        gamma: its exponent γ.
-    """
+    """A power-function profile: its end t, above 0, and its exponent γ."""
 
     samples: float
     gamma: float
@@ -114,13 +109,7 @@ WORST_FIT = 0.05
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stored average.
-
-    Attributes:
-        path: its file.
-        samples: samples seen since the start of the run.
-        sigma_rel: its relative width.
-    """
+    """A stored average: its file, the samples seen since the start of the run, and its relative width."""
 
     path: Path
     samples: int

@@ -25,7 +25,6 @@ class ValidateAtEnds(StepWatcher, Callback):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.first: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,7 +64,6 @@ class Budget(StepWatcher, Callback):
         usd_per_device_hour: float = 0.0,
         every_s: float | None = None,
     ) -> None:
-        super().__init__()
         for where, value in (("max_hours", max_hours), ("max_cost_usd", max_cost_usd)):
             if value is not None and not value > 0:
                 hint = "set a positive value or null"
@@ -139,6 +137,8 @@ class PlateauStopping(EarlyStopping):
         reason: why the fit was ended, or None.
     """
 
+    state_key = "PlateauStopping"
+
     def __init__(self, samples: int, *, monitor: str = "val/loss", min_delta: float = 0.0, **kwargs: Any) -> None:
         super().__init__(monitor=monitor, min_delta=min_delta, **kwargs)
         if not samples > 0:
@@ -151,11 +151,6 @@ class PlateauStopping(EarlyStopping):
         self.reason: str | None = None
         self.best = math.inf
         self.best_samples = 0
-
-    @property
-    def state_key(self) -> str:
-        """A fixed name in the checkpoint."""
-        return "PlateauStopping"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take no further step in a fit that had ended but was killed before its end was recorded."""

@@ -69,9 +69,8 @@ class SampleImages(StepWatcher, Callback):
         context_length: int = 256,
         samples_before: int = 0,
     ) -> None:
-        super().__init__()
         self.prompts, self.resolution, self.every_n_steps = list(prompts), resolution, every_n_steps
-        self.folder = None if folder is None else Path(folder)
+        self.folder = folder
         self.aspect_ratios, self.seed, self.context_length = tuple(aspect_ratios), seed, context_length
         self.solver = {"steps": steps, "guidance_scale": guidance_scale, "shift": shift}
         self.samples_before = samples_before
@@ -107,8 +106,7 @@ class SampleImages(StepWatcher, Callback):
         """Generate images now."""
         seen = self.samples_before + int(module.samples_trained)
         pipeline = self._pipeline(trainer, module)
-        folder = default_folder(trainer, self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = samples_folder(trainer, self.folder)
         for ratio in self.aspect_ratios:
             height, width = size_of(ratio, self.resolution, pipeline.size_multiple)
             settings = SamplingSettings(height=height, width=width, **self.solver)  # type: ignore[arg-type]
@@ -133,9 +131,11 @@ class SampleImages(StepWatcher, Callback):
         return HDMPipeline(network, autoencoder, text_encoder=encoder, context_length=self.context_length)
 
 
-def default_folder(trainer: Trainer, folder: Path | None) -> Path:
-    """Return the given folder, or `samples` in the folder of the trainer's first logger."""
-    return folder or Path(trainer.log_dir or trainer.default_root_dir) / "samples"
+def samples_folder(trainer: Trainer, given: Path | str | None) -> Path:
+    """Create the given folder, or `samples` in the folder of the trainer's first logger, and return it."""
+    folder = Path(trainer.log_dir or trainer.default_root_dir, "samples") if given is None else Path(given)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def log_image(trainer: Trainer, tag: str, image: Image.Image, step: int) -> None:
@@ -168,7 +168,7 @@ class ReconstructionImages(Callback):
 
     def __init__(self, count: int = 6, folder: Path | str | None = None) -> None:
         self.count = count
-        self.folder = None if folder is None else Path(folder)
+        self.folder = folder
         self._images: list[Tensor] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -188,8 +188,7 @@ class ReconstructionImages(Callback):
         assert isinstance(pl_module.network, AutoencoderNetwork)
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             drawn = _sheet(pl_module.network, signed(images))
-        seen, folder = int(getattr(pl_module, "samples_trained", 0)), default_folder(trainer, self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        seen, folder = int(getattr(pl_module, "samples_trained", 0)), samples_folder(trainer, self.folder)
         drawn_sheet = Image.fromarray((drawn * 255).round().byte().movedim(0, -1).cpu().numpy())
         write_atomically(folder / f"{seen:012d}.png", partial(drawn_sheet.save, format="PNG"))
         log_image(trainer, "autoencoder", drawn_sheet, seen)

@@ -72,7 +72,6 @@ class KeepLedger(StepWatcher, Callback):
     """
 
     def __init__(self, path: Path | str, *, stage: str | None = None, usd_per_device_hour: float = 0.0) -> None:
-        super().__init__()
         self.ledger = Ledger(path)
         self.stage = stage
         self.usd_per_device_hour = usd_per_device_hour
@@ -86,12 +85,10 @@ class KeepLedger(StepWatcher, Callback):
         if self.stage is None:
             self.stage = str(getattr(pl_module, "stage", "train"))
         self.ledger.writes, self.devices = trainer.is_global_zero, trainer.world_size
-        events = self.ledger.events()
-        own = [each for each in events if each.get("stage") == self.stage]
         self._before = {
-            (key, stage): sum(_number(each, key) for each in (own if stage else events))
+            (key, own): self.ledger.spent(key, self.stage if own else None)
             for key in self._costs(0.0)
-            for stage in (False, True)
+            for own in (False, True)
         }
         self._mark = self._begin = time.monotonic()
 

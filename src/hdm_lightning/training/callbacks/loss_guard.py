@@ -20,12 +20,7 @@ from hdm_lightning.training.strategies.sharded_tensors import local_parts
 
 @dataclass(frozen=True)
 class Finding:
-    """A step at which the training is considered diverged.
-
-    Attributes:
-        step: the optimizer step.
-        reason: human-readable reason.
-    """
+    """An optimizer step at which the training is considered diverged, and a human-readable reason."""
 
     step: int
     reason: str
@@ -38,9 +33,7 @@ class SpikeDetector:
     as noise.
 
     Args:
-        factor: a step is high if its loss exceeds this multiple of the running mean; None: only non-finite ones count.
-        patience: high steps in a row that make a spike.
-        warmup: first steps, whose losses only update the running mean.
+        factor, patience, warmup: as of `LossGuard`; losses of the warm-up only update the running mean.
         memory: number of steps that the running mean averages over.
     """
 
@@ -127,6 +120,8 @@ class LossGuard(StepWatcher, Callback):
         look_every: steps between two checks on CUDA; elsewhere every step is checked.
     """
 
+    state_key = KEY
+
     def __init__(
         self,
         spike_factor: float | None = 3.0,
@@ -134,7 +129,6 @@ class LossGuard(StepWatcher, Callback):
         warmup_steps: int = 100,
         look_every: int = 10,
     ) -> None:
-        super().__init__()
         self.detector = SpikeDetector(spike_factor, patience, warmup_steps)
         self.look_every = look_every
         self._sums: list[tuple[int, Tensor]] = []
@@ -142,23 +136,15 @@ class LossGuard(StepWatcher, Callback):
         self._pending: list[TrainedSamples] = []
         self._seen: list[tuple[int, str]] = []
 
-    @property
-    def state_key(self) -> str:
-        """A fixed name in the checkpoint."""
-        return KEY
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_micro_batch(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any) -> None:
         """Add the micro-batch to the step's loss, on the device."""
-        losses, weight = _weighted_losses(outputs, batch, pl_module.device)
+        losses, weight = _weighted_losses(outputs, batch, module.device)
         both = torch.stack([(losses * weight).sum(), weight.sum()])
         self._step_sum = both if self._step_sum is None else self._step_sum + both
         step = trainer.global_step + int(trainer.global_step == self._last_step)
         if isinstance(batch, Mapping) and "keys" in batch and "index" in batch:
             losses = losses.expand(len(batch["keys"]))
             self._pending.append(TrainedSamples(step, batch["index"], list(batch["keys"]), losses))
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Complete the step's sum, and check if due."""

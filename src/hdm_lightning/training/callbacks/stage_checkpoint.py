@@ -44,6 +44,8 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         metrics: `val/…` metrics of the last validation, saved in the checkpoint.
     """
 
+    state_key = "StageCheckpoint"
+
     def __init__(
         self,
         dirpath: str | Path | None = None,
@@ -53,18 +55,12 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         every_minutes: float = 20.0,
         keep: int = 2,
     ) -> None:
-        StepWatcher.__init__(self)
-        ModelCheckpoint.__init__(self, dirpath=dirpath, save_top_k=-1, every_n_train_steps=1)
+        super().__init__(dirpath=dirpath, save_top_k=-1, every_n_train_steps=1)
         self.every_n_steps, self.every_n_samples = every_n_steps, every_n_samples
         self.keep = max(1, keep)
         self.metrics: dict[str, float] = {}
         self._waiting = False
         self._clock = SharedClock(every_minutes)
-
-    @property
-    def state_key(self) -> str:
-        """A fixed name in the checkpoint."""
-        return "StageCheckpoint"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the folder, and delete partial files left by a killed process."""
@@ -81,7 +77,7 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        StepWatcher.on_train_start(self, trainer, pl_module)
+        super().on_train_start(trainer, pl_module)
         self._waiting = False
         self._clock.begin(trainer.global_step)
 
@@ -89,12 +85,6 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         """Save the checkpoint that waited for a validation that did not take place."""
         if self._waiting:
             self.save(trainer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Act on complete steps."""
-        StepWatcher.on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Save if due, but after a validation that is also due."""

@@ -13,28 +13,11 @@ from hdm_lightning.training.strategies.processes import summed
 from hdm_lightning.training.strategies.sharded_tensors import total_norm
 
 
-class TimeBins:
-    """Running mean of the loss in equal bins of the time t, kept on the device without waiting for it."""
-
-    def __init__(self, bins: int, device: torch.device) -> None:
-        self.sums = torch.zeros(bins, device=device)
-        self.counts = torch.zeros(bins, device=device)
-
-    @torch.no_grad()
-    def add(self, loss: Tensor, t: Tensor, weight: Tensor) -> None:
-        """Add a batch's losses (B,) at times (B,) with weights (B,)."""
-        bins = (t * len(self.sums)).long().clamp_(0, len(self.sums) - 1)
-        self.sums.scatter_add_(0, bins, loss.float() * weight)
-        self.counts.scatter_add_(0, bins, weight)
-
-    def packed(self) -> Tensor:
-        """Return sums and counts as (2, bins), to be summed over processes."""
-        return torch.stack([self.sums, self.counts])
-
-    def reset(self) -> None:
-        """Start over."""
-        self.sums.zero_()
-        self.counts.zero_()
+def add_in_time_bins(totals: Tensor, loss: Tensor, t: Tensor, weight: Tensor) -> None:
+    """Add losses (B,) at times (B,) with weights (B,) to the sums of loss and weight in equal bins of t (2, bins)."""
+    bins = totals.shape[1]
+    place = (t * bins).long().clamp_(0, bins - 1)
+    totals.scatter_add_(1, place.expand(2, -1), torch.stack([loss.float() * weight, weight]))
 
 
 class LossByTime(StepWatcher, Callback):
@@ -48,30 +31,24 @@ class LossByTime(StepWatcher, Callback):
     """
 
     def __init__(self, bins: int = 8) -> None:
-        super().__init__()
         self.bins = bins
-        self._bins: TimeBins | None = None
+        self._totals = torch.zeros(2, bins)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the bins."""
         super().on_train_start(trainer, pl_module)
-        self._bins = TimeBins(self.bins, pl_module.device)
+        self._totals = torch.zeros(2, self.bins, device=pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_micro_batch(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any) -> None:
         """Add the micro-batch, on the device."""
-        assert self._bins is not None
-        self._bins.add(outputs["sample_losses"], outputs["times"], batch["weight"])
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        add_in_time_bins(self._totals, outputs["sample_losses"], outputs["times"], batch["weight"])
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Log when Lightning does."""
         if not logs_now(trainer):
             return
-        assert self._bins is not None
-        sums, counts = summed(self._bins.packed()).tolist()
-        self._bins.reset()
+        sums, counts = summed(self._totals).tolist()
+        self._totals.zero_()
         metrics = {"train/loss_mean": sum(sums) / sum(counts)} if sum(counts) else {}
         means = ((time_bin_tag(number, self.bins), *each) for number, each in enumerate(zip(sums, counts, strict=True)))
         log_now(trainer, metrics | {tag: total / count for tag, total, count in means if count})
@@ -85,9 +62,7 @@ def time_bin_tag(number: int, bins: int) -> str:
 class Norms(StepWatcher, Callback):
     """Logs `optimizer/gradient_norm` (before clipping) and `optimizer/weight_norm` when Lightning logs."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._gradient: Tensor | None = None
+    _gradient: Tensor | None = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Measure the gradient norm if it will be logged; Lightning clips afterward."""
@@ -119,30 +94,23 @@ class DataSeen(StepWatcher, Callback):
         quarantine: the data's file of bad samples, one per line, or None.
     """
 
+    state_key = "DataSeen"
+
     def __init__(self, quarantine: Path | str | None = None) -> None:
-        super().__init__()
         self.quarantine = None if quarantine is None else QuarantineCount(Path(quarantine))
         self.masked = 0.0
         self._since: Tensor | None = None
-
-    @property
-    def state_key(self) -> str:
-        """A fixed name in the checkpoint."""
-        return "DataSeen"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
         super().on_train_start(trainer, pl_module)
         self._since = torch.zeros((), device=pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_micro_batch(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any) -> None:
         """Count the micro-batch's masked samples, on the device."""
         assert self._since is not None
         if isinstance(batch, Mapping) and "weight" in batch:
             self._since += (1 - batch["weight"]).sum()
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Log when Lightning does."""

@@ -49,10 +49,9 @@ class Pace:
 
 
 class StepWatcher:
-    """Mixin for callbacks: calls `on_step_end` after each micro-batch that completes an optimizer step."""
+    """Mixin for callbacks: calls `on_micro_batch`, and `on_step_end` if that completes an optimizer step."""
 
-    def __init__(self) -> None:
-        self._last_step: int | None = None
+    _last_step: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the first step, so that a resumed fit does not act on the step it resumes from."""
@@ -61,10 +60,14 @@ class StepWatcher:
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Call `on_step_end` at the end of a step."""
+        """Call the methods below."""
+        self.on_micro_batch(trainer, pl_module, outputs, batch)
         if trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
             self.on_step_end(trainer, pl_module, trainer.global_step)
+
+    def on_micro_batch(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any) -> None:
+        """Act after each micro-batch of this process, before `on_step_end`."""
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Act after optimizer step number `step` (the first is 1)."""

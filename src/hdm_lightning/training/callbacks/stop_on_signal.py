@@ -44,7 +44,6 @@ class StopOnSignal(StepWatcher, Callback):
     """
 
     def __init__(self, every_s: float | None = None) -> None:
-        super().__init__()
         self._listening = ExitStack()
         self._pace = Pace(every_s)
 

@@ -26,10 +26,7 @@ from hdm_lightning.training.strategies.processes import summed
 def stage_flops(config: XUTConfig, stage: StageSettings, factor: int) -> int:
     """Return the operations per sample of a stage, with captions padded to the stage's context.
 
-    Args:
-        config: the network's configuration.
-        stage: resolution, context and routing.
-        factor: image pixels per latent cell along one side.
+    `factor` is the image pixels per latent cell along one side.
     """
     side = stage.resolution // factor
     return training_flops(config, (side, side), stage.context_length, stage.routing_rate)
@@ -45,7 +42,6 @@ def peak_tflops(device: torch.device, configured: float | None) -> float | None:
     return gpu.peak_tflops if gpu else None
 
 
-STATM = Path("/proc/self/statm")
 STATUS = Path("/proc/self/status")
 GB = 1e9
 
@@ -55,7 +51,7 @@ def memory_gb(device: torch.device) -> dict[str, float]:
 
     `device` is allocated to tensors, `reserved` is held by the allocator.
     """
-    figures = {"host": _resident_bytes() / GB, "host_peak": _peak_resident_bytes() / GB}
+    figures = {name: size / GB for name, size in zip(("host", "host_peak"), _resident_bytes(), strict=True)}
     if device.type == "cuda":
         figures["device"] = torch.cuda.memory_allocated(device) / GB
         figures["device_peak"] = torch.cuda.max_memory_allocated(device) / GB
@@ -63,19 +59,14 @@ def memory_gb(device: torch.device) -> dict[str, float]:
     return figures
 
 
-def _resident_bytes() -> int:
-    """Return the current resident memory, or the peak if the system does not report it."""
-    if not STATM.exists():
-        return _peak_resident_bytes()
-    return int(STATM.read_text().split()[1]) * resource.getpagesize()
-
-
-def _peak_resident_bytes() -> int:
+def _resident_bytes() -> tuple[int, int]:
+    """Return the current and the peak resident memory; twice the peak if the system reports only that."""
     if STATUS.exists():  # getrusage's value starts at the size of the parent process
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return int(fields["VmRSS"].split()[0]) * 1024, int(fields["VmHWM"].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # unit of getrusage
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak, peak
 
 
 class SectionClock:
@@ -147,11 +138,8 @@ SECTIONS = {
 class SectionTimer(Profiler):
     """Passes every action on to the trainer's own profiler, and adds up the seconds of those in `SECTIONS`.
 
-    `attach` replaces the trainer's profiler with this one, `detach` restores it. Only training counts.
-
-    Args:
-        device: a section is timed by two events on the stream on CUDA, by the host's clock elsewhere.
-        on_fetch: called when the wait for a batch begins.
+    `attach` replaces the trainer's profiler with this one, `detach` restores it. Only training counts. `on_fetch` is
+    called when the wait for a batch begins.
     """
 
     def __init__(self, device: torch.device, on_fetch: Callable[[], None]) -> None:
@@ -225,7 +213,6 @@ class Throughput(StepWatcher, Callback):
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
-        super().__init__()
         self.peak_tflops = peak_tflops
         self.latest: dict[str, float] = {}
         self._timer: SectionTimer | None = None

@@ -31,18 +31,14 @@ class UsableSamples(StepWatcher, Callback):
         largest_share: largest share of bad samples in a fit; None for `max_bad_share` of the `ShardDataModule`.
     """
 
+    state_key = "UsableSamples"
+
     def __init__(self, largest_share: float | None = None) -> None:
-        super().__init__()
         self.largest_share = largest_share
         self.seen = self.bad = 0
         self._pending: Tensor | None = None
         self._validated: Tensor | None = None
         self._early = self._useless = 0
-
-    @property
-    def state_key(self) -> str:
-        """A fixed name in the checkpoint."""
-        return "UsableSamples"
 
     # Training
 
@@ -51,14 +47,9 @@ class UsableSamples(StepWatcher, Callback):
         super().on_train_start(trainer, pl_module)
         self._pending, self._early, self._useless = None, 0, 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_micro_batch(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any) -> None:
         """Count a micro-batch, on the device."""
-        counts = _counts(batch)
-        if counts is not None:
-            self._pending = counts if self._pending is None else self._pending + counts
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._pending = _counted(self._pending, batch)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Check the first few samples of the fit."""
@@ -118,9 +109,7 @@ class UsableSamples(StepWatcher, Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *place: Any) -> None:
         """Count a batch, on the device."""
-        counts = _counts(batch)
-        if counts is not None:
-            self._validated = counts if self._validated is None else self._validated + counts
+        self._validated = _counted(self._validated, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the validation set.
@@ -153,13 +142,14 @@ class UsableSamples(StepWatcher, Callback):
         self.seen, self.bad = int(state_dict["seen"]), int(state_dict["bad"])
 
 
-def _counts(batch: Any) -> Tensor | None:
-    """Return the numbers of samples and of masked samples in a batch, as float64 (2,) on its device."""
+def _counted(before: Tensor | None, batch: Any) -> Tensor | None:
+    """Return the numbers of samples and of masked ones, float64 (2,) on their device, with those of a batch added."""
     weight = batch.get("weight") if isinstance(batch, Mapping) else None
     if weight is None:
-        return None
+        return before
     masked = (weight == 0).sum()
-    return torch.stack([torch.full_like(masked, weight.numel()), masked]).double()
+    counts = torch.stack([torch.full_like(masked, weight.numel()), masked]).double()
+    return counts if before is None else before + counts
 
 
 def _stream(trainer: Trainer) -> Any:

@@ -1,6 +1,7 @@
 """Averages of the trained weights: update them, validate them, and store them in the checkpoint and on disk."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,22 +45,18 @@ class WeightAverages(StepWatcher, Callback):
         state: the averages, once a fit or a validation has started.
     """
 
+    state_key = KEY
+
     def __init__(
         self, halflife_samples: Sequence[float] = (500_000,), ramp: float = 0.05, sigma_rel: Sequence[float] = ()
     ) -> None:
-        super().__init__()
         check_averages(halflife_samples, sigma_rel)
         self.halflife_samples, self.ramp, self.sigma_rel = tuple(halflife_samples), ramp, tuple(sigma_rel)
         self.state: ParameterAverages | None = None
         self._saved: dict[str, Any] | None = None
         self._counted = 0
         self._sums: Tensor | None = None
-        self._exchanged: Any = None
-
-    @property
-    def state_key(self) -> str:
-        """A fixed name in the checkpoint."""
-        return KEY
+        self._exchanged = ExitStack()
 
     def bound(self, which: int = 0) -> AveragedNetwork:
         """Return a callable like the network, with average number `which`; the network's weights stay as they are."""
@@ -99,8 +96,7 @@ class WeightAverages(StepWatcher, Callback):
         if hasattr(pl_module, "validation_losses"):
             self._sums = torch.zeros(len(averages.shadows), 2, device=pl_module.device)
         elif averages.shadows:
-            self._exchanged = averages.exchanged(0)
-            self._exchanged.__enter__()
+            self._exchanged.enter_context(averages.exchanged(0))
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *place: Any) -> None:
@@ -122,16 +118,11 @@ class WeightAverages(StepWatcher, Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the weights before anything is saved."""
-        self._give_back()
+        self._exchanged.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the weights."""
-        self._give_back()
-
-    def _give_back(self) -> None:
-        if self._exchanged is not None:
-            exchanged, self._exchanged = self._exchanged, None
-            exchanged.__exit__(None, None, None)
+        self._exchanged.close()
 
     # Checkpoints
 
@@ -184,7 +175,6 @@ class StoreAverages(StepWatcher, Callback):
         *,
         every_n_samples: int = 0,
     ) -> None:
-        super().__init__()
         if dtype not in ("float16", "float32"):
             where = "callbacks.store_averages.dtype"
             raise UserError(f"'{dtype}' is neither float16 nor float32", where=where, hint="use float16")

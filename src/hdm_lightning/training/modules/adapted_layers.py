@@ -46,9 +46,9 @@ class LayerAdapter(ABC):
     def parameters_beside(self, size: int, out: int) -> int:
         """Return the number of trained parameters added to a layer (out, size)."""
 
-    @abstractmethod
     def elements_beside(self, size: int, out: int) -> int:
         """Return the number of multiplications per token added to a layer (out, size)."""
+        return self.parameters_beside(size, out)
 
     def layers(self, network: nn.Module) -> list[str]:
         """Return the names of the layers to adapt, in the network's order.

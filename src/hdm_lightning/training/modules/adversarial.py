@@ -7,21 +7,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hdm_lightning.autoencoding.losses import (
-    adaptive_weight,
-    batch_mean,
-    discriminator_hinge,
-    generator_adversarial,
-    kl_divergence,
-    pixel_loss,
-)
+from hdm_lightning.autoencoding import losses
 from hdm_lightning.autoencoding.reconstruction import Reconstruction
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork
 from hdm_lightning.training.modules.resumable_module import ResumableModule
@@ -31,51 +24,41 @@ PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 """Distance (B,) between two batches of images in [-1, 1], frozen and differentiable in both."""
 
 
-class LossWeights(Protocol):
-    """Kind of the pixel term (`l1`, `l2` or `huber`) and the weights of the terms, which are means per sample."""
+@dataclass(frozen=True)
+class GeneratorObjective:
+    """The reconstruction terms and the KL divergence; `AdversarialSteps` adds the adversarial term.
+
+    Args:
+        pixel: kind of the pixel term, `l1`, `l2` or `huber`.
+        pixel_weight, perceptual_weight, kl_weight: weight of the term, which is a mean per sample.
+        perceptual: the perceptual distance; None, or a weight of 0, leaves it out.
+    """
 
     pixel: str
     pixel_weight: float
     perceptual_weight: float
     kl_weight: float
-
-
-class GeneratorObjective:
-    """The reconstruction terms and the KL divergence; `AdversarialSteps` adds the adversarial term.
-
-    Args:
-        settings: kind of the pixel term and the weights.
-        perceptual: the perceptual distance; may be None if its weight is 0.
-    """
-
-    def __init__(self, settings: LossWeights, perceptual: PerceptualDistance | None = None) -> None:
-        self.settings = settings
-        self.perceptual = perceptual if settings.perceptual_weight else None
-        self.weights = {
-            "pixel": settings.pixel_weight,
-            "perceptual": settings.perceptual_weight,
-            "kl": settings.kl_weight,
-        }
+    perceptual: PerceptualDistance | None = None
 
     def terms(self, result: Reconstruction) -> dict[str, Tensor]:
         """Return every term (B,), unweighted."""
         output, target, posterior = result.output, result.target, result.posterior
         terms = {
-            "pixel": pixel_loss(output, target, self.settings.pixel),  # type: ignore[arg-type]
-            "kl": kl_divergence(posterior.mean, posterior.log_variance),
+            "pixel": losses.pixel_loss(output, target, self.pixel),  # type: ignore[arg-type]
+            "kl": losses.kl_divergence(posterior.mean, posterior.log_variance),
         }
-        if self.perceptual is not None:
+        if self.perceptual is not None and self.perceptual_weight:
             terms["perceptual"] = self.perceptual(output, target)
         return terms
 
     def reconstruction(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the weighted reconstruction loss (B,), without KL; the adaptive weight balances against it."""
-        names = [name for name in ("pixel", "perceptual") if name in terms]
-        return torch.stack([self.weights[name] * terms[name] for name in names]).sum(0)
+        pixel = self.pixel_weight * terms["pixel"]
+        return pixel + self.perceptual_weight * terms["perceptual"] if "perceptual" in terms else pixel
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Return reconstruction plus weighted KL (B,)."""
-        return self.reconstruction(terms) + self.weights["kl"] * terms["kl"]
+        return self.reconstruction(terms) + self.kl_weight * terms["kl"]
 
 
 GENERATOR, DISCRIMINATOR = 0, 1
@@ -107,10 +90,10 @@ class AdversarialTerm:
         if not self.adaptive:
             return torch.ones((), device=reconstruction.device)
         gradients = [
-            processes.summed(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]) / processes.world_size()
+            processes.averaged(torch.autograd.grad(loss, last_layer, retain_graph=True)[0])
             for loss in (reconstruction, adversarial)
         ]
-        return adaptive_weight(gradients[0], gradients[1], self.largest)
+        return losses.adaptive_weight(gradients[0], gradients[1], self.largest)
 
 
 class AdversarialSteps(ResumableModule):
@@ -170,11 +153,11 @@ class AdversarialSteps(ResumableModule):
         """Return reconstruction + KL + λ·weight·(−D(x̂)), the last term only with a discriminator, as () and (B,)."""
         terms = self.objective.terms(result)
         per_sample = self.objective.total(terms)
-        loss = batch_mean(per_sample, weight)
+        loss = losses.batch_mean(per_sample, weight)
         if discriminator is not None:
-            terms["adversarial"] = generator_adversarial(frozen_call(discriminator, result.output))
-            adversarial = batch_mean(terms["adversarial"], weight)
-            reconstruction = batch_mean(self.objective.reconstruction(terms), weight)
+            terms["adversarial"] = losses.generator_adversarial(frozen_call(discriminator, result.output))
+            adversarial = losses.batch_mean(terms["adversarial"], weight)
+            reconstruction = losses.batch_mean(self.objective.reconstruction(terms), weight)
             balance = self.adversarial.balance(reconstruction, adversarial, self.network.last_layer())
             terms["adaptive_weight"] = balance.reshape(1)
             loss = loss + balance * self.adversarial.weight * adversarial
@@ -185,10 +168,10 @@ class AdversarialSteps(ResumableModule):
     def _discriminator_loss(self, result: Reconstruction, weight: Tensor, discriminator: nn.Module) -> Tensor:
         """Return the hinge loss () of D(x) and D(x̂), detached from the autoencoder."""
         real, fake = discriminator(result.target.detach()), discriminator(result.output.detach())
-        per_sample = discriminator_hinge(real, fake)
+        per_sample = losses.discriminator_hinge(real, fake)
         terms = {"discriminator": per_sample, "logits_real": real, "logits_fake": fake}
         self.log_step({f"train/{name}": term.detach().float().mean() for name, term in terms.items()}, len(weight))
-        return batch_mean(per_sample, weight)
+        return losses.batch_mean(per_sample, weight)
 
     def _own_synchronisation(self) -> AbstractContextManager[None]:
         strategy = self.trainer.strategy
@@ -234,7 +217,7 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for part in in_parts(gradients, EXCHANGED_NUMBERS):
-        flat = processes.summed(torch.cat([gradient.flatten() for gradient in part])) / processes.world_size()
+        flat = processes.averaged(torch.cat([gradient.flatten() for gradient in part]))
         for gradient, mean in zip(part, flat.split([each.numel() for each in part]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 

@@ -8,7 +8,6 @@ The training step with a discriminator is in `training.modules.adversarial`.
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,15 +16,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from hdm_lightning.autoencoding.branches import BranchSettings, draw_branch
+from hdm_lightning.autoencoding.branches import BranchSettings, draw_branch, draw_patch
 from hdm_lightning.autoencoding.losses import batch_mean
-from hdm_lightning.autoencoding.patches import draw_patch
 from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruct
-from hdm_lightning.autoencoding.transforms import apply_to_pair, measured_transforms
+from hdm_lightning.autoencoding.transforms import measured_transforms
 from hdm_lightning.errors import UserError
 from hdm_lightning.metrics.autoencoder_quality import psnr, relative_error
 from hdm_lightning.training.modules.adversarial import (
-    GENERATOR,
     AdversarialSteps,
     AdversarialTerm,
     GeneratorObjective,
@@ -38,8 +35,7 @@ from hdm_lightning.training.modules.resumable_module import (
     OptimizerFactory,
     SchedulerFactory,
     WeightedMean,
-    call_optimizer,
-    plain_learning_rate,
+    scheduled,
 )
 from hdm_lightning.training.strategies.processes import averaged
 
@@ -131,8 +127,7 @@ class AutoencoderModule(AdversarialSteps):
         self.discriminator = discriminator
         self.automatic_optimization = discriminator is None
         self._perceptual = perceptual
-        weights = {"pixel_weight": pixel_weight, "perceptual_weight": perceptual_weight, "kl_weight": kl_weight}
-        self.objective = GeneratorObjective(SimpleNamespace(pixel=pixel, **weights), perceptual)
+        self.objective = GeneratorObjective(pixel, pixel_weight, perceptual_weight, kl_weight, perceptual)
         self.branches = _branches(
             equivariant=equivariant,
             downscaled=downscaled,
@@ -226,14 +221,14 @@ class AutoencoderModule(AdversarialSteps):
             return image, noise
         size = self.patch_px // self.network.factor
         box = draw_patch(noise.shape[-2], noise.shape[-1], size, seed=self.seed, samples_seen=seen)
-        return apply_to_pair(box, image, noise)
+        return box(image, self.network.factor), box(noise)
 
     def log_terms(self, terms: Mapping[str, Tensor], loss: Tensor, weight: Tensor) -> None:
         """Log the terms (B,) and the loss () of a micro-batch."""
         reconstruction = batch_mean(self.objective.reconstruction(dict(terms)), weight)
         both = averaged(torch.stack([loss, reconstruction]).detach())
-        rate = plain_learning_rate(self.trainer.optimizers[GENERATOR], self.learning_rate)
-        metrics: dict[str, Tensor | float] = {"train/loss": both[0], "train/reconstruction": both[1], "lr": rate}
+        metrics: dict[str, Tensor | float] = {"train/loss": both[0], "train/reconstruction": both[1]}
+        metrics["lr"] = self.current_learning_rate
         metrics |= {f"train/{name}": term.detach().float().mean() for name, term in terms.items()}
         self.log_step(metrics, len(weight), shown=["train/loss", "train/reconstruction"])
 
@@ -267,13 +262,12 @@ class AutoencoderModule(AdversarialSteps):
 
     def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
         """Return the optimizer of the autoencoder and, with a discriminator, its AdamW; each with its schedule."""
-        optimizer = call_optimizer(self.optimizer_factory, self.parameter_groups(), fused=self.fused)
-        pairs = [(optimizer, _schedule(self.scheduler_factory, optimizer))]
+        pairs = super().optimizers_and_schedules()
         if self.discriminator is not None:
             rate, decay, betas = self._of_discriminator
             groups = adamw_groups(self.discriminator, rate, decay)
             optimizer = AdamW(groups, lr=rate, betas=(betas[0], betas[1]), fused=True)
-            pairs.append((optimizer, _schedule(self.discriminator_scheduler_factory, optimizer)))
+            pairs.append(scheduled(optimizer, self.discriminator_scheduler_factory))
         return pairs
 
     @classmethod
@@ -317,10 +311,6 @@ def adamw_groups(network: nn.Module, rate: float, weight_decay: float) -> list[d
 def signed(image: Tensor) -> Tensor:
     """Return uint8 images (B,3,H,W) as float32 in [-1, 1]."""
     return image.float() / 127.5 - 1.0
-
-
-def _schedule(factory: SchedulerFactory | None, optimizer: Optimizer) -> LRScheduler | None:
-    return None if factory is None else factory(optimizer)
 
 
 def _branches(**settings: Any) -> BranchSettings:

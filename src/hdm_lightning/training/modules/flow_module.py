@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import AdamW
 
 from hdm_lightning.diffusion import flow
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
@@ -20,31 +19,17 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.compiled_blocks import uncompiled
 from hdm_lightning.models.positions import PositionConvention
+from hdm_lightning.models.routing import keep_from_scores
+from hdm_lightning.training.modules import flow_step
 from hdm_lightning.training.modules.draws import draw, strata
-from hdm_lightning.training.modules.flow_step import (
-    Conditioning,
-    Encoded,
-    FrozenEncoders,
-    Network,
-    crop_geometry,
-    fed_tokens,
-    flow_loss,
-    is_compiled,
-    latent_grid,
-    loss_weight,
-    pinned,
-    routed,
-)
+from hdm_lightning.training.modules.flow_step import Conditioning, Encoded, FrozenEncoders, Network, SideStream
 from hdm_lightning.training.modules.frozen_weights import leave_out_frozen, put_back_frozen
 from hdm_lightning.training.modules.resumable_module import (
     OptimizerFactory,
     ResumableModule,
     SchedulerFactory,
     WeightedMean,
-    call_optimizer,
-    plain_learning_rate,
 )
-from hdm_lightning.training.modules.side_stream import SideStream
 from hdm_lightning.training.optimization.learning_rates import ParameterGroup, Rule, parameter_groups
 from hdm_lightning.training.strategies.processes import averaged
 
@@ -158,7 +143,7 @@ class FlowModule(ResumableModule):
         """Add each sample's random numbers and caption length on the CPU, which avoids waiting for a device."""
         drawn = self.with_draws(batch, validation=not self.trainer.training)
         drawn["caption_tokens"] = batch["lengths"].tolist()
-        return pinned(drawn) if self.device.type == "cuda" else drawn
+        return flow_step.pinned(drawn) if self.device.type == "cuda" else drawn
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to the device; with `overlap_encoders`, also encode a training batch ahead of its step."""
@@ -190,7 +175,7 @@ class FlowModule(ResumableModule):
     def with_draws(self, batch: Mapping[str, Any], *, validation: bool = False) -> dict[str, Any]:
         """Return the batch with `noise` (B,C,H/f,W/f), stratified `uniform` (B,) and, with routing, `scores` (B,N)."""
         self.encoders.require_same(batch)
-        index, (rows, columns) = batch["index"], latent_grid(batch, self.autoencoder.factor)
+        index, (rows, columns) = batch["index"], flow_step.latent_grid(batch, self.autoencoder.factor)
         if validation:
             seed, stage, tokens = self.validation_seed, VALIDATION, 0
             together = batch.get("set_size") or self.samples_per_step
@@ -209,8 +194,8 @@ class FlowModule(ResumableModule):
         losses = self.losses(batch, self.network, t)
         loss = (losses * batch["weight"]).mean()
         self.count_batch(len(losses))
-        rate = plain_learning_rate(self.trainer.optimizers[0], self.learning_rate)
-        self.log_step({"train/loss": averaged(loss.detach()), "lr": rate}, len(losses), shown=["train/loss"])
+        metrics: dict[str, Tensor | float] = {"train/loss": averaged(loss.detach()), "lr": self.current_learning_rate}
+        self.log_step(metrics, len(losses), shown=["train/loss"])
         return {"loss": loss, "sample_losses": losses.detach(), "times": t}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -241,10 +226,11 @@ class FlowModule(ResumableModule):
     def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:
         """Return the loss (B,) at times t (B,) of a batch with its draws, encoding it if it is not encoded yet."""
         encoded: Encoded = batch["encoded"] if "encoded" in batch else self.encoded(batch)
-        keep = routed(batch.get("scores"), self.routing_rate)
+        scores = batch.get("scores")
+        keep = None if scores is None else keep_from_scores(scores, self.routing_rate)
         with self.section("network"):
-            weight = loss_weight(batch, self.autoencoder.factor)
-            return flow_loss(network, encoded.latent, batch["noise"], t, encoded.conditioning, keep, weight)
+            weight = flow_step.loss_weight(batch, self.autoencoder.factor)
+            return flow_step.flow_loss(network, encoded.latent, batch["noise"], t, encoded.conditioning, keep, weight)
 
     def encoded(self, batch: Mapping[str, Any]) -> Encoded:
         """Encode a batch on the device."""
@@ -256,16 +242,18 @@ class FlowModule(ResumableModule):
     def conditioning(self, batch: Mapping[str, Any]) -> Conditioning:
         """Encode the captions and compute the positions of the crops."""
         token_px, lengths = self.patch_size * self.autoencoder.factor, batch["lengths"]
-        rows, columns = latent_grid(batch, self.autoencoder.factor)
+        rows, columns = flow_step.latent_grid(batch, self.autoencoder.factor)
         grid = (rows // self.patch_size, columns // self.patch_size)
-        positions, aspect = crop_geometry(batch["crop"], grid, token_px, self.positions)
+        positions, aspect = flow_step.crop_geometry(batch["crop"], grid, token_px, self.positions)
         context = self.encoders.context_of_batch(batch, self.fed_tokens(batch))
         return Conditioning(context, None if batch.get("text_is_full") else lengths, positions, aspect)
 
     def fed_tokens(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the caption tokens (B,L) to feed to the text encoder; on a CPU this reads their lengths."""
         on_cpu = batch["tokens"].device.type == "cpu"
-        return fed_tokens(batch["tokens"], batch["lengths"], static=on_cpu and is_compiled(self.network))
+        return flow_step.fed_tokens(
+            batch["tokens"], batch["lengths"], static=on_cpu and flow_step.is_compiled(self.network)
+        )
 
     # Checkpoints
 
@@ -296,12 +284,6 @@ class FlowModule(ResumableModule):
         except ValueError as error:
             hint = "use rule='constant', which fits every network"
             raise UserError(str(error), where="rule", hint=hint) from error
-
-    def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
-        """Return the network's optimizer with its schedule."""
-        optimizer = call_optimizer(self.optimizer_factory, [*self.parameter_groups()], fused=self.fused)
-        schedule = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
-        return [(optimizer, schedule)]
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "FlowModule":

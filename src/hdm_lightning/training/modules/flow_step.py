@@ -1,9 +1,10 @@
-"""The parts of a flow-matching step: encode a batch, prepare the network's inputs, compute the loss.
+"""The parts of a flow-matching step: encode a batch, also ahead of its step, and compute the loss of the network.
 
 B batch, C latent channels, H x W image in pixels or latent grid, N image tokens, K kept tokens, L caption tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ from hdm_lightning.diffusion import flow
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, fingerprint_of, posteriors_of
 from hdm_lightning.errors import UserError
 from hdm_lightning.models.positions import PositionConvention, token_positions
-from hdm_lightning.models.routing import keep_from_scores
 
 
 class FrozenEncoders:
@@ -147,6 +147,35 @@ def pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
+class SideStream:
+    """A CUDA stream next to the current one; on any other device, work runs at once and in order.
+
+    Work on it does not wait for work already queued on the current stream. It must only read tensors that were created
+    on it or do not change. Its results may be used on the current stream after `take_over`.
+
+    Args:
+        device: device of both streams; work queued so far on the current one, such as copies of weights, comes first.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def put(self) -> AbstractContextManager[object]:
+        """Return a context in which the device's work is queued on this stream."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def take_over(self, tensors: Iterable[Tensor]) -> None:
+        """Let the current stream use these tensors of this stream from now on; it waits for them, the host does not."""
+        if self._stream is None:
+            return
+        current = torch.cuda.current_stream(self._stream.device)
+        current.wait_stream(self._stream)
+        for tensor in tensors:
+            tensor.record_stream(current)  # otherwise this stream could reuse its memory too early
+
+
 def is_compiled(network: Callable[..., Tensor]) -> bool:
     """Return whether a network or its blocks are compiled; batches should then keep one shape."""
     whole = getattr(network, "_compiled_call_impl", None) is not None  # after `network.compile()`
@@ -205,8 +234,3 @@ def flow_loss(
         keep=keep,
     )
     return flow.loss_per_sample(velocity, flow.velocity_target(latent, noise), weight)
-
-
-def routed(scores: Tensor | None, rate: float) -> Tensor | None:
-    """Return the indices (B,K) of the image tokens that pass through the U, or None without routing."""
-    return None if scores is None or rate == 0 else keep_from_scores(scores, rate)

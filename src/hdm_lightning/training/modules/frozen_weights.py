@@ -48,10 +48,11 @@ def put_back_frozen(checkpoint: dict[str, Any], network: nn.Module) -> None:
     noted = (checkpoint.get(KEY) or {}).get(FROZEN)
     if noted is None:
         return
-    frozen, saved = frozen_state(network), _of_network(checkpoint["state_dict"])
+    frozen, names = frozen_state(network), checkpoint["state_dict"]
+    saved = {name.removeprefix(NETWORK_PREFIX) for name in names if name.startswith(NETWORK_PREFIX)}
     own = set(network.state_dict()) - set(frozen)
-    if own != set(saved) or not frozen:
-        odd = sorted(own ^ set(saved))[:3]
+    if own != saved or not frozen:
+        odd = sorted(own ^ saved)[:3]
         raise UserError(
             f"the checkpoint contains an adapter, but the network trains other parameters: {', '.join(odd)}",
             where="ckpt_path",
@@ -64,12 +65,6 @@ def put_back_frozen(checkpoint: dict[str, Any], network: nn.Module) -> None:
             hint="set the base that the run started from, which is init in its config.yaml",
         )
     checkpoint["state_dict"].update({NETWORK_PREFIX + name: value for name, value in frozen.items()})
-
-
-def _of_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(NETWORK_PREFIX): value for name, value in state.items() if name.startswith(NETWORK_PREFIX)
-    }
 
 
 def _checksum(network: nn.Module, frozen: Mapping[str, Tensor]) -> str:

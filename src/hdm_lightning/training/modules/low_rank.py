@@ -50,10 +50,6 @@ class LoRA(LayerAdapter):
         """Return the number of trained parameters added to a layer (out, size)."""
         return self.rank * (size + out)
 
-    def elements_beside(self, size: int, out: int) -> int:
-        """Return the number of multiplications per token added to a layer (out, size)."""
-        return self.parameters_beside(size, out)
-
     def __call__(self, network: nn.Module) -> Any:
         """Adapt the network in place and return it; the adapters are drawn from torch's default generator."""
         self.require_packages()

@@ -53,22 +53,6 @@ class StepCounts:
             samples_per_batch,
         )
 
-    def to_json(self) -> dict[str, int]:
-        """Return plain values, for a checkpoint."""
-        return asdict(self)
-
-
-def step_counts(trainer: Trainer, step: int, batches_per_step: int, samples_per_batch: int) -> StepCounts:
-    """Return the counts right after optimizer step number `step`."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    return StepCounts(
-        step=step,
-        batches=progress.total.ready,
-        epoch_batches=progress.current.ready,
-        batches_per_step=batches_per_step,
-        samples_per_batch=samples_per_batch,
-    )
-
 
 def start_between_batches(loops: dict[str, Any], counts: StepCounts, *, validated: bool, automatic: bool) -> None:
     """Rewrite the counters of a checkpoint's `loops` in place, so that the fit starts between two batches.
@@ -167,6 +151,9 @@ class ResumableModule(LightningModule, ABC):
     """
 
     network: nn.Module
+    learning_rate: float
+    optimizer_factory: OptimizerFactory
+    scheduler_factory: SchedulerFactory | None
 
     def __init__(self, *, seed: int, stage: str) -> None:
         super().__init__()
@@ -214,7 +201,7 @@ class ResumableModule(LightningModule, ABC):
 
     def section(self, name: str) -> AbstractContextManager[Any]:
         """Return a context that profiles a part of a step by name (`Trainer(profiler=…)`, `Throughput`)."""
-        profiler: Any = getattr(self._attached(), "profiler", None)
+        profiler: Any = getattr(self._trainer, "profiler", None)
         return nullcontext() if profiler is None else profiler.profile(f"[{type(self).__name__}]{name}")
 
     # Counting
@@ -237,7 +224,9 @@ class ResumableModule(LightningModule, ABC):
         """Count optimizer step number `step` (the first is 1) with all micro-batches since the previous one."""
         self.samples_trained += self._rows_of_step * self.trainer.world_size
         self._rows_of_step = 0
-        self._counts = step_counts(self.trainer, step, self.accumulation, self._samples_per_batch() or 0)
+        done = self.trainer.fit_loop.epoch_loop.batch_progress
+        batches = (done.total.ready, done.current.ready)
+        self._counts = StepCounts(step, *batches, self.accumulation, self._samples_per_batch() or 0)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics: what `Trainer.validate` leaves in them cannot be updated outside of it."""
@@ -266,7 +255,7 @@ class ResumableModule(LightningModule, ABC):
             step=self._counts.step,
             samples=self.samples_trained,
             batch_size=None if samples is None else samples * self.accumulation,
-            counts=self._counts.to_json(),
+            counts=asdict(self._counts),
             validated=self._validated_step == self._counts.step,
         )
 
@@ -276,12 +265,13 @@ class ResumableModule(LightningModule, ABC):
         if position is None:
             return
         self.samples_trained = int(position["samples"])
-        trainer = self._attached()
+        trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
         if "optimizer_states" in checkpoint:
             keep_settings(checkpoint, *self.optimizers_and_schedules())
-        saved = _saved_counts(position)
+        # An older version has only the step, and is always recounted.
+        saved = StepCounts(**(position.get("counts") or {"step": position["step"]}))
         self._counts = saved.recounted(self.accumulation, self._samples_per_batch() or saved.samples_per_batch)
         validated = position.get("validated", True)
         self._validated_step = self._counts.step if validated else None
@@ -292,8 +282,19 @@ class ResumableModule(LightningModule, ABC):
     # Optimizers
 
     @abstractmethod
+    def parameter_groups(self) -> list[Any]:
+        """Return the network's trained parameters in groups, each with its learning rate and weight decay."""
+
     def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
-        """Create every optimizer with its schedule from the current settings."""
+        """Create every optimizer with its schedule from the current settings; here the one of `parameter_groups`."""
+        optimizer = call_optimizer(self.optimizer_factory, [*self.parameter_groups()], fused=self.fused)
+        return [scheduled(optimizer, self.scheduler_factory)]
+
+    @property
+    def current_learning_rate(self) -> float:
+        """The base learning rate at this point of its schedule; all groups' rates are multiples of it."""
+        group = self.trainer.optimizers[0].param_groups[0]
+        return self.learning_rate * float(group["lr"]) / float(group.get("initial_lr", group["lr"]) or 1.0)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizers, with schedules that are stepped once per optimizer step."""
@@ -326,20 +327,10 @@ class ResumableModule(LightningModule, ABC):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
-    def _attached(self) -> Trainer | None:
-        return self._trainer
 
-
-def _saved_counts(position: Mapping[str, Any]) -> StepCounts:
-    """Return the counts of a checkpoint; an older version has only the step, and is always recounted."""
-    saved = position.get("counts")
-    return StepCounts(**saved) if saved is not None else StepCounts(step=position["step"])
-
-
-def plain_learning_rate(optimizer: Optimizer, base: float) -> float:
-    """Return the base learning rate at the current point of its schedule; all groups' rates are multiples of it."""
-    group = optimizer.param_groups[0]
-    return base * float(group["lr"]) / float(group.get("initial_lr", group["lr"]) or 1.0)
+def scheduled(optimizer: Optimizer, factory: SchedulerFactory | None) -> tuple[Optimizer, LRScheduler | None]:
+    """Return the optimizer with its schedule, if there is one."""
+    return optimizer, None if factory is None else factory(optimizer)
 
 
 def call_optimizer(factory: OptimizerFactory, groups: list[Any], *, fused: bool) -> Optimizer:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Literal, NamedTuple, TypedDict
 
 from torch import Tensor, nn
@@ -38,62 +37,29 @@ class ParameterGroup(TypedDict):
 
 
 class Row(NamedTuple):
-    """One row of a rule, for the parameters whose whole name matches the pattern.
-
-    Their rate is base / divisor(parameter, width), and they are decayed if ``decays(parameter)``.
-    """
+    """The divisor of the base rate, and which are decayed, of the parameters whose whole name matches the pattern."""
 
     pattern: str
-    divisor: Callable[[Tensor, int], float]
-    decays: Callable[[Tensor], bool]
-
-
-def fan_in(parameter: Tensor, width: int = 0) -> float:
-    """Return the product of all dimensions but the first, such as a matrix's second; for a vector, its elements."""
-    del width
-    return float(parameter.numel() if parameter.dim() < 2 else math.prod(parameter.shape[1:]))
-
-
-def _network_width(parameter: Tensor, width: int) -> float:
-    del parameter
-    return float(width)
-
-
-def _one(parameter: Tensor, width: int) -> float:
-    del parameter, width
-    return 1.0
-
-
-def _always(parameter: Tensor) -> bool:
-    del parameter
-    return True
-
-
-def _never(parameter: Tensor) -> bool:
-    del parameter
-    return False
-
-
-def _matrices(parameter: Tensor) -> bool:
-    return parameter.dim() > 1
+    divisor: Literal["fan_in", "width", "one"]
+    decayed: Literal["all", "matrices", "none"]
 
 
 Rule = Literal["mup", "published", "constant"]
 RULES: dict[str, tuple[Row, ...]] = {
     "mup": (
-        Row(r".*\.log_frequencies", _network_width, _never),
-        Row(r"aspect_embedding\.input\.weight", _network_width, _never),
-        Row(r".*\.bias", fan_in, _never),
-        Row(r".*norm\.weight", fan_in, _never),
-        Row(r"(patch_embedding|text_projection|output_projection)\.weight", fan_in, _always),
-        Row(r"(time_embedding\.projection|aspect_embedding\.output)\.weight", fan_in, _always),
-        Row(r"modulation\.\w+\.(hidden|output)\.weight", fan_in, _always),
-        Row(r".*\.\w+_attention\.(qkv|query|key_value|output)\.weight", fan_in, _always),
-        Row(r".*\.feed_forward\.(input|output)\.weight", fan_in, _always),
-        Row(r".*\.memory_projection\.weight", fan_in, _always),
+        Row(r".*\.log_frequencies", "width", "none"),
+        Row(r"aspect_embedding\.input\.weight", "width", "none"),
+        Row(r".*\.bias", "fan_in", "none"),
+        Row(r".*norm\.weight", "fan_in", "none"),
+        Row(r"(patch_embedding|text_projection|output_projection)\.weight", "fan_in", "all"),
+        Row(r"(time_embedding\.projection|aspect_embedding\.output)\.weight", "fan_in", "all"),
+        Row(r"modulation\.\w+\.(hidden|output)\.weight", "fan_in", "all"),
+        Row(r".*\.\w+_attention\.(qkv|query|key_value|output)\.weight", "fan_in", "all"),
+        Row(r".*\.feed_forward\.(input|output)\.weight", "fan_in", "all"),
+        Row(r".*\.memory_projection\.weight", "fan_in", "all"),
     ),
-    "published": (Row(r".*", fan_in, _always),),
-    "constant": (Row(r".*\.log_frequencies", _one, _never), Row(r".*", _one, _matrices)),
+    "published": (Row(r".*", "fan_in", "all"),),
+    "constant": (Row(r".*\.log_frequencies", "one", "none"), Row(r".*", "one", "matrices")),
 }
 """Rule name → rows; the first one that matches a parameter's whole name applies."""
 
@@ -123,12 +89,18 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         row = _row(name, rule)
-        rate = base_learning_rate / row.divisor(parameter, width)
-        decay = weight_decay if row.decays(parameter) else 0.0
+        rate = base_learning_rate / {"fan_in": fan_in(parameter), "width": float(width), "one": 1.0}[row.divisor]
+        decayed = row.decayed == "all" or (row.decayed == "matrices" and parameter.dim() > 1)
+        decay = weight_decay if decayed else 0.0
         group = groups.setdefault((rate, decay), ParameterGroup(params=[], lr=rate, weight_decay=decay, names=[]))
         group["params"].append(parameter)
         group["names"].append(name)
     return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def fan_in(parameter: Tensor) -> float:
+    """Return the product of all dimensions but the first, such as a matrix's second; for a vector, its elements."""
+    return float(parameter.numel() if parameter.dim() < 2 else math.prod(parameter.shape[1:]))
 
 
 def _row(name: str, rule: str) -> Row:

@@ -6,7 +6,7 @@ Shapes: A x B a matrix (rows out, columns in), P the matrices packed in one para
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Lt
@@ -33,13 +33,9 @@ RMS_OF_ADAMW = 0.2
 """Root mean square of an AdamW step at rate 1, to which Muon's is scaled (arXiv 2502.16982, eq. 4)."""
 
 
-class MuonGroup(TypedDict):
+class MuonGroup(ParameterGroup):
     """A parameter group with `parts`, the number of matrices packed in each of its parameters; 0 for AdamW."""
 
-    params: list[torch.nn.Parameter]
-    lr: float
-    weight_decay: float
-    names: list[str]
     parts: int
 
 
@@ -85,8 +81,8 @@ class MuonAdamW(Optimizer):
     mean square is 0.2 · rate like AdamW's: rates and decays tuned for AdamW carry over.
 
     Args:
-        groups: parameter groups with `names`, as returned by `FlowModule.parameter_groups` or `muon_groups`; a
-            group's `parts` decide which of the two trains it.
+        groups: parameter groups with `names`, as returned by `FlowModule.parameter_groups`; the names decide which of
+            the two trains a parameter.
         betas: AdamW's moment decays.
         eps: AdamW's epsilon.
         momentum: Muon's momentum.
@@ -123,8 +119,7 @@ class MuonAdamW(Optimizer):
             "fused": fused,
             "capturable": False,
         }
-        given: list[Any] = list(groups)
-        split: list[Any] = given if all("parts" in group for group in given) else [*muon_groups(given)]
+        split: list[Any] = [*muon_groups(groups)]
         super().__init__(split, defaults)
 
     @torch.no_grad()

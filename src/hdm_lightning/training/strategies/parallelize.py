@@ -68,10 +68,8 @@ def prepare_network(network: XUT, *, activation_checkpointing: Checkpointing = F
 def checkpoint_blocks(network: XUT, active: Checkpointing) -> None:
     """Recompute each block's activations in the backward pass, or stop doing so.
 
-    Args:
-        network: the network.
-        active: `selective` keeps the output of each attention, one sequence of memory: at high resolutions this avoids
-            much of the recomputation.
+    `selective` keeps the output of each attention, one sequence of memory: at high resolutions this avoids much of the
+    recomputation.
     """
     for block in network.blocks():
         block.__dict__.pop("forward", None)
@@ -80,26 +78,19 @@ def checkpoint_blocks(network: XUT, active: Checkpointing) -> None:
             replace_forward(block, MethodType(recomputed, block))
 
 
-def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
+def _recomputed(block: nn.Module, *inputs: Any, **how: Any) -> Tensor:
     # Bound to the block like a method: in torch 2.9, the graph of a partial function could not be shared by blocks.
     def forward(*inputs: Any) -> Tensor:
         computed: Tensor = type(block).forward(block, *inputs)
         return computed
 
     # Nothing in a block is random, so no generator state needs to be saved and restored.
-    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **how)
     return recomputed
 
 
 def _recomputed_but_for_attention(block: nn.Module, *inputs: Any) -> Tensor:
-    def forward(*inputs: Any) -> Tensor:
-        computed: Tensor = type(block).forward(block, *inputs)
-        return computed
-
-    recomputed: Tensor = checkpoint(
-        forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=_keeping_attention
-    )
-    return recomputed
+    return _recomputed(block, *inputs, context_fn=_keeping_attention)
 
 
 def _keeping_attention() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
