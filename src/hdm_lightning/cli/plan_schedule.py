@@ -65,7 +65,6 @@ class PlanResult:
 
     report: RenderableType  # for the terminal
     content: dict[str, Any]  # for the JSON file
-    out: str | None  # that file, or None
 
 
 def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None) -> PlanResult:
@@ -81,14 +80,14 @@ def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _
     if len(plans) > 1:
         if wanted.budget_usd is not None:
             raise UserError("a budget needs a single machine", where="gpus", hint=f"e.g. gpus={spellings[0]}")
-        return PlanResult(comparison_report(plans), {"plans": [each.to_json() for each in plans]}, wanted.out)
+        return PlanResult(comparison_report(plans), {"plans": [each.to_json() for each in plans]})
     (plan,) = plans
     if wanted.budget_usd is None:
         chosen = config.get("name") != OWN_NAME  # a preset names its run
         report = plan_report(plan) if chosen else Group(plan_report(plan), presets_line(plan))
-        return PlanResult(report, plan.to_json(), wanted.out)
+        return PlanResult(report, plan.to_json())
     proposal = propose(plan.recipe, plan.machine, wanted.budget_usd, plan.assumptions, utilisation=plan.measured)
-    return PlanResult(proposal_report(proposal), proposal.to_json(), wanted.out)
+    return PlanResult(proposal_report(proposal), proposal.to_json())
 
 
 def _split(config: Mapping[str, Any]) -> tuple[PlanSettings, TrainSettings]:
