@@ -109,6 +109,11 @@ def test_every_size_with_its_text_encoder(model, text):
     assert content["total"]["rent_usd"]["expected"] > 100
 
 
+@pytest.mark.parametrize(("given", "mixed"), [("auto", True), ("null", True), ("bf16-mixed", True), ("32-true", False)])
+def test_a_precision_is_what_training_takes_it_for(given, mixed):
+    assert planned(f"trainer.precision={given}").content["recipe"]["mixed"] == mixed
+
+
 def test_overrides_reach_the_forecast():
     usual, changed = (
         planned().content,
