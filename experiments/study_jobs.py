@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
-from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.overrides import composed
+from hdm_lightning.profiling.system import cpu_name
 from hdm_lightning.training.job import check_job
 from hdm_lightning.training.launch import launch
 from hdm_lightning.training.schedule import run_schedule
@@ -40,11 +39,8 @@ def train(command: str, overrides: Sequence[str], run_dir: Path) -> None:
     Raises:
         RuntimeError: it failed.
     """
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     one_core = ["trainer=cpu", "trainer.devices=1", "hardware.threads=1", "logger=none"]
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        config = compose(command, overrides=[*overrides, *one_core, f"run_dir={run_dir}"])
-    job = check_job(config)
+    job = check_job(composed(command, [*overrides, *one_core, f"run_dir={run_dir}"]))
     status = launch(run_schedule, job.order(), job.processes)
     if status:
         raise RuntimeError(f"{run_dir} ended with status {status}")
@@ -104,7 +100,7 @@ def _machine() -> dict[str, Any]:
     return {
         "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "processor": _processor(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -115,13 +111,6 @@ def _machine() -> dict[str, Any]:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=TOP, capture_output=True, text=True, check=False)
     return done.stdout.strip()
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

@@ -13,16 +13,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
-from omegaconf import OmegaConf
 
 from hdm_lightning.app import serve
 from hdm_lightning.cli import bench, challenge, convert, evaluate, evaluate_recorded, sample, shards
 from hdm_lightning.cli.explained import explain
-from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.overrides import EXPLAIN
+from hdm_lightning.cli.overrides import EXPLAIN, composed
 from hdm_lightning.training.former_keys import present_keys
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +135,6 @@ def composes(program, words):
     name = HYDRA[program]
     if words[:1] == ["autoencoder"] and name == "plan":
         name, words = "plan_autoencoder", words[1:]
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     if EXPLAIN in words:
         assert explain([word for word in words if word != EXPLAIN], name)
         return
@@ -151,8 +147,7 @@ def composes(program, words):
             overrides.append(text)
         elif isinstance(override.value(), ChoiceSweep):
             overrides.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        compose(name, overrides=overrides)
+    composed(name, overrides)
 
 
 def parses(program, words):

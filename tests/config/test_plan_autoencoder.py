@@ -2,33 +2,25 @@
 
 import json
 
-import hdm_lightning.conf
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.plan_autoencoder import plan_autoencoder
+from hdm_lightning.cli.overrides import composed
+from hdm_lightning.cli.plan_autoencoder import autoencoder_report, plan_autoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.profiling.plan_report import autoencoder_report
+from hdm_lightning.profiling.forecast import plain
 
 TINY = ("vae_training=from_scratch_tiny", "stage.micro_batch_size=2", "stage.batch_size=2")
 
 
 def planned(*overrides):
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module(hdm_lightning.conf.__name__, version_base="1.3"):
-        config = compose("plan_autoencoder", overrides=list(overrides))
-    return plan_autoencoder(config)
+    return plan_autoencoder(composed("plan_autoencoder", overrides))
 
 
 @pytest.mark.parametrize("name", ["plan", "plan_autoencoder"])
 def test_a_plan_leaves_no_folder(name):
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module(hdm_lightning.conf.__name__, version_base="1.3"):
-        config = compose(name, return_hydra_config=True)
-    assert config.hydra.run.dir == "." and config.hydra.output_subdir is None
+    hydra = composed(name, return_hydra_config=True).hydra
+    assert hydra.run.dir == "." and hydra.output_subdir is None
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not():
@@ -52,7 +44,7 @@ def test_a_device_that_is_not_here_can_be_planned_for(monkeypatch):
 
 def test_what_is_written_and_shown():
     plan = planned(*TINY, "gpus=2x5090", "stage.batch_size=4")
-    content = json.loads(json.dumps(plan.to_json()))
+    content = json.loads(json.dumps(plain(plan)))
     assert content["machine"] == "2x5090" and content["memory_gib"] == 32 and content["fits"]
     memory = content["memory"]
     assert memory["peak"] == memory["kept"] + memory["passing"]

@@ -1,34 +1,36 @@
 """hdm-plan's configuration: every training key understood, its own keys checked, messages that name the hint."""
 
+import functools
 import io
 import json
 import re
 from itertools import islice
 from pathlib import Path
 
-import hdm_lightning.conf
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from hdm_lightning import ShardDataModule, load_text_encoder
-from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.overrides import composed
 from hdm_lightning.cli.plan_schedule import run_plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.duration import PAPER_HOURS, Assumptions
 from hdm_lightning.profiling.gpus import GPUS, Host, Machine
+from hdm_lightning.profiling.plan_report import PRESETS, presets_for
 from hdm_lightning.profiling.planned_run import Dataset
-from hdm_lightning.profiling.presets import PRESETS, presets_for
 from hdm_lightning.training.recorded import recorded_values
 
 
+@functools.cache
 def planned(*overrides):
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module(hdm_lightning.conf.__name__, version_base="1.3"):
-        config = compose("plan", overrides=list(overrides))
-    return run_plan(recorded_values(config))
+    return run_plan(recorded_values(composed("plan", overrides)))
+
+
+def shown(result):
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(result.report)
+    return console.export_text()
 
 
 def test_the_paper_s_schedule_from_the_configuration():
@@ -107,6 +109,11 @@ def test_every_size_with_its_text_encoder(model, text):
     assert content["total"]["rent_usd"]["expected"] > 100
 
 
+@pytest.mark.parametrize(("given", "mixed"), [("auto", True), ("null", True), ("bf16-mixed", True), ("32-true", False)])
+def test_a_precision_is_what_training_takes_it_for(given, mixed):
+    assert planned(f"trainer.precision={given}").content["recipe"]["mixed"] == mixed
+
+
 def test_overrides_reach_the_forecast():
     usual, changed = (
         planned().content,
@@ -154,32 +161,24 @@ def test_several_machines_are_compared():
     hours = [plan["total"]["hours"] for plan in result.content["plans"]]
     assert hours[0] < hours[1] < hours[2] < hours[3]
     assert hours[3] == pytest.approx(4 * hours[1], rel=0.02)
-    console = Console(width=120, record=True)
-    console.print(result.report)
-    assert "4x3090" in console.export_text()
+    assert "4x3090" in shown(result)
 
 
 def test_a_budget_turns_the_plan_around():
     result = planned("budget_usd=300")
     assert 297 < result.content["total"]["rent_usd"]["expected"] <= 300
     assert result.content["share"] == pytest.approx(300 / planned().content["total"]["rent_usd"]["expected"])
-    console = Console(width=120, record=True)
-    console.print(result.report)
-    assert result.content["overrides"][0] in console.export_text()
+    assert result.content["overrides"][0] in shown(result)
 
 
 def test_the_report_names_the_stages_and_what_does_not_fit():
-    console = Console(width=120, record=True)
-    console.print(planned().report)
-    text = console.export_text()
+    text = shown(planned())
     for word in ("px256", "px1024", "images/s", "peak", "binds", "micro_batch_size=", "padded text states"):
         assert word in text
 
 
 def test_a_sharded_run_names_what_it_gathers():
-    console = Console(width=120, record=True)
-    console.print(planned("trainer.strategy=fsdp2").report)
-    text = console.export_text()
+    text = shown(planned("trainer.strategy=fsdp2"))
     assert "gathered weights" in text
     assert "half-precision weights" not in text
 
@@ -318,14 +317,10 @@ def test_every_preset_that_is_proposed_for_a_card_fits_it():
 
 
 def test_presets_are_proposed_where_none_was_chosen():
-    def shown(*overrides):
-        console = Console(width=120, record=True, file=io.StringIO())
-        console.print(planned(*overrides).report)
-        return console.export_text()
-
-    assert "hdm-plan experiment=weekend_24gb gpus=1x4090" in shown("gpus=1x4090")
-    assert "weekend_24gb" not in shown("gpus=1x4080") and "evening_gpu" in shown("gpus=1x4080")
-    assert "presets" not in shown("gpus=1x4090", "experiment=weekend_24gb")
+    assert "hdm-plan experiment=weekend_24gb gpus=1x4090" in shown(planned("gpus=1x4090"))
+    smaller = shown(planned("gpus=1x4080"))
+    assert "weekend_24gb" not in smaller and "evening_gpu" in smaller
+    assert "presets" not in shown(planned("gpus=1x4090", "experiment=weekend_24gb"))
 
 
 CACHED = ("experiment=paper_cached", "dataset.caption_tokens=64")

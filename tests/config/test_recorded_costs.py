@@ -5,10 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
-from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.overrides import composed
 from hdm_lightning.cli.plan_schedule import run_plan
 from hdm_lightning.training.recorded import recorded_values
 
@@ -37,9 +35,7 @@ def recorded(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_recorded_forecast_is_that_of_the_preset_as_it_stands(preset):
     machines = recorded(preset)
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        config = compose("plan", overrides=[f"gpus=[{','.join(machines)}]", *PRESETS[preset]])
+    config = composed("plan", [f"gpus=[{','.join(machines)}]", *PRESETS[preset]])
     plans = run_plan(recorded_values(config)).content["plans"]
     assert [plan["total"]["hours"] for plan in plans] == pytest.approx([each["hours"] for each in machines.values()])
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import hdm_lightning.conf
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli import overrides
 from hdm_lightning.data.rules import sources_from
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
@@ -24,18 +23,14 @@ CONF = Path(hdm_lightning.conf.__file__).parent
 NEEDED = ["data.train=shards"]
 
 
-def composed(*overrides):
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        return compose("train", overrides=[*NEEDED, *overrides])
+def composed(*given):
+    return overrides.composed("train", [*NEEDED, *given])
 
 
 @pytest.mark.parametrize("command", ["train", "train_vae", "demo"])
 def test_requests_to_the_hub_are_not_noted_on_the_screen(command):
     """Under what Hydra makes of the root logger, which shows everything."""
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        hydra = compose(command, return_hydra_config=True).hydra
+    hydra = overrides.composed(command, return_hydra_config=True).hydra
     program = (
         "import json, logging.config, sys; import huggingface_hub.utils._http as http\n"
         "logging.config.dictConfig(json.loads(sys.argv[1]))\n"
@@ -148,10 +143,10 @@ def test_spellings_of_sources():
 
 def test_job_folder_names_are_short_and_distinct():
     long = ",".join(f"schedule.stages.px{n}.learning_rate=0.1" for n in range(9))
-    names = {short_name(long), short_name(long + "5"), short_name("seed=1")}
+    names = {overrides.short_name(long), overrides.short_name(long + "5"), overrides.short_name("seed=1")}
     assert len(names) == 3
     assert max(map(len, names)) <= 120
-    assert short_name("vae.name=a/b") == "vae.name=a-b"
+    assert overrides.short_name("vae.name=a/b") == "vae.name=a-b"
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import hdm_lightning.conf
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from hdm_lightning.autoencoding.branches import BranchSettings
-from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli import overrides
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.autoencoder_checks import check_settings
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
@@ -21,10 +19,8 @@ WITHOUT_TORCHVISION = "loss.perceptual_network=efficientnet_lite0"
 RECIPE = AutoencoderRecipe()
 
 
-def composed(*overrides):
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        return compose("train_vae", overrides=["data.train=shards", *overrides])
+def composed(*given):
+    return overrides.composed("train_vae", ["data.train=shards", *given])
 
 
 def groups_of(config):

@@ -165,29 +165,45 @@ def test_loading_and_decoding(tmp_path, tiny_shards):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "where"),
+    ("arguments", "where", "hint"),
     [
-        (["xut", "--size", "huge"], "--size"),
-        (["xut", "--size", "tiny", "--repeats", "0"], "--repeats"),
-        (["vae", "--size", "tiny", "--mode", "sideways"], "--mode"),
-        (["system", "--disk", "no/such/folder"], "--disk"),
-        (["system", "--device", "cpu", "--schedule", "nope"], "--schedule, --model, --text-encoder"),
-        (["system", "--device", "cpu", "--schedule", "paper", "--text-encoder", "minilm"], "model.context_width"),
-        (["vae", "--size", "tiny", "--against", "compile=true"], "--against"),
-        (["xut", "--size", "tiny", "--against", "batch=1"], "--against"),
-        (["data", "--batch", "0"], "--batch"),
-        (["vae", "--size", "tiny", "--device", "abacus"], "--device"),
-        (["vae", "--size", "tiny", "--out", "/"], "--out"),
-        (["data", "--out", "/dev/null/result.json"], "--out"),
-        (["xut", "--size", "tiny", "--threads", "-1"], "--threads"),
+        (["xut", "--size", "xut_huge"], "--size", "xut_large"),
+        (["xut", "--sise", "tiny"], "hdm-bench xut", "--size"),
+        (["xut", "--repeats", "0"], "--repeats", "1 or more"),
+        (["xut", "--threads", "-1"], "--threads", "0 or more"),
+        (["xut", "--batch", "0"], "--batch", "1 or more"),
+        (["xut", "--context", "0"], "--context", "1 or more"),
+        (["xut", "--routing-rate", "1"], "--routing-rate", "less than 1"),
+        (["xut", "--size", "tiny", "--resolution", "70"], "--resolution", "--resolution 64"),
+        (["xut", "--dtype", "int8"], "--dtype", "float32"),
+        (["vae", "--size", "tiny", "--mode", "sideways"], "--mode", "encode"),
+        (["vae", "--size", "tiny", "--device", "abacus"], "--device", "cpu"),
+        (["vae", "--size", "tiny", "--device", "meta"], "--device", "cpu"),
+        (["xut", "--against", "compiel=true"], "--against", "compile"),
+        (["xut", "--against", "batch"], "--against", "KEY=VALUE"),
+        (["xut", "--against", "batch=many"], "--against", "use one"),
+        (["xut", "--against", "compile=perhaps"], "--against", "true or false"),
+        (["xut", "--size", "tiny", "--against", "batch=1"], "--against", "different value"),
+        (["vae", "--against", "compile=true"], "--against", "choose one of size, batch"),
+        (["system", "--disk", "no/such/folder"], "--disk", "existing folder"),
+        (["system", "--device", "cpu", "--schedule", "nope"], "--schedule, --model, --text-encoder", "presets"),
+        (
+            ["system", "--device", "cpu", "--schedule", "paper", "--text-encoder", "minilm"],
+            "model.context_width",
+            "384",
+        ),
+        (["data", "--batch", "0"], "--batch", "1 or more"),
+        (["vae", "--size", "tiny", "--out", "/"], "--out", "file name"),
+        (["data", "--out", "/dev/null/result.json"], "--out", "another path"),
     ],
 )
-def test_mistakes_are_named(arguments, where, monkeypatch):
+def test_mistakes_are_named(arguments, where, hint, monkeypatch):
     monkeypatch.setattr(system, "matmul", None)  # nothing is measured before they are told
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError) as caught:
         bench(arguments)
     assert caught.value.where == where
+    assert hint in caught.value.hint
 
 
 def test_a_step_with_overlapped_encoders_has_the_losses_of_one_without():

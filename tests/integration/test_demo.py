@@ -40,6 +40,15 @@ def test_a_text_encoder_that_is_not_here_is_told_before_the_first_part(tmp_path,
     assert "shards" not in said.out and not (tmp_path / "demo" / "shards").exists()
 
 
+def test_a_record_that_is_cut_short_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "demo.json").write_text('{"seconds": ')
+    monkeypatch.setattr("sys.argv", ["hdm-demo", f"run_dir={tmp_path}", *TINY])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert "demo.json: is not a JSON object" in capsys.readouterr().err
+
+
 def test_the_table_fits_a_terminal_of_80_columns():
     score = {"right": 128, "trials": 128, "share": 1.0, "low": 0.781, "high": 1.0, "chance": 1.0}
     gap = {"value": 0.0, "low": -0.221, "high": 0.221}

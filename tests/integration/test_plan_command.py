@@ -1,12 +1,11 @@
 """hdm-plan as a command, and its probe on the machine at hand."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.overrides import composed
+from hdm_lightning.cli.plan import main
 from hdm_lightning.cli.plan_schedule import run_plan
 from hdm_lightning.profiling.gpus import CPU, Gpu, Machine
 from hdm_lightning.profiling.timing import Timing
@@ -31,48 +30,39 @@ TINY_RUN = [
 ]
 
 
-def command(*arguments, cwd):
-    program = "from hdm_lightning.cli.plan import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300, check=False
-    )
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Function that runs `hdm-plan` in an empty folder and returns its exit status."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["hdm-plan", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code
+
+    return run
 
 
-def test_the_command_prints_tables_and_writes_json(tmp_path):
-    result = command("gpus=1x4090", "out=plans/one.json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "1x4090: time and cost" in result.stdout
-    content = json.loads((tmp_path / "plans/one.json").read_text())
+def test_the_command_prints_tables_and_writes_json(command, tmp_path, capsys):
+    assert command("gpus=1x4090", 'out="plans/[one].json"') == 0
+    told = capsys.readouterr().out
+    assert "1x4090: time and cost" in told and "written to plans/[one].json" in told
+    content = json.loads((tmp_path / "plans/[one].json").read_text())
     assert content["machine"]["count"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["plans"]  # no folder of a run is left behind
 
 
-def test_a_forecast_does_not_wait_for_libraries_that_it_has_no_use_for(tmp_path):
-    program = (
-        "import sys; from hdm_lightning.cli.plan import main\n"
-        "try: main()\n"
-        "finally: print(sorted({'lightning', 'transformers', 'diffusers', 'sympy'} & set(sys.modules)))"
-    )
-    run = [sys.executable, "-c", program]
-    result = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
+def test_an_unknown_gpu_ends_with_one_screen_and_status_2(command, capsys):
+    assert command("gpus=4x5091") == 2
+    told = capsys.readouterr().err
+    assert "gpus: there is no GPU '5091'" in told
+    assert "did you mean gpus=4x5090" in told
+    assert "Traceback" not in told
 
 
-def test_an_unknown_gpu_ends_with_one_screen_and_status_2(tmp_path):
-    result = command("gpus=4x5091", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "gpus: there is no GPU '5091'" in result.stderr
-    assert "did you mean gpus=4x5090" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def composed(*overrides):
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
-
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        return recorded_values(compose("plan", overrides=[*TINY_RUN, *overrides]))
+def planned(*overrides, log):
+    return run_plan(recorded_values(composed("plan", [*TINY_RUN, *overrides])), log=log).content
 
 
 def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoencoder, monkeypatch):
@@ -82,7 +72,7 @@ def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoen
     encoders = [f"text_encoder.name={tiny_text_encoder}", "vae=folder", f"vae.name={tiny_autoencoder}"]
     probe = ["probe=true", "probe_settings.steps=3", "probe_settings.stages=[px256]", "probe_settings.micro_batch=2"]
     lines = []
-    content = run_plan(composed(*encoders, *probe), log=lines.append).content
+    content = planned(*encoders, *probe, log=lines.append)
     assert len(lines) == 1
     rate = float(lines[0].split()[1])  # images/s as measured, one device
     assert content["machine"]["gpu"]["name"] == "cpu"
@@ -105,7 +95,7 @@ def test_a_probe_s_steps_encode_all_also_of_a_stage_that_will_read_latents_or_st
     encoders = [f"text_encoder.name={tiny_text_encoder}", "vae=folder", f"vae.name={tiny_autoencoder}"]
     probe = ["probe=true", "probe_settings.stages=[px1024]", "probe_settings.micro_batch=2"]
     pixels, latents, states = (
-        run_plan(composed(*encoders, *probe, *read), log=lambda _: None).content
+        planned(*encoders, *probe, *read, log=lambda _: None)
         for read in ([], ["dataset.latents=true"], ["data.text_states=/states"])
     )
     assert pixels["assumptions"]["utilisation"] > 0

@@ -18,6 +18,7 @@ from hdm_lightning.profiling.operations import (
     parameter_count,
     training_flops,
 )
+from saved_tensors import saved_storages
 
 CONFIG = XUTConfig(
     channels=3, width=64, mlp_width=160, heads=4, head_dim=16, context_width=24, depth=3, encoder_blocks=2,
@@ -119,20 +120,10 @@ def test_a_training_step_takes_the_stated_multiple() -> None:
 
 def saved_bytes(model: XUT, *inputs: Tensor, **options: Tensor | None) -> int:
     """Storages that a forward pass keeps for the backward pass, parameters not counted."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_storages(model) as kept:
         output = model(*inputs, **options)
-    kept = sum(storage.nbytes() for storage in storages.values())
-    del output
-    return kept
+    assert output.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])

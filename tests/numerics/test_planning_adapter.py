@@ -10,12 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hdm_lightning import XUT, LoRA, LyCORIS, XUTConfig
 from hdm_lightning.cli.plan_schedule import adapter_cost
-from hdm_lightning.profiling.encoder_costs import TINY_AUTOENCODER, TINY_TEXT, AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.encoder_costs import TINY_AUTOENCODER, TINY_TEXT, EncoderConfigs
 from hdm_lightning.profiling.forecast import forecast
 from hdm_lightning.profiling.gpus import GPUS, Machine
 from hdm_lightning.profiling.memory import device_memory
 from hdm_lightning.profiling.operations import Workload, adapter_operations, network_operations
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
+from saved_tensors import saved_storages
 
 CONFIG = XUTConfig(
     channels=4, patch_size=1, width=64, mlp_width=192, heads=2, head_dim=32, context_width=32, depth=4, decoder_blocks=2
@@ -66,11 +67,8 @@ def test_operations_are_those_of_the_counter(kind, targets):
 
 def recipe_of(cost, config, **changes):
     stage = StageRecipe("a", 128, 64, 1, 1, 0.0, 8)
-    text, autoencoder = (
-        TextArchitecture.from_config(TINY_TEXT),
-        AutoencoderArchitecture.from_config(TINY_AUTOENCODER),
-    )
-    return Recipe(config, (stage,), text, autoencoder, mixed=False, compiled=False, adapter=cost, **changes)
+    encoders = EncoderConfigs(TINY_TEXT, TINY_AUTOENCODER).architectures()
+    return Recipe(config, (stage,), *encoders, mixed=False, compiled=False, adapter=cost, **changes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,19 +89,10 @@ def test_weights_gradients_and_moments_are_those_of_a_step(kind):
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 def test_no_more_is_kept_for_the_backward_pass_than_the_forecast_has(kind, targets):
     def kept(network):
-        own = {value.untyped_storage().data_ptr() for value in (*network.parameters(), *network.buffers())}
-        found = {}
-
-        def note(value):
-            storage = value.untyped_storage()
-            if storage.data_ptr() not in own:
-                found[storage.data_ptr()] = storage.nbytes()
-            return value
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        with saved_storages(network) as found:
             loss = loss_of(network, side=16)
         assert loss.requires_grad
-        return sum(found.values())
+        return sum(storage.nbytes() for storage in found.values())
 
     share = kept(adapted(kind, targets)) / kept(XUT(CONFIG))
     assert 0.6 < share < 1.0

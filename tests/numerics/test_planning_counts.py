@@ -20,6 +20,7 @@ from hdm_lightning.profiling.encoder_costs import (
     TINY_AUTOENCODER,
     TINY_TEXT,
     AutoencoderArchitecture,
+    EncoderConfigs,
     TextArchitecture,
 )
 from hdm_lightning.profiling.live_memory import LiveMemory
@@ -27,6 +28,7 @@ from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes, dev
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 from hdm_lightning.training.modules.flow_step import FrozenEncoders
 from hdm_lightning.training.stages import StageSettings
+from saved_tensors import saved_storages
 
 CPU = torch.device("cpu")
 SMALL = XUTConfig(width=128, mlp_width=384, heads=4, head_dim=32, context_width=32, depth=2, decoder_blocks=2)
@@ -56,8 +58,7 @@ def recipe_and_stage(**changes):
     recipe = Recipe(
         SMALL,
         (stage,),
-        TextArchitecture.from_config(TINY_TEXT),
-        AutoencoderArchitecture.from_config(TINY_AUTOENCODER),
+        *EncoderConfigs(TINY_TEXT, TINY_AUTOENCODER).architectures(),
         autoencoder_max_pixels=2 * values["resolution"] ** 2,
         compiled=False,
         mixed=False,
@@ -185,14 +186,8 @@ def test_memory_of_encoding_a_micro_batch_in_parts(side):
     with LiveMemory() as memory:
         encoders.latents(image)
     stage = StageRecipe("a", side, samples=count, batch_size=count, micro_batch_size=count, context_length=1)
-    recipe = Recipe(
-        SMALL,
-        (stage,),
-        TextArchitecture.from_config(TINY_TEXT),
-        AutoencoderArchitecture.from_config(TINY_AUTOENCODER),
-        autoencoder_max_pixels=limit,
-        mixed=False,
-    )
+    encoders = EncoderConfigs(TINY_TEXT, TINY_AUTOENCODER).architectures()
+    recipe = Recipe(SMALL, (stage,), *encoders, autoencoder_max_pixels=limit, mixed=False)
     assert device_memory(recipe, stage).encoding == pytest.approx(memory.peak_bytes, rel=0.1)
 
 
@@ -218,18 +213,9 @@ def test_share_of_activations_that_compiled_graphs_keep(monkeypatch):
 
 def saved_bytes(network, batch):
     """Bytes that the forward pass keeps for the backward pass, weights left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    seen = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     inputs = {"token_positions": torch.randn(batch, 256, 2), "keep": random_keep(batch, 256, 0.5)}
     lengths = torch.full((batch,), 24)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+    with saved_storages(network) as kept, torch.autocast("cpu", torch.bfloat16):
         out = network(
             torch.randn(batch, 4, 32, 32),
             torch.rand(batch),
@@ -238,7 +224,7 @@ def saved_bytes(network, batch):
             **inputs,
         )
     assert out.requires_grad
-    return sum(seen.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def test_live_memory_follows_storages_not_views():

@@ -7,23 +7,14 @@ from pathlib import Path
 import pytest
 
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.profiling.encoder_costs import (
-    QWEN3_0_6B,
-    SDXL_AUTOENCODER,
-    AutoencoderArchitecture,
-    TextArchitecture,
-)
+from hdm_lightning.profiling.encoder_costs import QWEN3_0_6B, SDXL_AUTOENCODER, EncoderConfigs
 from hdm_lightning.profiling.memory import GIB, device_memory
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
 FILE = Path(__file__).parents[2] / "experiments" / "benchmarks" / "h100_early" / "measured.json"
 MEASURED = json.loads(FILE.read_text())
-RECIPE = Recipe(
-    XUTConfig.preset(MEASURED["model"]),
-    (),
-    TextArchitecture.from_config(QWEN3_0_6B),
-    AutoencoderArchitecture.from_config(SDXL_AUTOENCODER),
-)
+ENCODERS = EncoderConfigs(QWEN3_0_6B, SDXL_AUTOENCODER).architectures()
+RECIPE = Recipe(XUTConfig.preset(MEASURED["model"]), (), *ENCODERS)
 
 
 @pytest.mark.parametrize("row", MEASURED["results"])

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.profiling.encoder_costs import TINY_AUTOENCODER, TINY_TEXT, AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.encoder_costs import TINY_AUTOENCODER, TINY_TEXT, EncoderConfigs
 from hdm_lightning.profiling.memory import device_memory
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
@@ -59,8 +59,7 @@ def test_the_forecast_is_within_a_tenth_of_the_process_s_growth(batch, checkpoin
     recipe = Recipe(
         XUTConfig(**SHAPE),
         (StageRecipe("a", 256, 64, batch, batch, 0.5, 24, checkpointing),),
-        TextArchitecture.from_config(TINY_TEXT),
-        AutoencoderArchitecture.from_config(TINY_AUTOENCODER),
+        *EncoderConfigs(TINY_TEXT, TINY_AUTOENCODER).architectures(),
         autoencoder_max_pixels=1,
         compiled=False,
         mixed=False,

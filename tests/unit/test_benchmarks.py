@@ -6,7 +6,6 @@ import time
 import pytest
 import torch
 
-from hdm_lightning.cli.bench import bench
 from hdm_lightning.cli.command import show_report
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling import system
@@ -79,29 +78,6 @@ def test_the_interval_of_a_comparison_covers_the_true_ratio():
         ).interval
         hits += low <= 0.8 <= high
     assert hits >= 51  # 95% of 60 is 57; below 51 has a probability under one in a hundred
-
-
-@pytest.mark.parametrize(
-    ("arguments", "where", "hint"),
-    [
-        (["--against", "compiel=true"], "--against", "compile"),
-        (["--against", "batch"], "--against", "KEY=VALUE"),
-        (["--against", "batch=many"], "--against", "use one"),
-        (["--against", "compile=perhaps"], "--against", "true or false"),
-        (["--resolution", "70"], "--resolution", "--resolution 64"),
-        (["--dtype", "int8"], "--dtype", "float32"),
-        (["--batch", "0"], "--batch", "1 or more"),
-        (["--context", "0"], "--context", "1 or more"),
-        (["--routing-rate", "1"], "--routing-rate", "less than 1"),
-        (["--size", "xut_huge"], "--size", "xut_large"),
-        (["--sise", "tiny"], "hdm-bench xut", "--size"),
-    ],
-)
-def test_settings_that_cannot_be_run(arguments, where, hint):
-    with pytest.raises(UserError) as caught:
-        bench(["xut", "--size", "tiny", *arguments])
-    assert caught.value.where == where
-    assert hint in caught.value.hint
 
 
 def test_sizes_pair_networks_with_encoders_of_their_width():

@@ -7,8 +7,8 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hdm_lightning.cli.hydra_app import LONGEST_FOLDER_NAME, run_hydra, short_name
-from hdm_lightning.cli.overrides import EXCLUDED, MODES, SUBDIR, arranged, unparsable
+from hdm_lightning.cli.hydra_app import run_hydra
+from hdm_lightning.cli.overrides import EXCLUDED, LONGEST_FOLDER_NAME, MODES, SUBDIR, arranged, short_name, unparsable
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.former_keys import present_keys
 

@@ -18,12 +18,7 @@ from hdm_lightning.profiling.duration import (
     exchange_seconds,
     step_time,
 )
-from hdm_lightning.profiling.encoder_costs import (
-    QWEN3_0_6B,
-    SDXL_AUTOENCODER,
-    AutoencoderArchitecture,
-    TextArchitecture,
-)
+from hdm_lightning.profiling.encoder_costs import QWEN3_0_6B, SDXL_AUTOENCODER, EncoderConfigs
 from hdm_lightning.profiling.forecast import forecast, least_samples, propose, smallest
 from hdm_lightning.profiling.gpus import GPUS, Host, Machine
 from hdm_lightning.profiling.memory import (
@@ -45,8 +40,7 @@ PAPER = Recipe(
         StageRecipe("px768", 768, 8_469_000, 512, 64, 0.5, 256, True, 512_000),
         StageRecipe("px1024", 1024, 3_649_000, 256, 16, 0.0, 512, True, 256_000),
     ),
-    TextArchitecture.from_config(QWEN3_0_6B),
-    AutoencoderArchitecture.from_config(SDXL_AUTOENCODER),
+    *EncoderConfigs(QWEN3_0_6B, SDXL_AUTOENCODER).architectures(),
 )
 
 

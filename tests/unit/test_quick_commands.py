@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from hdm_lightning.cli.mistyped import USUAL, hint_for, nearest_key
+from hdm_lightning.cli.overrides import USUAL, hint_for, nearest_key
 from hdm_lightning.version import __version__
 
 SETUP = configparser.ConfigParser()
 SETUP.read(Path(__file__).parents[2] / "setup.cfg")
 COMMANDS = dict(line.split(" = ") for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines())
 SLOW = {"torch", "lightning", "transformers", "diffusers", "torchmetrics", "webdataset", "numpy", "matplotlib"}
-SLOW |= {"gradio", "PIL", "simplejpeg"}
+SLOW |= {"gradio", "PIL", "simplejpeg", "sympy"}
 
 
 def told(command, *words):
@@ -51,6 +51,11 @@ def test_a_forecast_loads_no_more_than_torch():
     """The costs of frozen encoders are formulas; a schedule is planned without the libraries that would train it."""
     text, status, loaded = told("hdm-plan", "gpus=1x4090")
     assert "total rent" in text and (status, loaded) == (0, ["numpy", "torch"])
+
+
+def test_keys_are_explained_from_source_text():
+    _, status, loaded = told("hdm-train", "--explain", "trainer", "model", "callbacks")
+    assert (status, loaded) == (0, [])
 
 
 @pytest.mark.parametrize("task", ["stats", "index", "verify"])

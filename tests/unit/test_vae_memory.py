@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hdm_lightning.cli.plan_autoencoder import AutoencoderStep
-from hdm_lightning.profiling.live_memory import LiveMemory, step_memory
+from hdm_lightning.cli.plan_autoencoder import AutoencoderStep, step_memory
+from hdm_lightning.profiling.live_memory import LiveMemory
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
 from hdm_lightning.training.composition import parse
 from hdm_lightning.training.stages import AutoencoderStageSettings
@@ -60,6 +60,12 @@ def test_the_rehearsal_is_what_real_tensors_take(groups, mixed, accumulates):
     assert (said.parameters, said.gradients, said.moments) == (own, 4 * trained, 8 * trained)
     assert said.averages == 4 * own
     assert said.peak > said.kept + said.gradients
+
+
+def test_without_the_adaptive_weight_no_gradient_is_taken_twice(monkeypatch):
+    fixed = settings(adversarial={"weight": 0.5, "channels": 32, "adaptive": False})
+    monkeypatch.setattr("torch.autograd.grad", None)
+    AutoencoderStep(*fixed, CONFIG)(1)
 
 
 def test_what_saves_memory_is_seen_to():

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from hdm_lightning.cli.docstrings import described
 from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.version import __version__
 
@@ -111,12 +112,7 @@ class Flags(Generic[Settings]):
     names: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, parser: argparse._ActionsContainer, *, only: Collection[str] | None = None) -> None:
-        """Add the flags to a parser or argument group.
-
-        Args:
-            parser: parser or group to add to; omitted flags keep the dataclass's defaults.
-            only: names of the fields to add; None adds all.
-        """
+        """Add the flags of all fields, or `only` of some, to a parser or group; the others keep their defaults."""
         texts = _documented(self.kind)
         for entry, annotation in _annotated_fields(self.kind):
             if only is None or entry.name in only:
@@ -136,16 +132,11 @@ class Flags(Generic[Settings]):
         return self.kind(**values)
 
     def changed(self, settings: Settings, change: str, *, where: str, only: Collection[str]) -> Settings:
-        """Return a copy of the dataclass with one field replaced as in ``key=value``.
-
-        Args:
-            settings: original dataclass.
-            change: ``key=value``; the field's name may have underscores or dashes.
-            where: name of the option for error messages.
-            only: names of the fields that may change.
+        """Return a copy with one field changed as in ``key=value``; the key may have underscores or dashes.
 
         Raises:
-            UserError: the key is unknown, or the value has the wrong type or is outside its limits.
+            UserError: the key is not in `only`, or the value has the wrong type or is outside its limits; names the
+                option `where`.
         """
         key, equals, text = change.partition("=")
         name = key.strip().replace("-", "_")
@@ -250,10 +241,5 @@ def _documented(kind: type) -> dict[str, str]:
     """Return each field's text under "Attributes:", including base classes."""
     texts: dict[str, str] = {}
     for each in reversed(kind.__mro__):
-        lines = inspect.cleandoc(each.__dict__.get("__doc__") or "")
-        found = re.search(r"^Attributes:\n((?: .*\n?|\n)*)", lines, re.MULTILINE)
-        for line in re.split(r"\n {4}(?! )", "\n" + found[1]) if found else ():
-            names, _, text = line.partition(": ")
-            plain = " ".join(text.split()).replace("`", "").removesuffix(".")
-            texts |= dict.fromkeys(names.split(", "), plain)
-    return texts
+        texts |= described(inspect.cleandoc(each.__dict__.get("__doc__") or ""), "Attributes")
+    return {name: text.replace("`", "").removesuffix(".") for name, text in texts.items()}

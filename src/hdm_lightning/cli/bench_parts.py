@@ -2,30 +2,33 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
 from hdm_lightning.cli.command import require_file, show_report
-from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.overrides import composed
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
+from hdm_lightning.data.benchmark import SIZES, LoadingSpeed, benchmark_images, measure_decoding, measure_loading
+from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import default_dtype, dtype_name
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
 from hdm_lightning.profiling.cases import Setup, measured
-from hdm_lightning.profiling.image_rates import decoding_rate, measure_data
-from hdm_lightning.profiling.timing import compare, record, report, time_in_turn
+from hdm_lightning.profiling.timing import Timing, compare, duration, measurement, record, report, time_in_turn
 from hdm_lightning.training.recorded import recorded_values
 
 _MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}
 _MIB = {"cuda": 1024, "cpu": system.CPU_COPY_MIB}
+_CONTEXT = 256
+_DECODED_PX = 512
 # The `text_encoder` preset that matches each model's context width.
 _TEXT_ENCODERS = {
     "xut_small": "gemma3_270m",
@@ -49,8 +52,7 @@ def bench_part(
     Args:
         part: a key of `bench_training.BUILDERS`.
         own: names of the part's settings.
-        run: number of calls, and the output file.
-        first, second: settings of the part, and the ones to compare with, if any.
+        run, first, second: settings of the run and of the part, and the part's to compare with, if any.
         against: the change from `first` to `second` as the user typed it.
     """
     from hdm_lightning.cli.bench_training import BUILDERS  # noqa: PLC0415 (lightning and encoders take seconds)
@@ -77,10 +79,60 @@ def bench_part(
 
 
 def bench_data(settings: DataSettings) -> None:
-    """Time decoding and, with shards, loading; print and write the result."""
+    """Time decoding on one core at each resolution and, with shards, loading; print and write the result."""
     _prepare(0, settings.out)
-    content, table = measure_data(settings)
-    show_report(table, content, settings.out)
+    decoding = [measure_decoding(side, repeats=settings.repeats) for side in settings.resolution]
+    loading = [_loading(settings, side) for side in settings.resolution] if settings.shards is not None else []
+    content = {
+        "benchmark": "data",
+        "machine": system.describe_machine(torch.device("cpu")),
+        "settings": {"repeats": settings.repeats, "batch": settings.batch, "workers": settings.workers},
+        "decoding": [{**asdict(each), "over_plain": each.over_plain, "of_bound": each.of_bound} for each in decoding],
+        "loading": [
+            {"resolution": side, **asdict(speed), "samples_per_s_of_each_repeat": list(rates.seconds)}
+            for side, speed, rates in loading
+        ],
+    }
+    table = Table(title="decoding on one core, images/s", title_justify="left")
+    for column in ("resolution", "this pipeline", "plain pipeline", "bare decoder", "of the bare decoder"):
+        table.add_column(column, justify="right")
+    for each in decoding:
+        rates = (f"{rate:.1f}" for rate in (each.ours, each.plain, each.bound))
+        table.add_row(str(each.resolution), *rates, f"{100 * each.of_bound:.0f}%")
+    show_report(Group(table, *(Text(_line(*each)) for each in loading)), content, settings.out)
+
+
+def _decoding_rate() -> dict[str, Any]:
+    """Measure how fast one core decodes, resizes and crops, at a typical resolution."""
+    speed = measure_decoding(_DECODED_PX, images=benchmark_images(len(SIZES)), repeats=3)
+    megapixels = sum(height * width for height, width in SIZES) / len(SIZES) / 1e6
+    rate = speed.ours * megapixels
+    return measurement("decoding, one core", Timing((1 / speed.ours,)), mpx_per_s=rate, resolution=_DECODED_PX)
+
+
+def _loading(settings: DataSettings, resolution: int) -> tuple[int, LoadingSpeed, Timing]:
+    """Return the resolution, the repeat with median speed, and the speeds of all repeats."""
+    config = StreamConfig((Source((str(settings.shards),)),), resolution, _CONTEXT, workers=settings.workers)
+    speeds = [
+        measure_loading(config, _count_letters, batch_size=settings.batch, batches=settings.batches)
+        for _ in range(settings.repeats)
+    ]
+    speeds.sort(key=lambda speed: speed.samples_per_s)
+    return resolution, speeds[len(speeds) // 2], Timing(tuple(speed.samples_per_s for speed in speeds))
+
+
+def _count_letters(caption: str) -> tuple[list[int], int]:
+    """Stand-in for a tokenizer: one token per letter."""
+    ids = [ord(letter) % 256 for letter in caption[:_CONTEXT]]
+    return ids + [0] * (_CONTEXT - len(ids)), max(1, len(ids))
+
+
+def _line(side: int, speed: LoadingSpeed, rates: Timing) -> str:
+    low, high = rates.quartiles
+    return (
+        f"loading at {side} px with {speed.workers} workers: {speed.samples_per_s:.1f} samples/s "
+        f"(quartiles {low:.1f} … {high:.1f}), first batch after {duration(speed.first_batch_s)}"
+    )
 
 
 def bench_system(settings: SystemSettings) -> None:
@@ -95,7 +147,7 @@ def bench_system(settings: SystemSettings) -> None:
     matmul, mib = settings.matmul or _MATMUL[device.type], settings.mib or _MIB[device.type]
     rows = [*system.machine_rates(settings, device, matmul, mib)]
     if settings.schedule:
-        rows.append(decoding_rate())
+        rows.append(_decoding_rate())
     shown = {"matmul": matmul, "mib": mib, "repeats": settings.repeats}
     content = record("system", system.describe_machine(device), shown, rows)
     lines = [report(content)]
@@ -136,10 +188,7 @@ def _chosen(settings: SystemSettings) -> list[str]:
 
 
 def _planned(overrides: list[str]) -> PlanResult:
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        config = compose("plan", overrides=overrides)
-    return run_plan(recorded_values(config))
+    return run_plan(recorded_values(composed("plan", overrides)))
 
 
 def _binding(

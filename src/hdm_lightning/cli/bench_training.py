@@ -12,7 +12,7 @@ from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.cases import (
     Captions,
     Case,
@@ -81,7 +81,7 @@ def sample_case(setup: Setup) -> Case:
     """Return the case of sampling from prompts: text encoder, guided solver steps, decoding."""
     settings, side, batch = setup.settings, setup.side_px, setup.settings.batch
     network = random_network(setup.parts.network).to(setup.device).eval()
-    prepare(network, False, settings.compile)
+    prepare_network(network, compiled=settings.compile)
     text, autoencoder = setup.text_encoder(), setup.autoencoder()
     tokenizer = RandomTokens(int(setup.parts.text["vocab_size"]), settings.context_length)
     pipeline = HDMPipeline(network, autoencoder, text_encoder=text, tokenizer=tokenizer)
@@ -95,15 +95,10 @@ def sample_case(setup: Setup) -> Case:
     )
 
 
-def prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
-    """Prepare a network as training does."""
-    prepare_network(network, activation_checkpointing=checkpointing, compiled=compiled)
-
-
 BUILDERS: Mapping[str, Callable[[Setup], Case]] = {
     "vae": autoencoder_case,
     "text": text_case,
-    "xut": lambda setup: network_case(setup, prepare),
+    "xut": lambda setup: network_case(setup, prepare_network),
     "step": step_case,
     "sample": sample_case,
 }
@@ -122,16 +117,11 @@ class TrainingStep:
     """An optimizer step per call: micro-batches through encoders, network and backward pass, then clip and average.
 
     Args:
-        network: the network's configuration.
-        text: the text encoder's transformers configuration.
-        autoencoder: the autoencoder's diffusers configuration.
+        network, text, autoencoder: configurations of the XUT, of transformers and of diffusers.
         stage: resolution, micro-batch, routing, context, checkpointing.
         device: device to run on.
         dtype: of autocast and of the encoders; float32 means no autocast.
-        compiled: whether the network is compiled.
-        text_max_tokens, autoencoder_max_pixels: as in the recipe.
-        averages: number of weight averages.
-        muon: train the blocks' matrices with Muon instead of AdamW.
+        compiled, text_max_tokens, autoencoder_max_pixels, averages, muon: as in `profiling.planned_run.Recipe`.
         captions: of each micro-batch; None means one micro-batch whose captions fill the context.
         latents: whether batches hold latents from disk instead of images.
         overlapped: whether a micro-batch is encoded while the network processes the previous one.
@@ -216,12 +206,9 @@ class TrainingStep:
     def tensors(self) -> list[Tensor]:
         """Return the tensors kept between steps: weights, averages, encoders, optimizer moments, the last loss."""
         encoders = (self.module.text_encoder.model, self.module.autoencoder.model)  # type: ignore[attr-defined]
-        modules = (self.network, *encoders)
-        state = [value for entry in self.optimizer.state.values() for value in entry.values()]
-        held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         shadows = [tensor for shadow in self.averages.shadows for tensor in shadow]
-        kept = [self.loss, *state]
-        return [*held, *shadows, *(value for value in kept if isinstance(value, Tensor))]
+        kept = [self.loss, *(value for entry in self.optimizer.state.values() for value in entry.values())]
+        return [*tensors(self.network, *encoders), *shadows, *(each for each in kept if isinstance(each, Tensor))]
 
     def _random_batch(self, vocabulary: int, number: int, captions: Captions) -> dict[str, Any]:
         """Return a batch as the loader yields it, on the CPU."""

@@ -4,7 +4,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,10 @@ docs/challenge.md explains the rules."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands and return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> int:
-        arguments = parser().parse_args(words)
-        return int(COMMANDS[arguments.command][2](arguments))
+        arguments = parser().parse_args(argv)
+        return COMMANDS[arguments.command][2](arguments)
 
     return run_command(run)
 
@@ -63,10 +62,6 @@ def _task(arguments: argparse.Namespace) -> "Task":
     from hdm_lightning.evaluation.challenge_tasks import task_of
 
     return task_of(arguments.task)
-
-
-def _no_arguments(command: argparse.ArgumentParser) -> None:
-    """Add no arguments."""
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
@@ -221,13 +216,10 @@ def _read_board(path: Path) -> dict[str, Any]:
         return {"format": BOARD_FORMAT, "entries": []}
     board = read_object(path)
     entries = board.get("entries")
-    if board.get("format") != BOARD_FORMAT or not isinstance(entries, list) or not all(map(_is_mapping, entries)):
+    whole = isinstance(entries, list) and all(isinstance(one, dict) for one in entries)
+    if board.get("format") != BOARD_FORMAT or not whole:
         raise UserError("is not a leaderboard", where=str(path), hint="use a file that `enter --board` wrote")
     return board
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _show(board: dict[str, Any]) -> int:
@@ -266,8 +258,8 @@ def _row(entry: dict[str, Any]) -> list[str]:
     return [entry["name"], f"{score['value']:.1%}", interval, *made]
 
 
-COMMANDS = {
-    "tasks": ("the tasks and their budgets", _no_arguments, _tasks),
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "tasks": ("the tasks and their budgets", lambda command: None, _tasks),
     "data": ("generate a task's training set", _data_arguments, _data),
     "prompts": ("write a task's prompts", _prompts_arguments, _prompts),
     "enter": ("score a folder of images and add it to a leaderboard", _enter_arguments, _enter),

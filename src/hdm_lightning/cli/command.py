@@ -4,13 +4,14 @@ import gc
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.errors import UserError, memory_error
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import file_error, write_json
 
 if TYPE_CHECKING:
@@ -25,13 +26,10 @@ INTERRUPTED_STATUS = 130
 def run_command(function: Callable[[], int | None]) -> int:
     """Run a command's body and turn its outcome into an exit status.
 
-    Args:
-        function: the body; returns an exit status, or None for 0.
-
     Returns:
-        The body's status; 2 for a `UserError`, a file that cannot be accessed or a lack of memory, printed to stderr
-        without a stack trace unless HDM_TRACEBACK=1 is set; 130 for a keyboard interrupt; 0 if the reader of the
-        output closes the pipe, as in `| head`. Any other exception is a bug and propagates.
+        The body's status, 0 for None; 2 for a `UserError`, a file that cannot be accessed or a lack of memory, printed
+        to stderr without a stack trace unless HDM_TRACEBACK=1 is set; 130 for a keyboard interrupt; 0 if the reader of
+        the output closes the pipe, as in `| head`. Any other exception is a bug and propagates.
     """
     try:
         require_platform(sys.platform)
@@ -83,9 +81,6 @@ def reader_is_gone() -> bool:
 def require_platform(name: str) -> None:
     """Reject Windows, whose locks, signals and processes differ, and warn about other untested systems.
 
-    Args:
-        name: `sys.platform`.
-
     Raises:
         UserError: the system is Windows.
     """
@@ -126,24 +121,23 @@ def table_console(width: int = 120) -> "Console":
     return Console(width=None if sys.stdout.isatty() else width)
 
 
-def show_report(report: "RenderableType", content: dict[str, Any], out: Path | None) -> None:
-    """Print a report and write its JSON to `out`."""
-    console = table_console()
-    console.print(report)
+def show_report(
+    report: "RenderableType", content: dict[str, Any], out: Path | None, *, below: Iterable[str] = ()
+) -> None:
+    """Print a report and the lines `below` it, and write its JSON to `out`."""
+    table_console().print(report)
+    for line in below:  # not by rich, which would wrap it and take [brackets] for markup
+        print(in_one_line(line))
     if out is not None:
         write_json(out, content)
-        console.print(f"written to {out}")
+        print(in_one_line(f"written to {out}"))
 
 
 def require_folder(folder: Path, where: str) -> Path:
     """Return the folder after checking that it can be created or written to.
 
-    Args:
-        folder: folder to write to.
-        where: option or key to name in errors.
-
     Raises:
-        UserError: it is not a folder, or it is not writable.
+        UserError: it is not a folder, or it is not writable; names the option or key `where`.
     """
     import tempfile  # noqa: PLC0415 (keeps --help fast)
 
@@ -171,12 +165,7 @@ def require_file(file: Path, where: str) -> Path:
 
 
 def require_picture(file: Path, where: str, *, more: Sequence[str] = ()) -> Path:
-    """Return the file after checking that it can be written and has an image suffix.
-
-    Args:
-        file: image file to write.
-        where: option or key to name in errors.
-        more: further suffixes that the command supports.
+    """Return the file after checking that it can be written and has an image suffix or one of `more`.
 
     Raises:
         UserError: it has another suffix, or cannot be written.

@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
+from importlib import resources
 from pathlib import Path
 
 import yaml
 
-CONF = "hdm_lightning.conf"
-ROOT = Path(str(import_module(CONF).__file__)).parent
+from hdm_lightning.cli.overrides import CONF
+
+ROOT = Path(str(resources.files(CONF)))
 _GLOBAL = "# @package _global_\n"
 _PACKAGE = re.compile(r"\A# @package .*\n")
 _LEAD_IN = re.compile(r"(?<=[.:;])\s(?:(?![.:;]\s).)*:$")

@@ -2,8 +2,8 @@
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +36,6 @@ TARGETS = {
     "lycoris": "for a LoRA, LoHa or LoKr: one file under lycoris-lora's names (lycoris_….lokr_w1)",
 }
 SINGLE_FILES = ("single", "published", "comfyui", "bare", "lora", "lora_comfyui", "lycoris")
-_ELSEWHERE = "choose a place that is writable and has room"
 ADAPTERS = ("peft", "lora", "lora_comfyui", "lycoris")
 """Layouts for a LoRA alone; the others merge it into its base."""
 _OF_MODELS = ("vae", "text_encoder", "lora", "any_base", "copy", "average", "samples")
@@ -116,10 +115,8 @@ def _convert(asked: Conversion) -> None:
     if destination is None:
         print(f"{in_one_line(source)}: {layout}\n{describe(release)}")
         return
-    if destination.exists() and not asked.force:
-        raise UserError("already exists", where=str(destination), hint="choose another name, or add --force")
     target = asked.to or _usual_target(release, destination)
-    _check_destination(destination, target)
+    _check_destination(destination, target, asked.force)
     _write(release, destination, target, asked)
     print(f"{destination}: {target}, from {layout} {source}")
 
@@ -130,8 +127,10 @@ def _usual_target(release: "Release", destination: Path) -> Target:
     return "published" if release.network.config.is_published_wiring else "single"
 
 
-def _check_destination(destination: Path, target: str) -> None:
-    """Raise UserError if the layout cannot be written to this path or read back from it."""
+def _check_destination(destination: Path, target: str, force: bool) -> None:
+    """Raise UserError if the layout cannot be written to this path or read back from it, or if it would overwrite."""
+    if destination.exists() and not force:
+        raise UserError("already exists", where=str(destination), hint="choose another name, or add --force")
     single = target in SINGLE_FILES
     if single and destination.suffix not in SUFFIXES:
         raise UserError(
@@ -145,9 +144,20 @@ def _check_destination(destination: Path, target: str) -> None:
         raise UserError(what, where=str(destination), hint="choose another name")
 
 
-def _place(destination: Path, target: str) -> AbstractContextManager[Path]:
-    """Where to write: a new folder gets its name once it is whole; files are replaced one by one."""
-    return nullcontext(destination) if target in SINGLE_FILES or destination.exists() else new_folder(destination)
+@contextmanager
+def _place(destination: Path, target: str) -> Iterator[Path]:
+    """Yield where to write: a new folder gets its name once it is whole; files are replaced one by one.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    in_place = target in SINGLE_FILES or destination.exists()
+    try:
+        with nullcontext(destination) if in_place else new_folder(destination) as place:
+            yield place
+    except (OSError, SafetensorError) as error:
+        hint = "choose a place that is writable and has room"
+        raise UserError(f"cannot be written ({error})", where=str(destination), hint=hint) from error
 
 
 def _read(asked: Conversion) -> "Release":
@@ -183,17 +193,12 @@ def _convert_adapter(asked: Conversion) -> None:
     if destination is None:
         print(f"{in_one_line(asked.source)}: adapter\n{files.describe_adapter(adapter)}")
         return
-    if destination.exists() and not asked.force:
-        raise UserError("already exists", where=str(destination), hint="choose another name, or add --force")
-    _check_destination(destination, str(asked.to))
+    _check_destination(destination, str(asked.to), asked.force)
     cast = adapter if asked.dtype is None else adapter.cast(getattr(torch, asked.dtype))
     written_by = {"peft": files.write_adapter_folder, "lora": files.write_lora, "lycoris": files.write_lycoris}
     write: Any = written_by.get(str(asked.to), files.write_lora_comfyui)
-    try:
-        with _place(destination, str(asked.to)) as place:
-            write(place, files.for_others(cast))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot be written ({error})", where=str(destination), hint=_ELSEWHERE) from error
+    with _place(destination, str(asked.to)) as place:
+        write(place, files.for_others(cast))
     print(f"{destination}: {asked.to}, from LoRA {asked.source}")
 
 
@@ -255,8 +260,6 @@ def _write(release: "Release", destination: Path, target: str, asked: Conversion
             getattr(layouts, f"write_{target}")(place, cast, *more)
     except UserError:
         raise
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot be written ({error})", where=str(destination), hint=_ELSEWHERE) from error
     except ValueError as error:
         hint = "use --to single or project, train with the published wiring, or add what is missing"
         raise UserError(str(error), where=f"--to {target}", hint=hint) from error

@@ -1,6 +1,5 @@
 """The demo's parts: shards of shapes, a small EQ-VAE, a small XUT, images, and prompt-following scores."""
 
-import json
 import os
 import shlex
 import time
@@ -14,11 +13,11 @@ import torch
 from omegaconf import DictConfig
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 from hdm_lightning.autoencoding.perceptual import require_perceptual
+from hdm_lightning.cli.command import progress_bars
 from hdm_lightning.datasets.shapes import Prompt, build_shapes, rule_of_build, scene_prompts
 from hdm_lightning.datasets.shapes_scenes import Split
 from hdm_lightning.encoders.pretrained import locate_model
@@ -29,18 +28,13 @@ from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.generation.scoring import draw_and_score, score_decoded
+from hdm_lightning.json_files import read_object
 from hdm_lightning.metrics.prompt_following import Graded, as_dict, gap, in_words
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job
 from hdm_lightning.training.launch import launch
 from hdm_lightning.training.schedule import run_schedule
 from hdm_lightning.whole_files import write_atomically, write_json
-
-
-def part_progress() -> Progress:
-    """Return a progress bar, a context manager that only shows in a terminal."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-
 
 RESULT = "demo.json"
 SPLITS: dict[str, Split] = {"unseen": "heldout", "seen": "train"}
@@ -60,8 +54,7 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: DictConfig, mode
     Args:
         folder: output folder of all parts.
         config: conf/demo.yaml.
-        autoencoder: composed configuration of hdm-train-vae.
-        model: composed configuration of hdm-train.
+        autoencoder, model: composed configurations of hdm-train-vae and hdm-train.
 
     Raises:
         UserError: a network that one of the parts needs is not available.
@@ -87,7 +80,7 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: DictConfig, mode
             return status
         result = _read(folder)
         result["seconds"][name] = time.monotonic() - begin
-        _write(folder, result)
+        write_json(folder / RESULT, result)
     _show(folder, result)
     return 0
 
@@ -128,7 +121,7 @@ def _draw(folder: Path, config: dict[str, Any]) -> int:
         gaps = {criterion: asdict(gap(seen[criterion], unseen[criterion])) for criterion in unseen}
         result["scores"][name] = {**{kind: as_dict(each.scores()) for kind, each in graded.items()}, "gap": gaps}
         result["outcomes"][name] = {kind: graded[kind].to_json() for kind in SPLITS}
-    _write(folder, result)
+    write_json(folder / RESULT, result)
     return 0
 
 
@@ -165,14 +158,8 @@ def _draw_sheet(folder: Path, pipeline: HDMPipeline, settings: SamplingSettings,
 
 def _graded(pipeline: HDMPipeline, settings: SamplingSettings, prompts: list[Prompt], name: str) -> Graded:
     captions, specs = [prompt.caption for prompt in prompts], [prompt.spec for prompt in prompts]
-    with part_progress() as bar:
-        task = bar.add_task(name, total=None)
-        show = partial(_advance, bar, task)
-        return draw_and_score(pipeline, captions, specs, settings, progress=show).graded
-
-
-def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
+    with progress_bars() as progress:
+        return draw_and_score(pipeline, captions, specs, settings, progress=partial(progress, name)).graded
 
 
 _LEGEND = """
@@ -212,25 +199,18 @@ def score_table(scores: dict[str, Any]) -> Table:
 
 
 def _show(folder: Path, result: dict[str, Any]) -> None:
-    table = score_table(result["scores"])
-    console = Console()
-    console.print(table)
-    console.print(_LEGEND, highlight=False)
+    Console().print(score_table(result["scores"]))
+    print(_LEGEND)
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items())
-    console.print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in total", highlight=False)
-    console.print(f"images:   {folder / 'samples.png'}", highlight=False, soft_wrap=True)
-    console.print(f"watch:    tensorboard --logdir {shlex.quote(str(folder))}", highlight=False, soft_wrap=True)
+    print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in total")
+    print(f"images:   {folder / 'samples.png'}")
+    print(f"watch:    tensorboard --logdir {shlex.quote(str(folder))}")
     prompt = "a small green triangle on a white background"
-    console.print(
-        f'sample:   hdm-sample {shlex.quote(str(folder / "model"))} "{prompt}"', highlight=False, soft_wrap=True
-    )
+    print(f'sample:   hdm-sample {shlex.quote(str(folder / "model"))} "{prompt}"')
 
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
-    return json.loads(path.read_text()) if path.exists() else {"seconds": {}}
-
-
-def _write(folder: Path, result: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RESULT, result)
+    if not path.exists():
+        return {"seconds": {}}
+    return {"seconds": {}, **read_object(path, hint="delete it; parts that are done are recognized")}

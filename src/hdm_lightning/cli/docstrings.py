@@ -137,15 +137,19 @@ def _docstring(node: ast.AST) -> str:
     return inspect.cleandoc(ast.get_docstring(node) or "") if documented else ""  # type: ignore[arg-type]
 
 
-def _meanings(node: ast.AST) -> dict[str, str]:
-    """Return name to description from a docstring's "Args:" or "Attributes:"."""
+def described(docstring: str, section: str) -> dict[str, str]:
+    """Return name to description from the "Args" or "Attributes" of a cleaned docstring."""
     texts: dict[str, str] = {}
-    for section in ("Args", "Attributes"):
-        found = re.search(_SECTION.format(section), _docstring(node), re.MULTILINE)
-        for entry in re.split(r"\n {4}(?! )", "\n" + found[1]) if found else ():
-            names, _, text = entry.partition(":")
-            texts |= dict.fromkeys(" ".join(names.split()).split(", "), " ".join(text.split()).replace("``", "`"))
+    found = re.search(_SECTION.format(section), docstring, re.MULTILINE)
+    for entry in re.split(r"\n {4}(?! )", "\n" + found[1]) if found else ():
+        names, _, text = entry.partition(":")
+        texts |= dict.fromkeys(" ".join(names.split()).split(", "), " ".join(text.split()))
     return texts
+
+
+def _meanings(node: ast.AST) -> dict[str, str]:
+    texts = described(_docstring(node), "Args") | described(_docstring(node), "Attributes")
+    return {name: text.replace("``", "`") for name, text in texts.items()}
 
 
 def _signature(function: Definition, texts: dict[str, str]) -> dict[str, Parameter]:
@@ -162,9 +166,9 @@ def _signature(function: Definition, texts: dict[str, str]) -> dict[str, Paramet
     }
 
 
-def _fields(kind: Definition, texts: dict[str, str] | None = None) -> dict[str, Parameter]:
+def _fields(kind: Definition, texts: dict[str, str]) -> dict[str, Parameter]:
     return {
-        node.target.id: _parameter((texts or {}).get(node.target.id, ""), node.annotation, node.value, kind.file)
+        node.target.id: _parameter(texts.get(node.target.id, ""), node.annotation, node.value, kind.file)
         for node in getattr(kind.node, "body", ())
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }

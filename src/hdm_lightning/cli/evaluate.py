@@ -197,14 +197,12 @@ def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: in
     from hdm_lightning.evaluation.report import result_table, write_outputs  # noqa: PLC0415
 
     paths = write_outputs(dataclasses.replace(evaluation, command=command), folder, samples_seen)
-    console = table_console()
-    console.print(result_table(evaluation))
+    table_console().print(result_table(evaluation))
     for one in evaluation.left_out:
         hint = f"; {one.hint}" if one.hint else ""
-        line = in_one_line(f"left out: {one.part}: {one.why}{hint}")
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print(in_one_line(f"left out: {one.part}: {one.why}{hint}"))
     for path in paths:
-        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+        print(in_one_line(path))
     for failed in evaluation.failed:
         print(f"error: {failed.part} ({failed.weights}) failed: {failed.error}", file=sys.stderr)
     return PART_FAILED_STATUS if evaluation.failed else 0

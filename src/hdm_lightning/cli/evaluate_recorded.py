@@ -1,15 +1,12 @@
 """`hdm-evaluate compare`, `trainings` and `count`: combine recorded evaluations, and compute sample sizes."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from hdm_lightning.cli.arguments import Flags, Parser
-from hdm_lightning.cli.command import table_console
+from hdm_lightning.cli.command import show_report
 from hdm_lightning.evaluation.request import CompareRequest, CountRequest, TrainingsRequest
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 FLAGS: dict[str, Flags[Any]] = {
     "compare": Flags(CompareRequest, {"first": "A", "second": "B", "primary": "--primary PART.MEASURE,…"}),
@@ -55,30 +52,24 @@ def compare(given: Sequence[str]) -> int:
     first, second = (read_recorded(path, request.weights) for path in (request.first, request.second))
     found = compare_models(first, second, primary=request.asked, margin=request.margin, confidence=request.confidence)
     apart = [f"not compared: {part}: {reason}" for part, reason in found.apart.items()]
-    return _say(comparison_table(found), apart, request.out, found.to_json)
+    show_report(comparison_table(found), found.to_json(), request.out, below=apart)
+    return 0
 
 
 def trainings(given: Sequence[str]) -> int:
     """Summarize the evaluations of several training runs."""
     request = read("trainings", given)
-    from dataclasses import asdict  # noqa: PLC0415
-
     from hdm_lightning.evaluation.model_comparison import summarise_trainings, trainings_table  # noqa: PLC0415
     from hdm_lightning.evaluation.recorded_numbers import read_recorded  # noqa: PLC0415
 
     runs = [read_recorded(path, request.weights) for path in request.runs]
     found = summarise_trainings(runs, request.confidence)
-
-    def content() -> dict[str, Any]:
-        files = [str(run.path) for run in runs]
-        return {"runs": files, "confidence": request.confidence, "measures": {k: asdict(v) for k, v in found.items()}}
-
-    few = (
-        []
-        if len(runs) > 4
-        else [f"{len(runs)} training runs: the last column is wide because they are few; use 5 to 8"]
-    )
-    return _say(trainings_table(found, request.confidence), few, request.out, content)
+    measures = {name: asdict(measure) for name, measure in found.items()}
+    content = {"runs": [str(run.path) for run in runs], "confidence": request.confidence, "measures": measures}
+    few = f"{len(runs)} training runs: the last column is wide because they are few; use 5 to 8"
+    below = [few] if len(runs) < 5 else []
+    show_report(trainings_table(found, request.confidence), content, request.out, below=below)
+    return 0
 
 
 def count(given: Sequence[str]) -> int:
@@ -100,17 +91,4 @@ def count(given: Sequence[str]) -> int:
         f"{needed} prompts per model tell {request.share:g} from {request.other:g} with {request.power:.0%} power "
         f"({test}; fewer if both models use the same prompts and agree on most)"
     )
-    return 0
-
-
-def _say(table: "RenderableType", lines: Sequence[str], out: Path | None, content: Callable[[], dict[str, Any]]) -> int:
-    from hdm_lightning.whole_files import write_json  # noqa: PLC0415
-
-    console = table_console()
-    console.print(table)
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if out is not None:
-        write_json(out, content())
-        console.print(str(out), highlight=False, markup=False, soft_wrap=True)
     return 0

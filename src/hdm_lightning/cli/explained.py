@@ -6,14 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from hdm_lightning.cli.conf_comments import CONF, ROOT, ConfFile, conf_file, lineage
+from hdm_lightning.cli.conf_comments import ROOT, ConfFile, conf_file, lineage
 from hdm_lightning.cli.docstrings import Definition, Parameter, find, parameters, summary
-from hdm_lightning.cli.mistyped import nearest_key
-from hdm_lightning.cli.overrides import EXPLAIN
+from hdm_lightning.cli.overrides import CONF, EXPLAIN, composed, nearest_key
 from hdm_lightning.errors import UserError
 
 GROUPS = {
@@ -74,15 +71,7 @@ _USAGE = """Show the meaning, type and value of a key:
 
 
 def explain(words: Sequence[str], config_name: str) -> str:
-    """Return the output of `--explain`.
-
-    Args:
-        words: the command line without the flag: keys, and overrides to compose with.
-        config_name: name of the command's configuration.
-
-    Raises:
-        UserError: a key does not exist.
-    """
+    """Return the output of `--explain` for keys, and overrides to compose with. Raises UserError: a key is unknown."""
     overrides = [word for word in words if "=" in word or word.startswith("~")]
     keys = [word.lstrip("+") for word in words if word not in overrides and not word.startswith("-")]
     reference = referenced(config_name, overrides)
@@ -93,9 +82,7 @@ def explain(words: Sequence[str], config_name: str) -> str:
 
 def referenced(config_name: str, overrides: Sequence[str]) -> "Reference":
     """Compose a command's configuration with overrides."""
-    GlobalHydra.instance().clear()
-    with initialize_config_module(CONF, version_base="1.3"):
-        config = compose(config_name, overrides=list(overrides), return_hydra_config=True)
+    config = composed(config_name, overrides, return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     del config["hydra"]

@@ -1,6 +1,5 @@
 """Run Hydra commands; composition and user errors are reported briefly, with exit status 2."""
 
-import hashlib
 import logging
 import os
 import re
@@ -24,15 +23,13 @@ from hdm_lightning.cli.command import (
     require_platform,
     run_command,
 )
-from hdm_lightning.cli.overrides import EXPLAIN, arranged, unparsable
+from hdm_lightning.cli.overrides import CONF, EXPLAIN, arranged, hint_for, short_name, unparsable
 from hdm_lightning.cli.sweep import FAILED, JobFailed, finish_sweep, note_failure
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import printable
 from hdm_lightning.training.former_keys import present_keys
 from hdm_lightning.version import __version__
 
-LONGEST_FOLDER_NAME = 120
-"""In bytes, as file systems count."""
 _UNTOLD = re.compile("object_type=|^To append to your config use")
 STOPPED = 143
 """Exit status of a job that saved and ended because of a signal."""
@@ -60,7 +57,7 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
             print(explain(present_keys(words, config_name), config_name))
             return 0
         sys.argv[1:] = arranged(present_keys(sys.argv[1:], config_name))
-        decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")
+        decorate = hydra.main(config_path=f"pkg://{CONF}", config_name=config_name, version_base="1.3")
         with _full_errors():
             decorate(errors(task))()
         error = errors.mistake
@@ -155,20 +152,8 @@ def output_dir() -> str:
     return str(HydraConfig.get().runtime.output_dir)
 
 
-def short_name(text: str) -> str:
-    """Return a folder name for a job's overrides: unchanged if short, else its beginning and a hash."""
-    safe = text.replace("/", "-")
-    content = os.fsencode(safe)
-    if len(content) <= LONGEST_FOLDER_NAME:
-        return safe or "job"
-    digest = hashlib.blake2b(content, digest_size=6).hexdigest()
-    return f"{content[: LONGEST_FOLDER_NAME - 13].decode(errors='ignore')}-{digest}"
-
-
 def _first_lines(error: BaseException, config_name: str) -> str:
     """Return Hydra's message without its internals, and a hint."""
-    from hdm_lightning.cli.mistyped import hint_for  # noqa: PLC0415 (only after an error)
-
     message, _, _ = str(error).partition("Config search path:")
     lines = [line for line in message.splitlines() if line.strip() and not _UNTOLD.search(line)]
     return "\n".join([*lines[:24], f"  hint: {hint_for(str(error), config_name)}"])

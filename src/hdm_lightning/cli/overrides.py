@@ -1,16 +1,26 @@
-"""Preprocess the arguments of Hydra commands: flags in any position, sweep folder names, quoting."""
+"""Arguments of Hydra commands: order, sweep folder names, quoting, hints for mistyped ones, composition."""
 
+import difflib
 import hashlib
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from typing import Any
 
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, QuotedString
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.errors import UserError
+
+CONF = "hdm_lightning.conf"
+LONGEST_FOLDER_NAME = 120
+"""In bytes, as file systems count."""
 
 WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
 """Hydra flags that are followed by a value."""
@@ -24,11 +34,38 @@ MODES = {
 """Hydra's mutually exclusive modes by flag; it crashes with a stack trace if two are used."""
 SUBDIR, EXCLUDED = "hydra.sweep.subdir", "hydra.job.config.override_dirname.exclude_keys"
 
+_KEY = re.compile(r"Could not override '([^']+)'")
+_CHOICE = re.compile(r"Could not find '([^']+)/([^'/]+)'")
+_OPTION = re.compile(r"^\t(\w\S*)$", re.MULTILINE)
+USUAL = "`--help` shows the groups, their choices and every key, `--explain KEY` what a key means"
+
 MOST_DIGITS = re.compile(r"\d{4300}")
 """More digits than Python converts to an integer."""
 
 EXPLAIN = "--explain"
 """The flag that explains keys; its arguments are keys and overrides."""
+
+
+def composed(config_name: str, overrides: Sequence[str] = (), **options: Any) -> DictConfig:
+    """Return a command's configuration as it composes it; `options` are those of `hydra.compose`.
+
+    Raises:
+        HydraException: the overrides do not compose.
+    """
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    GlobalHydra.instance().clear()  # Hydra composes for one command at a time
+    with initialize_config_module(CONF, version_base="1.3"):
+        return compose(config_name, overrides=list(overrides), **options)
+
+
+def short_name(text: str) -> str:
+    """Return a folder name for a job's overrides: unchanged if short, else its beginning and a hash."""
+    safe = text.replace("/", "-")
+    content = os.fsencode(safe)
+    if len(content) <= LONGEST_FOLDER_NAME:
+        return safe or "job"
+    digest = hashlib.blake2b(content, digest_size=6).hexdigest()
+    return f"{content[: LONGEST_FOLDER_NAME - 13].decode(errors='ignore')}-{digest}"
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
@@ -82,7 +119,7 @@ def _choices(group: str) -> list[str]:
     """Return the options of a group of this package or of Hydra; empty if it is not a group."""
     if not re.fullmatch(r"\w+(/\w+)?", group):
         return []
-    places = [resources.files("hdm_lightning.conf") / group, resources.files("hydra.conf") / group]
+    places = [resources.files(CONF) / group, resources.files("hydra.conf") / group]
     files = [file.name for place in places if place.is_dir() for file in place.iterdir()]
     return sorted({name.removesuffix(".yaml") for name in files if name.endswith(".yaml")})
 
@@ -150,3 +187,50 @@ def _quoted(value: str) -> str:
     parts = value.split(mark)
     doubled = [part + "\\" * (len(part) - len(part.rstrip("\\"))) for part in parts]
     return mark + f"\\{mark}".join(doubled) + mark
+
+
+def hint_for(message: str, config_name: str) -> str:
+    """Return a hint for the message of one of Hydra's errors."""
+    chosen, typed = _CHOICE.search(message), _KEY.search(message)
+    if chosen:
+        choices = difflib.get_close_matches(chosen[2], _OPTION.findall(message), n=1)
+        return f"did you mean {chosen[1]}={choices[0]}?" if choices else USUAL
+    if typed:
+        config, wanted = composed(config_name), typed[1].lstrip("+~")
+        if (above := _null_above(wanted, config)) is not None:
+            below = wanted[len(above) + 1 :].split(".")
+            value = "".join(f"{{{part}: " for part in below) + "VALUE" + "}" * len(below)
+            return f"{above} is null; set it as a whole: '{above}={value}'"
+        key = nearest_key(wanted, config)
+        return f"did you mean {key}? {USUAL}" if key else USUAL
+    return USUAL
+
+
+def nearest_key(key: str, config: DictConfig) -> str | None:
+    """Return the key of a configuration most similar to `key`, matched part by part from the left; None if none is."""
+    found: list[str] = []
+    node = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        if not isinstance(node, Mapping):
+            return None
+        names = [str(name) for name in node]
+        swapped = [name for name in names if sorted(name) == sorted(part)]  # transposed letters
+        close = [part] if part in names else swapped or difflib.get_close_matches(part, names, n=1)
+        if not close:
+            return None
+        found.append(close[0])
+        node = node[close[0]]
+    return ".".join(found)
+
+
+def _null_above(key: str, config: DictConfig) -> str | None:
+    """Return the prefix of a key that is null in the configuration; None if there is none."""
+    node: object = OmegaConf.to_container(config, resolve=False)
+    parts = key.split(".")
+    for count, part in enumerate(parts):
+        if node is None:
+            return ".".join(parts[:count])
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return None

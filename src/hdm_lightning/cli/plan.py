@@ -30,16 +30,20 @@ def schedule(config: DictConfig) -> None:
     from hdm_lightning.training.recorded import recorded_values  # noqa: PLC0415
 
     result = run_plan(recorded_values(config), log=print)
-    show_report(result.report, result.content, Path(result.out) if result.out else None)
+    show_report(result.report, result.content, _out(config))
 
 
 def autoencoder(config: DictConfig) -> None:
     """Do the same for autoencoder training."""
-    from hdm_lightning.cli.plan_autoencoder import plan_autoencoder  # noqa: PLC0415
-    from hdm_lightning.profiling.plan_report import autoencoder_report  # noqa: PLC0415
+    from hdm_lightning.cli.plan_autoencoder import autoencoder_report, plan_autoencoder  # noqa: PLC0415
+    from hdm_lightning.profiling.forecast import plain  # noqa: PLC0415
 
     result = plan_autoencoder(config, log=print)
-    show_report(autoencoder_report(result), result.to_json(), Path(result.out) if result.out else None)
+    show_report(autoencoder_report(result), plain(result), _out(config))
+
+
+def _out(config: DictConfig) -> Path | None:
+    return Path(str(config.out)) if config.get("out") else None
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from hdm_lightning.argument_types import named_number, whole_number
 from hdm_lightning.cli.arguments import Parser
 from hdm_lightning.cli.caption_shards import caption, caption_arguments
 from hdm_lightning.cli.command import require_file, require_picture, run_command
-from hdm_lightning.cli.encode_captions import encode_captions, encode_captions_arguments
-from hdm_lightning.cli.encode_shards import encode, encode_arguments
+from hdm_lightning.cli.encode_shards import encode, encode_arguments, encode_captions, encode_captions_arguments
 from hdm_lightning.cli.filter_shards import filter_arguments, filter_shards
 from hdm_lightning.errors import UserError
 

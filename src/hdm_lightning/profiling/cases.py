@@ -258,11 +258,12 @@ def text_case(setup: Setup) -> Case:
     return Case("text", call, setup.samples, fed, useful, lambda: tensors(encoder.model))
 
 
-def network_case(setup: Setup, prepare: Callable[[XUT, bool, bool], None]) -> Case:
-    """Return the case of the network on random latents; `prepare` (network, checkpointing, compiled) as in training."""
+def network_case(setup: Setup, prepare: Callable[..., None]) -> Case:
+    """Return the case of the network on random latents; `prepare` is `training.strategies.prepare_network`."""
     mode, settings = setup.mode("train", "forward"), setup.settings
     network = random_network(setup.parts.network).to(setup.device)
-    prepare(network, settings.checkpointing and mode == "train", settings.compile)
+    recomputed = settings.checkpointing and mode == "train"
+    prepare(network, activation_checkpointing=recomputed, compiled=settings.compile)
     given = [_network_inputs(setup, each) for each in setup.micro_batches]
 
     def forward() -> None:

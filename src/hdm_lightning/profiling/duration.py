@@ -50,6 +50,19 @@ class Assumptions:
     usd_per_kwh: Annotated[float, Ge(0)] = 0.30  # price of electricity, for your own machine
 
 
+def billed(hours: float, machine: Machine, assumptions: Assumptions) -> dict[str, float]:
+    """Return what `hours` (wall clock) on a machine take, by the names of a forecast's fields."""
+    watts = machine.count * machine.gpu.power_w * assumptions.power_share + machine.host.power_w
+    kwh = hours * watts / 1000
+    return {
+        "hours": hours,
+        "device_hours": hours * machine.count,
+        "kwh": kwh,
+        "rent_usd": hours * machine.usd_per_hour,
+        "electricity_usd": kwh * assumptions.usd_per_kwh,
+    }
+
+
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of one optimizer step on each device.

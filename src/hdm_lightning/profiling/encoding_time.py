@@ -5,7 +5,7 @@ Every image is encoded once, whole, at each resolution; every caption once.
 
 from dataclasses import dataclass
 
-from hdm_lightning.profiling.duration import Assumptions
+from hdm_lightning.profiling.duration import Assumptions, billed
 from hdm_lightning.profiling.gpus import Machine
 from hdm_lightning.profiling.planned_run import LENGTHS, WHOLE_IMAGE, Recipe
 
@@ -28,9 +28,7 @@ class EncodingForecast:
     binds: str  # bottleneck: computation or data
 
 
-def encoding_forecast(
-    recipe: Recipe, resolution: int, machine: Machine, assumptions: Assumptions, utilisation: float
-) -> EncodingForecast:
+def encoding_forecast(recipe: Recipe, resolution: int, machine: Machine, assumptions: Assumptions) -> EncodingForecast:
     """Forecast the encoding of all images at one resolution, with separate shards per device.
 
     Images are decoded again for each resolution. Disks and decoders are those of the training run.
@@ -39,7 +37,7 @@ def encoding_forecast(
     long_side = round(WHOLE_IMAGE * resolution / encoder.factor) * encoder.factor
     flops = encoder.encode_flops(resolution, long_side)
     traffic = encoder.encode_traffic_bytes(resolution, long_side, recipe.element_bytes)
-    encoded = _rate(machine, flops, traffic, utilisation)
+    encoded = _rate(machine, flops, traffic, assumptions.utilisation)
     decoded = host.cores * host.decode_mpx_per_core_s / dataset.image_mpx
     given = min(decoded, host.disk_mb_s * 1e3 / dataset.image_kb)
     disk_gb = recipe.latent_kb(resolution) * dataset.images / 1e6
@@ -47,14 +45,12 @@ def encoding_forecast(
     return _billed(resolution, dataset.images, flops, disk_gb, min(encoded, given), binds, machine, assumptions)
 
 
-def captions_forecast(
-    recipe: Recipe, machine: Machine, assumptions: Assumptions, utilisation: float
-) -> EncodingForecast:
+def captions_forecast(recipe: Recipe, machine: Machine, assumptions: Assumptions) -> EncodingForecast:
     """Forecast the encoding of one caption per image, batched by length, so that there is no padding."""
     lengths, images = recipe.stored_lengths(), recipe.dataset.images
     flops = sum(map(recipe.text.flops, lengths)) / LENGTHS
     traffic = sum(recipe.text.traffic_bytes(each, recipe.element_bytes) for each in lengths) / LENGTHS
-    encoded = _rate(machine, flops, traffic, utilisation)
+    encoded = _rate(machine, flops, traffic, assumptions.utilisation)
     disk_gb = recipe.state_kb(stored_tokens(recipe)) / 1e6
     written = machine.host.disk_mb_s * images / (1e3 * disk_gb)
     binds = "data" if written < encoded else "compute (text encoder)"
@@ -82,19 +78,6 @@ def _billed(
     machine: Machine,
     assumptions: Assumptions,
 ) -> EncodingForecast:
-    hours = images / rate / 3600
-    kwh = hours * (machine.count * machine.gpu.power_w * assumptions.power_share + machine.host.power_w) / 1000
-    return EncodingForecast(
-        resolution=resolution,
-        images=images,
-        flops=flops,
-        total_flops=float(flops) * images,
-        disk_gb=disk_gb,
-        images_per_s=rate,
-        hours=hours,
-        device_hours=hours * machine.count,
-        kwh=kwh,
-        rent_usd=hours * machine.usd_per_hour,
-        electricity_usd=kwh * assumptions.usd_per_kwh,
-        binds=binds,
-    )
+    bill = billed(images / rate / 3600, machine, assumptions)
+    total = float(flops) * images
+    return EncodingForecast(resolution, images, flops, total, disk_gb, images_per_s=rate, binds=binds, **bill)

@@ -9,6 +9,7 @@ from hdm_lightning.profiling.duration import (
     UTILISATION_SPREAD,
     Assumptions,
     StepTime,
+    billed,
     exchange_seconds,
     exchanges_of_step,
     step_time,
@@ -148,12 +149,9 @@ def forecast(
         _stage(recipe, stage, machine, assumed, measured.get(stage.name, assumed.utilisation))
         for stage in recipe.stages
     )
-    encodings = tuple(
-        encoding_forecast(recipe, resolution, machine, assumed, assumed.utilisation)
-        for resolution in recipe.encoded_resolutions()
-    )
+    encodings = tuple(encoding_forecast(recipe, each, machine, assumed) for each in recipe.encoded_resolutions())
     if any(stage.text_stored for stage in recipe.stages):
-        encodings += (captions_forecast(recipe, machine, assumed, assumed.utilisation),)
+        encodings += (captions_forecast(recipe, machine, assumed),)
     return Forecast(machine, recipe, assumed, measured, encodings, stages, _storage(recipe, machine))
 
 
@@ -176,7 +174,6 @@ def _stage(
     step = step_time(recipe, stage, machine, running, utilisation)
     exchanges = exchanges_of_step(recipe, stage, devices, running) * exchange_seconds(recipe, gpu, devices)
     hours, rate = stage.steps * step.total / 3600, stage.batch_size / step.total
-    kwh = hours * (devices * gpu.power_w * assumptions.power_share + machine.host.power_w) / 1000
     return StageForecast(
         stage=stage,
         image_tokens=work.image,
@@ -201,13 +198,9 @@ def _stage(
         padding_share=max(0.0, 1 - sum(lengths) / len(lengths) / text),
         mfu=useful * rate / (devices * gpu.peak_tflops * 1e12),
         images_per_s=rate,
-        hours=hours,
-        device_hours=hours * devices,
         read_mb_s=rate * recipe.sample_kb(stage) / 1e3,
         exchange_gb=stage.steps * exchanges * gpu.link_gb_s,
-        kwh=kwh,
-        rent_usd=hours * machine.usd_per_hour,
-        electricity_usd=kwh * assumptions.usd_per_kwh,
+        **billed(hours, machine, assumptions),
         binds=step.binds() if micro else DOES_NOT_FIT,
         notes=_notes(recipe, stage, machine, micro, largest, encoder_batches),
         savings=_savings(recipe, stage, machine, largest[False]) if micro else (),

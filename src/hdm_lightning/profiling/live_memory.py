@@ -1,17 +1,11 @@
 """Peak bytes of live tensors, in real work or in a rehearsal on fake tensors."""
 
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-# The first step allocates the optimizer's moments at its end, so the second step has the peak.
-_STEPS = 2
 
 
 class LiveMemory(TorchDispatchMode):
@@ -64,71 +58,3 @@ class LiveMemory(TorchDispatchMode):
 
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-class TrainingStep(Protocol):
-    """A step to rehearse, and its state.
-
-    Attributes:
-        networks: all networks, the model first, including frozen ones.
-        trained: parameters that get gradients and moments.
-        averages: copies of weights.
-    """
-
-    networks: list[nn.Module]
-    trained: list[nn.Parameter]
-    averages: list[Tensor]
-
-    def __call__(self, micro_batches: int) -> None:
-        """Take one optimizer step."""
-
-
-@dataclass(frozen=True)
-class StepMemory:
-    """Bytes of tensors on one device, without library workspaces and allocator overhead."""
-
-    parameters: int  # number of parameters of the model
-    weights: int  # of all networks
-    gradients: int  # of trained parameters
-    moments: int  # two per trained parameter
-    averages: int  # of the model's weights
-    peak: int  # most bytes alive at once, including the above
-
-    @property
-    def kept(self) -> int:
-        """Bytes kept between steps."""
-        return self.weights + self.moments + self.averages
-
-    @property
-    def passing(self) -> int:
-        """Bytes allocated only within a step: activations, gradients, temporaries."""
-        return self.peak - self.kept
-
-
-def step_memory(build: Callable[[], TrainingStep], *, micro_batches: int = 1) -> StepMemory:
-    """Rehearse training steps in eager mode on fake tensors.
-
-    Kernels are those of a CPU, whose attention, like a GPU's, does not store the square score matrix.
-
-    Args:
-        build: builds the step; all libraries that it needs must already be imported, since constants of modules
-            imported within a rehearsal would be fake tensors.
-        micro_batches: micro-batches per optimizer step; with several, gradients are alive alongside activations.
-    """
-    with FakeTensorMode(), LiveMemory() as memory:
-        step = build()
-        for _ in range(_STEPS):
-            step(micro_batches)
-        trained = _bytes(step.trained)
-        return StepMemory(
-            parameters=sum(parameter.numel() for parameter in step.networks[0].parameters()),
-            weights=sum(_bytes(network.state_dict().values()) for network in step.networks),
-            gradients=trained,
-            moments=2 * trained,
-            averages=_bytes(step.averages),
-            peak=memory.peak_bytes,
-        )
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

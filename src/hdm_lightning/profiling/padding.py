@@ -26,12 +26,9 @@ def caption_quantile(captions: float | Sequence[float], share: float) -> float:
 
 
 def even_lengths(captions: float | Sequence[float], context_length: int, count: int = 64) -> list[int]:
-    """Return unpadded caption lengths evenly spaced over the distribution, from 1 to the context length.
+    """Return `count` unpadded caption lengths evenly spaced over the distribution of `caption_quantile`.
 
-    Args:
-        captions: as in `caption_quantile`.
-        context_length: length to which longer captions are truncated.
-        count: number of lengths.
+    They are at least 1; longer captions are truncated to the context length.
     """
     quantiles = (caption_quantile(captions, (number + 0.5) / count) for number in range(count))
     return [min(context_length, max(1, round(length))) for length in quantiles]

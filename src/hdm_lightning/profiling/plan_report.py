@@ -1,20 +1,38 @@
-"""Format forecasts as terminal tables, with the settings to change if something does not fit."""
+"""Format forecasts as terminal tables, with the settings to change if something does not fit and presets that do."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hdm_lightning.profiling.duration import UTILISATION_SPREAD
-from hdm_lightning.profiling.forecast import Forecast, Proposal, StageForecast, plain
-from hdm_lightning.profiling.gpus import CPU, HERE
-from hdm_lightning.profiling.live_memory import StepMemory
+from hdm_lightning.profiling.forecast import Forecast, Proposal, StageForecast
+from hdm_lightning.profiling.gpus import CPU, HERE, Machine
 from hdm_lightning.profiling.memory import GIB
 from hdm_lightning.profiling.padding import caption_quantile
-from hdm_lightning.profiling.presets import presets_for
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset run: `hdm-train experiment=NAME`."""
+
+    name: str  # file in conf/experiment
+    offers: str  # short description
+    memory_gib: float  # memory required per card
+    cards: int  # minimum number of cards
+    alone: bool = False  # whether it uses only one card
+
+
+ON_A_CPU = Preset("openclipart_cpu", "1,000 drawings at 128 px in 2.5 hours", 0, 0)
+PRESETS = (
+    Preset("evening_gpu", "1,000 drawings at 256 px in less than an hour", 10, 1, alone=True),
+    Preset("weekend_24gb", "from scratch to 512 px in a few days", 20, 1),
+    Preset("paper", "the paper's recipe to 1024 px", 24, 4),
+    Preset("paper_cached", "the same on latents from disk", 24, 4),
+)
+"""Presets for GPUs, the smallest first."""
 
 Row = tuple[str, Callable[[StageForecast], str], str | None]
 """Label, function that formats a stage's cell, and the field to sum over the stages."""
@@ -50,6 +68,18 @@ def proposal_report(proposal: Proposal) -> RenderableType:
     return Group(*(Text(line) for line in lines), plan_report(proposal.forecast))
 
 
+def presets_for(machine: Machine) -> list[Preset]:
+    """Return the presets that fit a machine's memory and number of cards, the smallest first.
+
+    If presets for several cards fit, only these are returned; on fewer cards they would take months and are skipped.
+    """
+    if machine.gpu.name == CPU:
+        return [ON_A_CPU]
+    fitting = [each for each in PRESETS if each.memory_gib <= machine.gpu.memory_gib and each.cards <= machine.count]
+    several = [each for each in fitting if each.cards > 1]
+    return several or fitting
+
+
 def presets_line(plan: Forecast) -> RenderableType:
     """Return the presets that suit the machine, and how to plan them."""
     machine, found = plan.machine, presets_for(plan.machine)
@@ -73,60 +103,6 @@ def comparison_report(plans: Sequence[Forecast]) -> RenderableType:
         sums = [_hours(plan.total("hours")), *(f"{plan.total(f):.0f}" for f in ("kwh", "rent_usd", "electricity_usd"))]
         table.add_row(plan.machine.name, *hours, *sums)
     return table
-
-
-@dataclass(frozen=True)
-class AutoencoderPlan:
-    """Memory forecast of autoencoder training."""
-
-    machine: str  # as requested
-    memory_gib: float  # of one device
-    reserve_gib: float  # part of it not used by tensors
-    resolution: int  # pixels
-    micro_batch: int  # samples per device
-    memory: StepMemory  # of a step with this micro-batch
-    largest: int  # the largest micro-batch that fits, 0 if not even one sample does
-    out: str | None  # file to write
-
-    @property
-    def fits(self) -> bool:
-        """Whether the configured step fits."""
-        return self.micro_batch <= self.largest
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, including sums."""
-        content: dict[str, Any] = plain(self)
-        return {key: value for key, value in content.items() if key != "out"}
-
-
-def autoencoder_report(plan: AutoencoderPlan) -> RenderableType:
-    """Return a table for the terminal, with the settings to change if the step does not fit."""
-    title = f"memory of an autoencoder step on one device of {plan.machine} ({plan.memory_gib:g} GiB)"
-    table = Table(title=title, title_justify="left", show_header=False)
-    memory = plan.memory
-    rows = [
-        ("parameters", f"{memory.parameters:,}"),
-        ("micro-batch", f"{plan.micro_batch} × {plan.resolution} px"),
-        ("weights, GiB", _gib(memory.weights)),
-        ("optimizer moments", _gib(memory.moments)),
-        ("averages", _gib(memory.averages)),
-        ("activations, gradients, temporaries", _gib(memory.passing)),
-        ("  gradients alone", _gib(memory.gradients)),
-        ("reserve", f"{plan.reserve_gib:.2f}"),
-        ("peak", _gib(memory.peak + int(plan.reserve_gib * GIB)) + ("" if plan.fits else " !")),
-        ("largest micro-batch", str(plan.largest)),
-    ]
-    for row in rows:
-        table.add_row(*row)
-    return Group(table, *(Text(f"! {note}") for note in _autoencoder_notes(plan)))
-
-
-def _autoencoder_notes(plan: AutoencoderPlan) -> list[str]:
-    if plan.fits:
-        return []
-    if plan.largest:
-        return [f"does not fit: set stage.micro_batch_size={plan.largest}, or stage.activation_checkpointing=true"]
-    return ["not even one sample fits: set stage.activation_checkpointing=true, patches, or a smaller stage.resolution"]
 
 
 def _stage_table(title: str, plan: Forecast, rows: Sequence[Row]) -> Table:
@@ -213,7 +189,8 @@ def _tera(value: float) -> str:
     return f"{value / 1e12:.3f}"
 
 
-def _gib(value: float) -> str:
+def gib(value: float) -> str:
+    """Format bytes in GiB."""
     return f"{value / GIB:.2f}"
 
 
@@ -254,14 +231,14 @@ def _memory_rows(plan: Forecast) -> tuple[Row, ...]:
     return (
         ("micro-batch", lambda s: f"{s.stage.micro_batch_size}", None),
         ("with checkpointing", lambda s: _CHECKPOINTING[s.stage.checkpointing], None),
-        ("weights + gradients, GiB", lambda s: _gib(s.memory.weights + s.memory.gradients), None),
-        ("optimizer + averages", lambda s: _gib(s.memory.optimizer + s.memory.averages), None),
-        (copies, lambda s: _gib(s.memory.half_copies), None),
-        ("encoders", lambda s: _gib(s.memory.encoders), None),
-        ("activations", lambda s: _gib(s.memory.activations), None),
-        (_EITHER_WAY, lambda s: f"{_gib(s.activations_plain)} / {_gib(s.activations_checkpointed)}", None),
-        (encoding, lambda s: _gib(s.memory.encoding), None),
-        ("peak", lambda s: _gib(s.memory.total) + ("" if s.fits else " !"), None),
+        ("weights + gradients, GiB", lambda s: gib(s.memory.weights + s.memory.gradients), None),
+        ("optimizer + averages", lambda s: gib(s.memory.optimizer + s.memory.averages), None),
+        (copies, lambda s: gib(s.memory.half_copies), None),
+        ("encoders", lambda s: gib(s.memory.encoders), None),
+        ("activations", lambda s: gib(s.memory.activations), None),
+        (_EITHER_WAY, lambda s: f"{gib(s.activations_plain)} / {gib(s.activations_checkpointed)}", None),
+        (encoding, lambda s: gib(s.memory.encoding), None),
+        ("peak", lambda s: gib(s.memory.total) + ("" if s.fits else " !"), None),
         ("largest micro-batch", lambda s: f"{s.largest_micro_batch}", None),
         (_EITHER_WAY, lambda s: f"{s.largest_plain} / {s.largest_checkpointed}", None),
     )

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,10 +33,9 @@ def chosen_device(name: str) -> torch.device:
     """Return a device by name; ``auto``: the first GPU, else the CPU. Raises UserError: it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"{name!r} is not a device", where="--device", hint="auto, cpu or cuda") from error
+    if not re.fullmatch(r"(cpu|cuda)(:\d{1,3})?", name):  # torch knows more, on which nothing here runs
+        raise UserError(f"{name!r} is not a device to run on", where="--device", hint="use auto, cpu or cuda")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(

@@ -127,10 +127,8 @@ def measurement(
 
     Args:
         name, timing: name of the call, and its repeats.
-        samples: images or captions per call.
-        flops, model_flops: operations per call, and those that MFU counts, without padding.
-        peak_flops: peak operations per second of the device.
-        peak_bytes: peak bytes on the device.
+        samples, flops, model_flops: per call: images or captions, operations, those that MFU counts (without padding).
+        peak_flops, peak_bytes: peak operations per second of the device, and peak bytes on it.
         values: further figures, with units in their names.
     """
     row: dict[str, Any] = {"name": name, **timing.to_json()}
@@ -154,12 +152,12 @@ def record(
     rows: list[dict[str, Any]],
     compared: Comparison | None = None,
 ) -> dict[str, Any]:
-    """Return the content of the JSON file of one subcommand.
+    """Return the content of the JSON file of the subcommand `part`.
 
     Args:
-        part, machine, settings: the subcommand, the machine (see `system.describe_machine`), and the settings used.
-        rows: rows from `measurement`, in order.
-        compared: comparison of the first two rows, if two settings alternated.
+        machine, settings: see `system.describe_machine`, and the settings used.
+        rows: rows from `measurement`; the first two are `compared` if two settings alternated.
+        compared: their comparison.
     """
     content: dict[str, Any] = {"benchmark": part, "machine": machine, "settings": settings, "results": rows}
     if compared is not None:
