@@ -6,11 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
+from composed import of_hydra
 from hdm_lightning.cli import convert, sample
-from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.datasets import folder, kohya
 
 PAGE = Path(__file__).parents[2] / "docs" / "fine_tuning.md"
@@ -26,9 +24,7 @@ def test_the_page_has_commands_of_every_kind():
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each[0] == "hdm-train"], ids=" ".join)
 def test_trainings_compose(command):
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        config = compose("train", overrides=command[1:])
+    config = of_hydra("train", *command[1:])
     assert config.init == "runs/mine" and list(config.schedule.stages) == ["tune"]
     assert (config.adapter is None) == ("experiment=finetune" in command)
 

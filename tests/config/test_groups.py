@@ -5,10 +5,9 @@ from pathlib import Path
 
 import hdm_lightning.conf
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from hdm_lightning.cli.hydra_app import short_name
+from composed import of_hydra
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
@@ -51,9 +50,7 @@ def composed(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
             here += ["model.context_width=16"]
         else:
             here += ["loss.perceptual_network=null"]
-        OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-        with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-            return compose(command, overrides=[*overrides, *here])
+        return of_hydra(command, *overrides, *here)
 
     return compose_with
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import hdm_lightning.conf
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from composed import of_hydra
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.data.rules import sources_from
 from hdm_lightning.errors import UserError
@@ -21,21 +21,16 @@ from hdm_lightning.training.recorded_data import recorded_training_stream
 from hdm_lightning.training.stages import plan_stages
 
 CONF = Path(hdm_lightning.conf.__file__).parent
-NEEDED = ["data.train=shards"]
 
 
 def composed(*overrides):
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        return compose("train", overrides=[*NEEDED, *overrides])
+    return of_hydra("train", "data.train=shards", *overrides)
 
 
 @pytest.mark.parametrize("command", ["train", "train_vae", "demo"])
 def test_requests_to_the_hub_are_not_noted_on_the_screen(command):
     """Under what Hydra makes of the root logger, which shows everything."""
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        hydra = compose(command, return_hydra_config=True).hydra
+    hydra = of_hydra(command, return_hydra_config=True).hydra
     program = (
         "import json, logging.config, sys; import huggingface_hub.utils._http as http\n"
         "logging.config.dictConfig(json.loads(sys.argv[1]))\n"

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import hdm_lightning.conf
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
+from composed import of_hydra
 from hdm_lightning.autoencoding.branches import BranchSettings
-from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.autoencoder_checks import check_settings
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
@@ -22,9 +20,7 @@ RECIPE = AutoencoderRecipe()
 
 
 def composed(*overrides):
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        return compose("train_vae", overrides=["data.train=shards", *overrides])
+    return of_hydra("train_vae", "data.train=shards", *overrides)
 
 
 def groups_of(config):

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 
-from composed import OPTIMIZERS, check_job, tiny_job
+from composed import OPTIMIZERS, check_job, of_hydra, tiny_job
 from hdm_lightning.training.recorded import train_settings_from
 from hdm_lightning.training.stages import plan_stages
 
@@ -102,9 +101,8 @@ def test_the_training_that_a_gpu_runs_composes(record, tmp_path):
     """At its true sizes: two stages, the first ended by the clock, under the schedule's own keys."""
     words = record.training(record.Session(tmp_path, tmp_path / "work", tiny=False))
     overrides = [word for word in words[words.index("name=recorded") :] if not word.startswith("trainer=")]
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        config = compose("train", overrides=[*overrides, "trainer=cpu"])
-    first, second = plan_stages(train_settings_from(config).schedule, 1)
+    settings = train_settings_from(of_hydra("train", *overrides, "trainer=cpu"))
+    first, second = plan_stages(settings.schedule, 1)
     assert (first.name, first.settings.resolution, first.accumulation) == ("px256", 256, 2)
     assert first.settings.stop.max_hours * 3600 == pytest.approx(record.RATE_S + record.COMPILE_S)
     assert (second.name, second.steps) == ("px512", 30)
