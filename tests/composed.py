@@ -1,11 +1,12 @@
 """Trainings at toy size: a few groups of keys, laid over what the commands compose without any override."""
 
 import functools
+import json
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
+from hdm_lightning.cli import overrides
 from hdm_lightning.training import job
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.launch import launch
@@ -21,8 +22,7 @@ BASES = {
 @functools.cache
 def base(command):
     """The configuration of `train` or `train_vae`, as text."""
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        return OmegaConf.to_yaml(compose(command, overrides=BASES[command]))
+    return OmegaConf.to_yaml(overrides.composed(command, BASES[command]))
 
 
 def composed(groups):
@@ -45,9 +45,31 @@ def run_job(checked):
     return launch(run_schedule, checked.order(), checked.processes)
 
 
+def folder_of(run):
+    """A run's folder; in all functions here a run is its configuration or its folder."""
+    return run if isinstance(run, Path) else Path(run["run_dir"])
+
+
 def saved_in(run, stage):
-    """Paths of a stage's checkpoints, the newest last; a run is its configuration or its folder."""
-    return checkpoints_in(Path(run if isinstance(run, Path) else run["run_dir"], stage, "checkpoints"))
+    """Paths of a stage's checkpoints, the newest last."""
+    return checkpoints_in(folder_of(run) / stage / "checkpoints")
+
+
+def done_of(run, stage="01-px16"):
+    """What a stage has recorded of its end."""
+    return json.loads((folder_of(run) / stage / "done.json").read_text())
+
+
+def ledger_of(run):
+    """The events of a run's ledger."""
+    return [json.loads(line) for line in (folder_of(run) / "ledger.jsonl").read_text().splitlines()]
+
+
+def scalars_of(run, tag, stage="01-px16"):
+    """The points of a curve that a stage has written for TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder_of(run) / stage / "tensorboard")).Reload().Scalars(tag)
 
 
 def end_of(run, stage="01-px16"):

@@ -24,66 +24,31 @@ _NAME_BYTES = 100
 """Bytes of a file's name kept in the name of its replacement: some file systems allow only 143 in all."""
 
 
-class Replacement:
-    """A new file beside `path` that `commit` moves into its place.
-
-    Args:
-        path: file to create or replace; its folder is created if missing. A link is replaced, not followed.
-
-    Attributes:
-        path: as given.
-        temporary: the new file, empty at first; libraries that write by name may replace it with their own.
-
-    Raises:
-        UserError: `path` is a folder or a device.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
-            raise UserError("is not a regular file and will not be replaced", where=str(path), hint="name another file")
-        self.path = path
-        self.temporary = _temporary(path)
-        handle = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._mode = stat.S_IMODE(os.fstat(handle).st_mode)  # 0666 after umask and folder defaults
-        os.close(handle)
-
-    def commit(self, *, new: bool = False) -> None:
-        """Sync the file and move it into place. Raises FileExistsError: it must be `new`, and `path` exists."""
-        handle = os.open(self.temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            os.fchmod(handle, self._mode)  # safetensors replaces it with one of mode 0600
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if new:
-            _put_beside(self.temporary, self.path)
-        else:
-            os.replace(self.temporary, self.path)
-        _sync_folder(self.path.parent)
-
-    def discard(self) -> None:
-        """Remove the new file; the old one stays."""
-        self.temporary.unlink(missing_ok=True)
-
-
 @contextmanager
 def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Yield the name of an empty file beside `path` that takes its place at the end of the with statement.
 
+    The folder of `path` is created if missing. A link at `path` is replaced, not followed. Libraries that write by name
+    may replace the empty file with their own.
+
     Raises:
         FileExistsError: the file must be `new`, but another process has written one in the meantime.
-        UserError: the disk is full, or `path` is not a regular file. After any exception the old file is intact and the
-            new one removed.
+        UserError: the disk is full, or `path` is a folder or a device. After any exception the old file is intact and
+            the new one removed.
     """
-    made: Replacement | None = None
     try:
-        made = Replacement(path)
-        yield made.temporary
-        made.commit(new=new)
-    except BaseException as error:
-        if made is not None:
-            made.discard()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise UserError("is not a regular file and will not be replaced", where=str(path), hint="name another file")
+        temporary = _temporary(path)
+        temporary.touch(exist_ok=False)
+        try:
+            mode = stat.S_IMODE(temporary.stat().st_mode)  # 0666 after umask and folder defaults
+            yield temporary
+            _put_in_place(temporary, path, mode, new=new)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except Exception as error:
         if is_disk_full(error):
             raise disk_full_error(path) from error
         raise
@@ -119,8 +84,25 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{begin}.{secrets.token_hex(8)}{TEMPORARY}")
 
 
-def _put_beside(temporary: Path, path: Path) -> None:
-    """Give a file its final name unless it is taken, even if two processes do so at once."""
+def _put_in_place(temporary: Path, path: Path, mode: int, *, new: bool) -> None:
+    """Sync a file and move it to `path`. Raises FileExistsError: it must be `new`, and `path` exists."""
+    handle = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(handle, mode)  # safetensors replaces it with one of mode 0600
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    if not new or not _linked(temporary, path):
+        os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give a file a second name unless it is taken, even if two processes do so at once; False if there are no links.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -128,9 +110,8 @@ def _put_beside(temporary: Path, path: Path) -> None:
     except OSError:  # the file system has no hard links
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-        os.replace(temporary, path)
-    else:
-        temporary.unlink()
+        return False
+    return True
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], *, new: bool = False) -> None:
@@ -139,10 +120,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], *, new: bool
         write(file)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file; see `replacing`."""
+    write_atomically(path, lambda file: file.write(content))
+
+
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write text as UTF-8; see `replacing`."""
-    content = text.encode("utf-8", errors)
-    write_atomically(path, lambda file: file.write(content))
+    write_bytes(path, text.encode("utf-8", errors))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,11 +20,10 @@ from hdm_lightning.training.recorded_data import recorded_training_stream
 from hdm_lightning.training.stages import plan_stages
 
 CONF = Path(hdm_lightning.conf.__file__).parent
-NEEDED = ["data.train=shards"]
 
 
 def composed(*given):
-    return overrides.composed("train", [*NEEDED, *given])
+    return overrides.composed("train", ["data.train=shards", *given])
 
 
 @pytest.mark.parametrize("command", ["train", "train_vae", "demo"])

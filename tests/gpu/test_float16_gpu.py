@@ -1,11 +1,8 @@
 """A stage trained in float16 on a CUDA device: the scaler, clipping and resume."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from composed import OPTIMIZERS, check_job, run_job, tiny_job
+from composed import OPTIMIZERS, check_job, done_of, run_job, tiny_job
 
 pytestmark = pytest.mark.gpu
 
@@ -17,6 +14,5 @@ def test_a_stage_in_float16_learns_as_in_float32(tmp_path, tiny_text_encoder, ti
         trainer = {"accelerator": "cuda", "devices": 1, "precision": precision}
         config = tiny_job(tmp_path / precision, tiny_shards, tiny_text_encoder, tiny_autoencoder, optimizer, trainer)
         assert run_job(check_job(config)) == 0
-        done = json.loads((Path(config["run_dir"]) / "01-px16" / "done.json").read_text())
-        losses[precision] = done["validation"]["raw"]
+        losses[precision] = done_of(config)["validation"]["raw"]
     assert losses["16-mixed"] == pytest.approx(losses["32-true"], rel=0.05)

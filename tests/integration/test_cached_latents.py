@@ -1,17 +1,16 @@
 """Trainings on latents from disk: alone, mixed with images, resumed on other ranks, and against the same online."""
 
 import io
-import json
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from PIL import Image
 
-from composed import BASES, check_job, run_job, weights_of
+from composed import BASES, check_job, done_of, run_job, weights_of
 from crash import crashing_at
 from hdm_lightning import XUT, FlowModule, ShardDataModule, load_autoencoder, load_text_encoder
+from hdm_lightning.cli import overrides
 from hdm_lightning.cli.shards import main
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
@@ -66,8 +65,7 @@ def test_one_stage_on_latents_and_one_on_images(cached_job, tiny_shards, tmp_pat
     assert run_job(check_job(config)) == 0
     assert set(shapes) == {(24, 24)}
     for stage in ("01-px16", "02-px24"):
-        done = json.loads((tmp_path / "run" / stage / "done.json").read_text())
-        assert all(np.isfinite(value) for value in done["validation"].values())
+        assert all(np.isfinite(value) for value in done_of(config, stage)["validation"].values())
         assert list((tmp_path / "run" / stage / "samples").glob("*.png"))
     assert (tmp_path / "run" / "final" / "model_index.json").exists()
 
@@ -90,10 +88,9 @@ def test_a_stage_says_what_it_is_to_read(cached_job, tiny_shards, tmp_path):
             check_job(cached_job(tmp_path / "other", px16=wrong))
         assert caught.value.where == "schedule.stages.px16.latents" and hint in caught.value.hint
     (advised,) = [word for word in caught.value.hint.replace(";", "").split() if "IMAGES" in word]
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        for present in ([], ["+schedule.stages.px16.data.train=latents"]):
-            composed = compose("train", overrides=[*BASES["train"], *present, advised])
-            assert composed.schedule.stages.px16.data.train == "IMAGES"
+    for present in ([], ["+schedule.stages.px16.data.train=latents"]):
+        config = overrides.composed("train", [*BASES["train"], *present, advised])
+        assert config.schedule.stages.px16.data.train == "IMAGES"
 
 
 def test_killed_and_resumed_equals_uninterrupted(cached_job, tmp_path, monkeypatch):

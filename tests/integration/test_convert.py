@@ -256,13 +256,13 @@ def test_an_interrupted_conversion_leaves_no_half_folder(
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from hdm_lightning import whole_files
-commit, written = whole_files.Replacement.commit, []
-def dies(self, **named):
-    commit(self, **named)
-    written.append(self.path)
+put, written = whole_files._put_in_place, []
+def dies(temporary, path, mode, **named):
+    put(temporary, path, mode, **named)
+    written.append(path)
     if len(written) == 2:
         os.kill(os.getpid(), {int(ended)})
-whole_files.Replacement.commit = dies
+whole_files._put_in_place = dies
 from hdm_lightning.cli.convert import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -1,7 +1,6 @@
 """What a user of Lightning and Hydra expects of hdm-train: loggers, callbacks, debugging, parts of other packages."""
 
 import csv
-import json
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from composed import check_job, end_of, run_job, saved_in
+from composed import check_job, done_of, end_of, ledger_of, run_job, saved_in
 from hdm_lightning import FlowModule
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.cli.train import train
@@ -89,10 +88,6 @@ def foreign(tmp_path, monkeypatch):
     sys.modules.pop("foreign_parts", None)
 
 
-def done(config, stage="01-px16"):
-    return json.loads((Path(config["run_dir"]) / stage / "done.json").read_text())
-
-
 def test_a_network_a_logger_a_callback_and_an_optimizer_of_another_package(job, foreign, capsys):
     import foreign_parts
 
@@ -108,7 +103,7 @@ def test_a_network_a_logger_a_callback_and_an_optimizer_of_another_package(job, 
     assert any("val/loss" in names for _, names in foreign_parts.Notes.seen)
     assert {0, 16} <= {step for step, _ in foreign_parts.Notes.seen}  # on the axis of samples
     assert "the network is not an XUT" in capsys.readouterr().out
-    assert done(config)["steps"] == 2
+    assert done_of(config)["steps"] == 2
 
 
 def test_metrics_go_into_a_csv_file(job):
@@ -121,7 +116,7 @@ def test_metrics_go_into_a_csv_file(job):
         rows = list(csv.DictReader(file))
     validated = [(int(row["step"]), float(row["val/loss"])) for row in rows if row.get("val/loss")]
     assert [step for step, _ in validated] == [0, 16]
-    assert validated[-1][1] == pytest.approx(done(config)["validation"]["raw"], rel=1e-5)
+    assert validated[-1][1] == pytest.approx(done_of(config)["validation"]["raw"], rel=1e-5)
 
 
 def test_a_fast_run_of_every_stage_leaves_nothing(job):
@@ -153,7 +148,7 @@ def test_without_callbacks_a_stage_still_ends_whole(job):
     checked = check_job(config)
     checked.config.callbacks = {}
     assert run_job(checked) == 0
-    assert set(done(config)["validation"]) == {"raw"}
+    assert set(done_of(config)["validation"]) == {"raw"}
     final = Path(config["run_dir"]) / "final"
     weights = final / "transformer" / "diffusion_pytorch_model.safetensors"
     assert weights.exists() and not weights.with_suffix(".raw.safetensors").exists()
@@ -172,7 +167,7 @@ def test_lightning_s_early_stopping_and_best_checkpoint_as_callbacks(job, tmp_pa
     stages = {"px16": {"samples": 48, "validate_every": 8}}
     config = job(stages=stages, callbacks={"stopping": stopping, "best": best})
     assert run_job(check_job(config)) == 0
-    assert done(config)["steps"] == 2 and done(config)["ended_by"] == "another callback"
+    assert done_of(config)["steps"] == 2 and done_of(config)["ended_by"] == "another callback"
     assert read_checkpoint(tmp_path / "best" / "best.ckpt")["hdm"]["step"] in (1, 2)
 
 
@@ -199,7 +194,7 @@ def test_three_stages_on_four_processes_are_those_on_one(toy_job, tmp_path):
     one, four = (toy_job(tmp_path / name, **stages) for name in ("one", "four"))
     four["trainer"] |= {"devices": 4}
     assert run_job(check_job(one)) == run_job(check_job(four)) == 0
-    losses = [done(config, "03-px32")["validation"] for config in (one, four)]
+    losses = [done_of(config, "03-px32")["validation"] for config in (one, four)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     states = [end_of(config, "03-px32")["state_dict"] for config in (one, four)]
     assert all(torch.allclose(states[1][name], value, atol=1e-3) for name, value in states[0].items())
@@ -223,5 +218,4 @@ def test_a_sweep_of_jobs_on_two_processes(toy_job, tmp_path, monkeypatch):
     folders = sorted(path.parent.parent for path in (tmp_path / "jobs").glob("*/final/model_index.json"))
     assert len(folders) == 2
     for folder in folders:
-        events = [json.loads(row) for row in (folder / "ledger.jsonl").read_text().splitlines()]
-        assert [event["devices"] for event in events if event["event"] == "start"] == [2]
+        assert [event["devices"] for event in ledger_of(folder) if event["event"] == "start"] == [2]

@@ -1,12 +1,11 @@
 """What a run says at its start, at each stage's end and at its own, and that its log keeps it."""
 
-import json
 import shlex
 import shutil
 
 import pytest
 
-from composed import check_job, run_job
+from composed import check_job, done_of, ledger_of, run_job
 from hdm_lightning.cli import sample
 from hdm_lightning.data.index import load_index
 from hdm_lightning.models import XUT, XUTConfig
@@ -45,11 +44,11 @@ def test_a_run_says_what_it_does_and_keeps_it(config, tmp_path, tiny_shards, cap
     assert f"{samples:,} samples, 24 to see (one 16 + two 8)" in told["data"]
     assert "my runs/toy, begins" in told["run"] and shlex.split(told["run"])[-1] == "my runs/toy"
 
-    events = [json.loads(line) for line in (job.run_dir / "ledger.jsonl").read_text().splitlines()]
+    events = ledger_of(config)
     for stage, seen, comes in (("one", 16, "two, 8 samples at 16 px"), ("two", 8, "my runs/toy/final")):
         (line,) = [each for each in lines if each.startswith(f"{stage} is done")]
         number = 1 + ["one", "two"].index(stage)
-        done = json.loads((job.run_dir / f"{number:02d}-{stage}" / "done.json").read_text())
+        done = done_of(config, f"{number:02d}-{stage}")
         dollars = sum(event.get("cost_usd", 0.0) for event in events if event["stage"] == stage)
         assert f"{seen} samples · validation loss {done['validation']['ema_16']:.4f} (averaged weights)" in line
         assert f"${dollars:,.2f}" in line and comes in line

@@ -1,13 +1,11 @@
 """What ends a stage before its samples are spent, and what a stage's end leaves however it came about."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from composed import check_job, run_job, saved_in, weights_of
+from composed import check_job, done_of, run_job, saved_in, scalars_of, weights_of
 from crash import Crash
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
@@ -29,24 +27,18 @@ def job(toy_job, tmp_path):
     return make
 
 
-def done(config, stage="01-px16"):
-    return json.loads((Path(config["run_dir"]) / stage / "done.json").read_text())
-
-
 def test_a_plateau_ends_a_stage_with_all_that_a_stage_s_end_has(job):
     """Steps of 8 samples: the best loss counts from the first one, 8 samples on the second one ends the stage."""
     config = job(px16={**NEVER_GOOD_ENOUGH, "validate_every": 8, "sample_every": 0}, px24={"samples": 8})
     assert run_job(check_job(config)) == 0
-    assert (done(config)["steps"], done(config)["samples"]) == (2, 16)
-    assert done(config)["ended_by"] == "no improvement over 8 samples"
-    assert (done(config, "02-px24")["steps"], done(config, "02-px24")["ended_by"]) == (1, "samples")
+    assert (done_of(config)["steps"], done_of(config)["samples"]) == (2, 16)
+    assert done_of(config)["ended_by"] == "no improvement over 8 samples"
+    assert (done_of(config, "02-px24")["steps"], done_of(config, "02-px24")["ended_by"]) == (1, "samples")
     run_dir = Path(config["run_dir"])
     assert [path.name for path in (run_dir / "01-px16" / "samples").iterdir()] == ["000000000016-16x16.png"]
     assert sorted(path.name[:12] for path in (run_dir / "ema_snapshots").iterdir()) == ["000000000016", "000000000024"]
     assert [path.name for path in saved_in(run_dir, "01-px16")] == ["step-00000002.ckpt"]
-    events = EventAccumulator(str(run_dir / "01-px16" / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("val/loss")] == [0, 8, 16]
+    assert [event.step for event in scalars_of(config, "val/loss")] == [0, 8, 16]
 
 
 @pytest.mark.parametrize(
@@ -58,11 +50,9 @@ def test_a_budget_ends_a_stage_and_the_end_is_validated(job, stop, reason):
     config = job(trainer=price, px16={"stop": stop, "validate_every": 0})
     whole = job("whole", trainer=price, px16={"validate_every": 8})
     assert run_job(check_job(config)) == run_job(check_job(whole)) == 0
-    assert done(config)["steps"] == 1 and done(config)["ended_by"].startswith(reason)
-    events = EventAccumulator(str(Path(whole["run_dir"]) / "01-px16" / "tensorboard"))
-    events.Reload()
-    _, after_one, *_ = (event.value for event in events.Scalars("val/loss_ema_16"))
-    assert done(config)["validation"]["ema_16"] == pytest.approx(after_one, rel=1e-6)
+    assert done_of(config)["steps"] == 1 and done_of(config)["ended_by"].startswith(reason)
+    _, after_one, *_ = (event.value for event in scalars_of(whole, "val/loss_ema_16"))
+    assert done_of(config)["validation"]["ema_16"] == pytest.approx(after_one, rel=1e-6)
 
 
 @pytest.mark.parametrize("stage", [{"samples": 16}, NEVER_GOOD_ENOUGH], ids=["samples", "plateau"])
@@ -80,8 +70,8 @@ def test_killed_before_the_end_was_noted(job, stage, monkeypatch):
             run_job(check_job(killed))
     assert run_job(check_job(killed)) == 0
     kept = ("steps", "ended_by", "validation")
-    assert {key: done(whole)[key] for key in kept} == {key: done(killed)[key] for key in kept}
-    assert set(done(killed)["validation"]) == {"raw", "ema_16", "ema_64", "power_0.100"}
+    assert {key: done_of(whole)[key] for key in kept} == {key: done_of(killed)[key] for key in kept}
+    assert set(done_of(killed)["validation"]) == {"raw", "ema_16", "ema_64", "power_0.100"}
     weights = weights_of(killed)
     assert all(torch.equal(weights[name], value) for name, value in weights_of(whole).items())
 

@@ -1,7 +1,6 @@
 """The whole training path at toy size: stages, hand-over, resume, ranks."""
 
 import inspect
-import json
 import multiprocessing
 import os
 import signal
@@ -13,7 +12,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 import hdm_lightning
-from composed import check_job, end_of, run_job, saved_in, weights_of
+from composed import check_job, done_of, end_of, ledger_of, run_job, saved_in, weights_of
 from crash import Crash, crashing_at
 from hdm_lightning.cli.command import run_command
 from hdm_lightning.cli.train import main
@@ -41,12 +40,11 @@ def test_three_stages_run_and_export(config):
     job = check_job(config)
     assert run_job(job) == 0
     for stage, steps in (("01-px16", 6), ("02-px24", 2), ("03-px32", 2)):
-        done = json.loads((job.run_dir / stage / "done.json").read_text())
+        done = done_of(config, stage)
         assert done["steps"] == steps
         assert set(done["validation"]) == {"raw", "ema_16", "ema_64"}
     assert (job.run_dir / "final" / "model_index.json").exists()
-    events = [json.loads(line) for line in (job.run_dir / "ledger.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events].count("end") == 3
+    assert [event["event"] for event in ledger_of(config)].count("end") == 3
     assert torch.stack([w.abs().sum() for w in final_weights(config).values()]).isfinite().all()
 
 
@@ -81,8 +79,7 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch):
     assert run_job(check_job(config)) == 0
     expected, got = final_weights(whole), final_weights(config)
     assert all(torch.equal(got[name], value) for name, value in expected.items())
-    done = [json.loads((Path(c["run_dir"]) / "03-px32" / "done.json").read_text()) for c in (whole, config)]
-    assert done[0]["validation"] == done[1]["validation"]
+    assert done_of(whole, "03-px32")["validation"] == done_of(config, "03-px32")["validation"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -165,7 +162,7 @@ def test_two_processes_have_the_gradients_of_one(config, tmp_path):
     size = max(value.abs().max() for value in expected.values())
     assert size > 0
     assert max((got[number] - value).abs().max() for number, value in expected.items()) < 1e-5 * size
-    losses = [json.loads((Path(c["run_dir"]) / "01-px16" / "done.json").read_text())["validation"] for c in (one, two)]
+    losses = [done_of(run)["validation"] for run in (one, two)]
     for name, value in losses[0].items():
         assert losses[1][name] == pytest.approx(value, rel=1e-5)
     for run in (one, two):  # one process writes, whatever their number

@@ -1,6 +1,5 @@
 """What a run leaves for TensorBoard, read back and held against numbers computed apart."""
 
-import json
 import re
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from composed import check_job, run_job
+from composed import check_job, done_of, ledger_of, run_job
 from hdm_lightning import FlowModule
 from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
@@ -101,11 +100,10 @@ def test_every_chart_of_the_first_page_shows_something(finished):
 def test_the_settings_and_the_outcome_of_a_run_stand_in_one_row(finished):
     run_dir = Path(finished["run_dir"])
     tags, events = scalars(run_dir / "hparams")
-    done = json.loads((run_dir / "02-px32" / "done.json").read_text())
-    for name, value in done["validation"].items():
+    for name, value in done_of(run_dir, "02-px32")["validation"].items():
         assert tags[f"outcome/validation_loss_{name}"] == [(64, pytest.approx(value, rel=1e-6))]
-    spent = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
-    assert tags["outcome/cost_usd"][0][1] == pytest.approx(sum(e.get("cost_usd", 0) for e in spent), rel=1e-5)
+    spent = sum(event.get("cost_usd", 0) for event in ledger_of(run_dir))
+    assert tags["outcome/cost_usd"][0][1] == pytest.approx(spent, rel=1e-5)
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     row = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert row["schedule.stages.px16.learning_rate"].number_value == 0.2

@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from composed import check_job as check_vae_job
-from composed import run_job as run_vae_job
+from composed import check_job, run_job
 from hdm_lightning.autoencoding.transforms import measured_transforms
 from hdm_lightning.data.rules import StreamConfig, sources_from
 from hdm_lightning.data.sample_plan import Plan
@@ -61,7 +60,7 @@ def measures(folder, side, equivariance, seed=0):
         "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [200]}},
         "trainer": {"accelerator": "cpu"},
     }
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     return json.loads((folder / "final" / "measures.json").read_text())["measures"]
 
 

@@ -11,9 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from composed import check_job as check_vae_job
-from composed import end_of
-from composed import run_job as run_vae_job
+from composed import check_job, end_of, run_job
 from shard_writer import ShardWriter
 
 SDXL = {
@@ -69,7 +67,7 @@ def test_one_adversarial_step_at_the_size_of_sdxl(tmp_path, two_pictures, random
         "validation": {"samples": 1, "batch_size": 1, "images": 0},
         "trainer": {"accelerator": "cpu"},
     }
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     checkpoint = end_of(config, "01-vae")
     weights = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("network.")}
     assert sum(value.numel() for value in weights.values()) == PARAMETERS

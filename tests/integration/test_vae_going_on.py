@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from composed import check_job as check_vae_job
-from composed import end_of
-from composed import run_job as run_vae_job
+from composed import check_job, end_of, run_job
 from crash import crashing_at
 from hdm_lightning.errors import UserError
 
@@ -20,7 +18,7 @@ def interrupted(toy_vae_config, changed, monkeypatch):
     adversarial = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "learning_rate": 1e-3}
     config = changed(toy_vae_config, stage=stage, adversarial=adversarial)
     with crashing_at(5):
-        run_vae_job(check_vae_job(config))
+        run_job(check_job(config))
     return config
 
 
@@ -46,7 +44,7 @@ def test_rates_and_decay_that_were_changed_count_from_the_next_step(interrupted,
         stage={"learning_rate": 1e-2, "weight_decay": 0.0, "betas": [0.8, 0.9]},
         adversarial={"learning_rate": 1e-4, "betas": [0.7, 0.9], "weight": 0.25},
     )
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     generator, judge = optimizers(config)
     for state, rate, betas, steps in ((generator, 1e-2, (0.8, 0.9), 6), (judge, 1e-4, (0.7, 0.9), 4)):
         assert {int(moment["step"]) for moment in state["state"].values()} == {steps}  # the moments went on
@@ -69,22 +67,22 @@ def test_rates_and_decay_that_were_changed_count_from_the_next_step(interrupted,
 def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, changed, groups, where):
     stage = {"resolution": 24, "micro_batch_size": 4}  # free to change, and large enough for two layers
     with pytest.raises(UserError) as caught:
-        check_vae_job(changed(changed(interrupted, stage=stage), **groups))
+        check_job(changed(changed(interrupted, stage=stage), **groups))
     assert caught.value.where == where and "restore it" in caught.value.hint
 
 
 def test_an_average_cannot_begin_in_the_midst_and_may_end_or_change_there(interrupted, changed):
     for halflives in ([], [32], [16, 64]):
-        check_vae_job(changed(interrupted, callbacks=averaging(halflives)))
+        check_job(changed(interrupted, callbacks=averaging(halflives)))
     config = Path(interrupted["run_dir"], "config.yaml")
     written = config.read_text()
     assert written.count("    halflife_samples:\n    - 16\n") == 1
     config.write_text(written.replace("    halflife_samples:\n    - 16\n", "    halflife_samples: []\n"))
     with pytest.raises(UserError) as caught:
-        check_vae_job(interrupted)
+        check_job(interrupted)
     assert caught.value.where == "callbacks.weight_averages.halflife_samples" and "[], not [16]" in caught.value.what
     config.write_text(written)
-    assert run_vae_job(check_vae_job(changed(interrupted, callbacks=averaging([16, 64])))) == 0
+    assert run_job(check_job(changed(interrupted, callbacks=averaging([16, 64])))) == 0
 
 
 def test_another_network_is_refused(interrupted, changed, tiny_autoencoder):
@@ -94,7 +92,7 @@ def test_another_network_is_refused(interrupted, changed, tiny_autoencoder):
         ({"config": None, "source": str(tiny_autoencoder)}, "autoencoder.config"),
     ):
         with pytest.raises(UserError) as caught:
-            check_vae_job(changed(interrupted, autoencoder=autoencoder))
+            check_job(changed(interrupted, autoencoder=autoencoder))
         assert caught.value.where == where
 
 
@@ -106,25 +104,25 @@ def test_a_source_that_has_moved_is_found_again(interrupted, changed, tiny_autoe
     source = {"config": None, "source": str(tiny_autoencoder)}
     run = changed(interrupted, run_dir=str(tmp_path / "fine"), autoencoder=source, stage={"samples": 16})
     run["adversarial"] = {"weight": 0.0}
-    assert run_vae_job(check_vae_job(run)) == 0
-    check_vae_job(changed(run, autoencoder={"source": str(linked)}))
+    assert run_job(check_job(run)) == 0
+    check_job(changed(run, autoencoder={"source": str(linked)}))
     with pytest.raises(UserError) as caught:
-        check_vae_job(changed(run, autoencoder={"source": str(copied)}))
+        check_job(changed(run, autoencoder={"source": str(copied)}))
     config = Path(run["run_dir"], "config.yaml")
     assert caught.value.where == "autoencoder.source" and str(config) in caught.value.hint
     config.write_text(config.read_text().replace(str(tiny_autoencoder), str(copied)))
-    check_vae_job(changed(run, autoencoder={"source": str(copied)}))
+    check_job(changed(run, autoencoder={"source": str(copied)}))
 
 
 def test_a_training_that_is_over_is_described_as_it_was(toy_vae_config, changed):
     """The same command writes the same hand-over; one with other settings is refused."""
     final = Path(toy_vae_config["run_dir"]) / "final"
-    assert run_vae_job(check_vae_job(toy_vae_config)) == 0
+    assert run_job(check_job(toy_vae_config)) == 0
     written = {path.name: path.read_bytes() for path in final.iterdir()}
     environment = Path(toy_vae_config["run_dir"]) / "environment.json"
     environment.write_text(environment.read_text().replace('"commit": ', '"commit": "of the training", "other": '))
     machine = changed(toy_vae_config, stage={"micro_batch_size": 4, "save_every": 0})
-    assert run_vae_job(check_vae_job(machine)) == 0
+    assert run_job(check_job(machine)) == 0
     assert (final / "config.json").read_bytes() == written["config.json"]
     assert '"commit": "of the training"' in (final / "measures.json").read_text()
     card = (final / "README.md").read_text()
@@ -138,5 +136,5 @@ def test_a_training_that_is_over_is_described_as_it_was(toy_vae_config, changed)
         "patches": {"patches": {"size_px": 8, "samples": 8}},
     }.items():
         with pytest.raises(UserError, match="is over") as caught:
-            check_vae_job(changed(toy_vae_config, **groups))
+            check_job(changed(toy_vae_config, **groups))
         assert caught.value.where.startswith(where) and "autoencoder.source" in caught.value.hint

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from composed import check_job as check_vae_job
-from composed import run_job as run_vae_job
+from composed import check_job, run_job
 from hdm_lightning.errors import UserError
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
-
-TURNLESS = {"downscaled": 0.0, "scale_denominator": 16, "quarter_turns": []}
 
 
 @pytest.fixture
@@ -27,7 +24,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(config, adve
     else:
         config = changed(config, stage={"learning_rate": 1e39})
     with pytest.raises(UserError, match="weights are not finite after step 1") as caught:
-        run_vae_job(check_vae_job(changed(config, stage={"samples": 8})))
+        run_job(check_job(changed(config, stage={"samples": 8})))
     assert "learning_rate" in caught.value.hint
     assert not list(Path(config["run_dir"]).rglob("*.ckpt"))
     assert not (Path(config["run_dir"]) / "final").exists()
@@ -36,7 +33,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(config, adve
 def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_autoencoder(config, changed):
     adversarial = ADVERSARIAL | {"start_samples": 0, "learning_rate": 1e39}
     with pytest.raises(UserError, match="weights are not finite after step 1; suspect samples: "):
-        run_vae_job(check_vae_job(changed(config, adversarial=adversarial, stage={"save_every": 0})))
+        run_job(check_job(changed(config, adversarial=adversarial, stage={"save_every": 0})))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, changed):
@@ -45,7 +42,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, c
     with pytest.raises(
         UserError, match=r"weights are not finite after step \d; suspect samples: .*\.tar/\d{5}"
     ) as caught:
-        run_vae_job(check_vae_job(config))
+        run_job(check_job(config))
     assert "learning_rate" in caught.value.hint
 
 
@@ -116,7 +113,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, c
 )
 def test_mistakes_are_named_before_anything_is_built(config, groups, where, changed):
     with pytest.raises(UserError) as caught:
-        check_vae_job(changed(config, **groups))
+        check_job(changed(config, **groups))
     if where is not None:
         assert caught.value.where == where
     assert caught.value.hint
@@ -131,7 +128,7 @@ def test_the_check_fetches_no_more_than_training_reads(config, monkeypatch, chan
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(UserError, match="no network"):
-        check_vae_job(changed(config, autoencoder={"config": None, "source": "some/autoencoder"}))
+        check_job(changed(config, autoencoder={"config": None, "source": "some/autoencoder"}))
     assert asked == [["config.json", "diffusion_pytorch_model.safetensors"]] * 2
 
 
@@ -140,7 +137,7 @@ def test_a_config_that_is_no_json_is_named(config, tmp_path, changed):
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "broken" / "x.safetensors").touch()
     with pytest.raises(UserError, match="is not a JSON object") as caught:
-        check_vae_job(changed(config, autoencoder={"config": None, "source": str(tmp_path / "broken")}))
+        check_job(changed(config, autoencoder={"config": None, "source": str(tmp_path / "broken")}))
     assert caught.value.where.endswith("config.json")
 
 
@@ -158,7 +155,7 @@ def test_pictures_that_are_too_small_for_the_perceptual_network_are_refused(
     config, monkeypatch, changed, loss, reported, refused
 ):
     monkeypatch.setattr("hdm_lightning.training.autoencoder_checks.require_perceptual", lambda name, where=None: None)
-    check = partial(check_vae_job, changed(config, loss=loss, validation={"perceptual_network": reported}))
+    check = partial(check_job, changed(config, loss=loss, validation={"perceptual_network": reported}))
     if refused is None:
         assert check().plans
         return

@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from composed import check_job as check_vae_job
-from composed import composed, end_of, saved_in
-from composed import run_job as run_vae_job
+from composed import check_job, composed, done_of, end_of, ledger_of, run_job, saved_in, scalars_of
 from crash import crashing_at
 from damage import flip_a_bit
 from hdm_lightning.autoencoding.branches import Branch, draw_branch
@@ -80,7 +78,7 @@ def test_gradients_are_clipped_in_bfloat16_too(config, adversarial, changed):
     config = changed(config, stage={"samples": 8, "gradient_clip": 0.001}, trainer={"precision": "bf16-mixed"})
     if adversarial:
         config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 0, "gradient_clip": 0.002})
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     for optimizer, largest in enumerate((0.001, 0.002)[: 1 + adversarial]):
         norm = torch.nn.utils.get_total_norm(first_moments(config, optimizer))
         assert float(norm) == pytest.approx(0.5 * largest, rel=1e-3)
@@ -107,7 +105,7 @@ def group_of(config, name):
 
 def images_of(config):
     """The data module of a training in one process."""
-    job = check_vae_job(config)
+    job = check_job(config)
     stage = with_stage(job.config, job.plans[0], **job.recipe.stage_values(job.config, job.plans[0]))
     return build(stage, "data", tokenizer=None)
 
@@ -166,7 +164,7 @@ def one_adversarial_step(changed, config, **groups):
 
 def test_both_gradients_equal_two_separate_hand_written_steps(filled_config, changed):
     config = one_adversarial_step(changed, filled_config)
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     networks = networks_at_the_start(config)
     generator, discriminator = hand_written_step(config, *networks)
     # The first moment after one step is (1 − β₁) times the gradient.
@@ -186,11 +184,11 @@ def test_two_processes_equal_one_with_twice_the_batch(filled_config, tmp_path, a
         one = one_adversarial_step(changed, one, stage=stage)
     one = changed(one, run_dir=str(tmp_path / "one"), validation={"features": "efficientnet_lite0"})
     two = changed(one, run_dir=str(tmp_path / "two"), stage={"micro_batch_size": 4}, trainer={"devices": 2})
-    assert run_vae_job(check_vae_job(one)) == 0
-    assert run_vae_job(check_vae_job(two)) == 0
+    assert run_job(check_job(one)) == 0
+    assert run_job(check_job(two)) == 0
     for optimizer in range(1 + adversarial):
         assert_close(first_moments(two, optimizer), first_moments(one, optimizer), TOLERANCES[optimizer])
-    done = [json.loads((Path(c["run_dir"]) / "01-vae" / "done.json").read_text()) for c in (one, two)]
+    done = [done_of(run, "01-vae") for run in (one, two)]
     kernels = [each["measures"].pop("reconstruction/kernel_efficientnet_lite0") for each in done]
     assert kernels[1] == pytest.approx(kernels[0], rel=0.02)  # on pictures rounded to whole grey levels
     assert done[1]["measures"] == pytest.approx(done[0]["measures"], rel=1e-3)
@@ -209,7 +207,7 @@ def test_accumulation_equals_one_large_batch(filled_config, tmp_path, changed):
         whole = changed(one, run_dir=str(tmp_path / f"whole{len(groups)}"), **groups)
         parts = changed(whole, run_dir=str(tmp_path / f"parts{len(groups)}"), stage={"micro_batch_size": 2})
         for each in (whole, parts):
-            assert run_vae_job(check_vae_job(each)) == 0
+            assert run_job(check_job(each)) == 0
         for optimizer in range(1 + ("adversarial" in groups)):
             assert_close(first_moments(parts, optimizer), first_moments(whole, optimizer), TOLERANCES[optimizer])
 
@@ -218,7 +216,7 @@ def test_recomputed_activations_change_no_gradient(filled_config, tmp_path, chan
     kept = one_adversarial_step(changed, changed(filled_config, run_dir=str(tmp_path / "kept")))
     recomputed = changed(kept, run_dir=str(tmp_path / "recomputed"), stage={"activation_checkpointing": True})
     for each in (kept, recomputed):
-        assert run_vae_job(check_vae_job(each)) == 0
+        assert run_job(check_job(each)) == 0
     for optimizer in (0, 1):
         assert_close(first_moments(recomputed, optimizer), first_moments(kept, optimizer), 1e-6)
 
@@ -228,7 +226,7 @@ def test_a_compiled_network_has_the_same_gradients_and_keys(filled_config, tmp_p
     eager = one_adversarial_step(changed, changed(filled_config, run_dir=str(tmp_path / "eager")))
     compiled = changed(eager, run_dir=str(tmp_path / "compiled"), hardware={"compile": True})
     for each in (eager, compiled):
-        assert run_vae_job(check_vae_job(each)) == 0
+        assert run_job(check_job(each)) == 0
     assert last_checkpoint(compiled)["state_dict"].keys() == last_checkpoint(eager)["state_dict"].keys()
     for optimizer in (0, 1):
         assert_close(first_moments(compiled, optimizer), first_moments(eager, optimizer), TOLERANCES[optimizer])
@@ -236,7 +234,7 @@ def test_a_compiled_network_has_the_same_gradients_and_keys(filled_config, tmp_p
 
 def test_the_discriminator_sets_in_at_its_sample_and_steps_are_counted_once(config, changed):
     config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 16})
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     checkpoint = last_checkpoint(config)
     assert (checkpoint["global_step"], checkpoint["hdm"]["samples"]) == (6, 48)
     steps = [
@@ -257,11 +255,11 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
     if adversarial:
         config = changed(config, patches={"size_px": 16})
     whole = changed(config, run_dir=str(tmp_path / "whole"))
-    assert run_vae_job(check_vae_job(whole)) == 0
+    assert run_job(check_job(whole)) == 0
     for step in (1, 3, 6):
         with crashing_at(step):
-            run_vae_job(check_vae_job(config))
-    assert run_vae_job(check_vae_job(config)) == 0
+            run_job(check_job(config))
+    assert run_job(check_job(config)) == 0
     for name in ("network", "discriminator") if adversarial else ("network",):
         expected = {k: v for k, v in last_checkpoint(whole)["state_dict"].items() if k.startswith(name)}
         got = last_checkpoint(config)["state_dict"]
@@ -271,10 +269,10 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
 
 
 def test_a_damaged_end_is_trained_over_from_the_checkpoint_before(config, capsys):
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     whole, newest = last_checkpoint(config)["state_dict"], saved_in(config, "01-vae")[-1]
     flip_a_bit(newest)
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     assert f"{newest} is damaged (the checksum of" in capsys.readouterr().out
     again = last_checkpoint(config)["state_dict"]
     assert all(torch.equal(again[name], value) for name, value in whole.items())
@@ -288,8 +286,8 @@ def test_what_a_stopped_run_has_spent_stands_in_the_ledger(config, monkeypatch, 
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(ValidateAtEnds, "on_step_end", stop)
-    assert run_vae_job(check_vae_job(changed(config, stage={"save_every": 0}))) == 143
-    events = [json.loads(line) for line in (Path(config["run_dir"]) / "ledger.jsonl").read_text().splitlines()]
+    assert run_job(check_job(changed(config, stage={"save_every": 0}))) == 143
+    events = ledger_of(config)
     assert [event["event"] for event in events] == ["start", "progress", "stop"]  # in between the checkpoint it saves
     assert events[-1]["samples"] == 8 and events[-1]["seconds"] > 0
 
@@ -305,7 +303,7 @@ def test_an_autoencoder_of_sixteen_channels_is_fine_tuned_from_its_folder(config
     }
     AutoencoderKL(**fields, scaling_factor=0.3611, shift_factor=0.1159).save_pretrained(folder)
     config = changed(config, autoencoder={"config": None, "source": str(folder)}, stage={"samples": 16})
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     written = json.loads((Path(config["run_dir"]) / "final" / "config.json").read_text())
     assert len(written["latents_mean"]) == len(written["latents_std"]) == written["latent_channels"] == 16
     assert (written["scaling_factor"], written["shift_factor"]) == (1.0, None)
@@ -314,7 +312,7 @@ def test_an_autoencoder_of_sixteen_channels_is_fine_tuned_from_its_folder(config
 
 
 def test_what_is_handed_over_is_read_by_diffusers_and_by_training(config):
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     folder = Path(config["run_dir"]) / "final"
     vae = AutoencoderKL.from_pretrained(str(folder), low_cpu_mem_usage=False)
     checkpoint = last_checkpoint(config)
@@ -342,7 +340,7 @@ def test_fine_tuning_the_decoder_alone_keeps_the_latent_space(config, tiny_autoe
         equivariance={"scale_denominator": 4, "scale_numerators": [2, 3]},
         stage={"gradient_clip": 1.0},
     )
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     before = load_file(tiny_autoencoder / "diffusion_pytorch_model.safetensors")
     final = Path(config["run_dir"]) / "final"
     after = load_file(final / "diffusion_pytorch_model.safetensors")
@@ -358,26 +356,22 @@ def test_fine_tuning_the_decoder_alone_keeps_the_latent_space(config, tiny_autoe
 @pytest.mark.slow
 def test_two_processes_with_one_validation_picture_agree(config, changed):
     config = changed(config, trainer={"devices": 2}, stage={"samples": 8, "micro_batch_size": 4})
-    assert run_vae_job(check_vae_job(changed(config, validation={"samples": 1}))) == 0
+    assert run_job(check_job(changed(config, validation={"samples": 1}))) == 0
     measured = json.loads((Path(config["run_dir"]) / "final" / "measures.json").read_text())
     assert measured["images"] == 1 and math.isfinite(measured["measures"]["reconstruction/ssim"])
 
 
 def test_a_perceptual_distance_is_reported_without_being_trained_on(config, changed):
     config = changed(config, stage={"samples": 8}, validation={"perceptual_network": "efficientnet_lite0"})
-    assert run_vae_job(check_vae_job(config)) == 0
+    assert run_job(check_job(config)) == 0
     measured = json.loads((Path(config["run_dir"]) / "final" / "measures.json").read_text())["measures"]
     assert measured["reconstruction/efficientnet_lite0"] > 0
 
 
 def test_progress_is_counted_in_samples_and_measures_are_written(config, changed):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    assert run_vae_job(check_vae_job(changed(config, stage={"validate_every": 24}))) == 0
-    events = EventAccumulator(str(Path(config["run_dir"]) / "01-vae" / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("train/pixel")] == [16, 32, 48]
-    measured = events.Scalars("equivariance/encoder_rotation")
+    assert run_job(check_job(changed(config, stage={"validate_every": 24}))) == 0
+    assert [event.step for event in scalars_of(config, "train/pixel", "01-vae")] == [16, 32, 48]
+    measured = scalars_of(config, "equivariance/encoder_rotation", "01-vae")
     assert [event.step for event in measured] == [0, 24, 48]
     assert all(math.isfinite(event.value) for event in measured)
 
@@ -388,7 +382,7 @@ def test_the_result_is_pushed_without_the_places_of_this_machine(config, changed
     AutoencoderKL(**config["autoencoder"]["config"]).save_pretrained(source)
     pushed = changed(pushed, autoencoder={"config": None, "source": str(source)})
     with standing_in(tmp_path / "cache") as hub:
-        assert run_vae_job(check_vae_job(pushed)) == 0
+        assert run_job(check_job(pushed)) == 0
         final = Path(pushed["run_dir"]) / "final"
         held = hub.files["me/vae"]
         assert (
@@ -400,6 +394,6 @@ def test_the_result_is_pushed_without_the_places_of_this_machine(config, changed
         hub.refuses = True
         other = changed(pushed, hub={"push": "me/other"}) | {"run_dir": str(tmp_path / "other")}
         with pytest.raises(UserError, match="the hub refused"):
-            run_vae_job(check_vae_job(other))
+            run_job(check_job(other))
     with pytest.raises(UserError, match="OWNER/NAME"):
-        check_vae_job(changed(config, hub={"push": "vae"}))
+        check_job(changed(config, hub={"push": "vae"}))

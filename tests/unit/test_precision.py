@@ -142,10 +142,10 @@ def test_what_a_sharded_network_does_not_go_with_is_refused(where, changes):
         "hardware": {"compress_gradients": False},
     }
     config = OmegaConf.merge(plain, changes)
-    hardware.check_sharded(config, possible=True)
+    hardware.check_combination(config, of_vae=False)
     config.trainer.strategy = "fsdp2"
     with pytest.raises(UserError, match=r"trainer\.strategy=fsdp2") as caught:
-        hardware.check_sharded(config, possible=True)
+        hardware.check_combination(config, of_vae=False)
     assert caught.value.where == where
     assert where in caught.value.hint and "trainer.strategy=ddp" in caught.value.hint
 

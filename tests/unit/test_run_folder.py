@@ -257,22 +257,26 @@ def test_a_link_to_a_larger_disk_is_followed_where_who_trains_has_made_it(
     assert [path.name for path in disk.iterdir()] == [inside] * bool(inside)
 
 
-@pytest.mark.parametrize("name", [".hydra", ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"])
+@pytest.mark.parametrize(
+    "names", [[".hydra"], [".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"]], ids=["folder", "files"]
+)
 @pytest.mark.parametrize("sweeps", [False, True])
-def test_hydra_writes_its_files_through_no_link(tmp_path: Path, name: str, sweeps: bool) -> None:
+def test_hydra_writes_its_files_through_no_link(tmp_path: Path, names: list[str], sweeps: bool) -> None:
     """It does so before any check of ours, in the folder of a run that somebody may have sent."""
     run, elsewhere = tmp_path / "sweep" / "run", tmp_path / "elsewhere"
-    (run / name).parent.mkdir(parents=True)
     elsewhere.mkdir()
     for file in ("config.yaml", "overrides.yaml", "hydra.yaml"):
         (elsewhere / file).write_text("mine")
-    (run / name).symlink_to(elsewhere if name == ".hydra" else elsewhere / "config.yaml")
+    for name in names:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).symlink_to(elsewhere if name == ".hydra" else elsewhere / "config.yaml")
     (run.parent / "multirun.yaml").symlink_to(elsewhere / "overrides.yaml")
     here = ["-m", f"hydra.sweep.dir={run.parent}", "hydra.sweep.subdir=run"] if sweeps else [f"hydra.run.dir={run}"]
     command = [sys.executable, "-c", ONE_JOB, *here, "+name=toy", CALLBACK]
     subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert all(file.read_text() == "mine" for file in elsewhere.iterdir()) and len(list(elsewhere.iterdir())) == 3
-    assert not (run / name).is_symlink() and "name: toy" in (run / ".hydra" / "config.yaml").read_text()
+    assert not any((run / name).is_symlink() for name in names)
+    assert "name: toy" in (run / ".hydra" / "config.yaml").read_text()
 
 
 ONE_JOB = """

@@ -9,10 +9,12 @@ import socket
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import worker
 from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
+from hdm_lightning.training.schedule import run_schedule
 from hdm_lightning.training.stop_request import STOP
 from hdm_lightning.training.worker import alone_in, take
 
@@ -85,6 +87,18 @@ def test_a_signal_ends_the_waiting(tmp_path, monkeypatch, another_start):
         with pytest.raises(StoppedBySignal), alone_in(tmp_path):
             pytest.fail("the folder is held")
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == pid
+
+
+def test_a_command_that_is_stopped_while_it_waits_has_the_status_of_one_that_is_stopped_later(
+    tmp_path, monkeypatch, capfd, another_start
+):
+    monkeypatch.setattr(worker, "PATIENCE_S", 60.0)
+    hardware = {"threads": 1, "compile_cache": False}
+    config = {"run_dir": str(tmp_path), "resume": "auto", "trainer": {"accelerator": "cpu"}, "hardware": hardware}
+    with another_start(tmp_path):
+        monkeypatch.setattr(worker.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        assert run_schedule({"config": OmegaConf.to_yaml(config)}) == 143
+    assert "before the first step" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

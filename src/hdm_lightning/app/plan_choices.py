@@ -7,21 +7,18 @@ from importlib import resources
 from threading import Lock
 from typing import Any
 
-from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from hdm_lightning.app.shelf import chosen
 from hdm_lightning.app.side_by_side import whole_from
-from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.overrides import CONF, composed
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
 from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.profiling.gpus import CPU, GPUS
 from hdm_lightning.training.recorded import recorded_values
 
-CONF = "hdm_lightning.conf"
 PAPER = "the paper's schedule"
 WIDTH = 120
 _COMPOSING = Lock()
@@ -79,10 +76,8 @@ def plan(experiment: str, card: str, count: float, budget_usd: float | None, mor
 def _planned(overrides: Sequence[str]) -> tuple[PlanResult, list[str]]:
     notes: list[str] = []
     with _COMPOSING:
-        OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
         try:
-            with initialize_config_module(CONF, version_base="1.3"):
-                config = recorded_values(compose("plan", overrides=list(overrides)))
+            config = recorded_values(composed("plan", overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(first_line(error), where="experiment", hint="choose another") from error
     return run_plan(config, log=notes.append), notes

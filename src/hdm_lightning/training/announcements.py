@@ -23,21 +23,16 @@ from hdm_lightning.training.strategies import processes
 def announce_start(run: Run, plan: StagePlan, start: StartPoint, data: Any) -> None:
     """Print what is trained, where and on which data, and how it starts; once per process. Every process calls this.
 
-    Args:
-        run: the run, with its network.
-        plan: the stage that starts.
-        start: where it starts.
-        data: its data module, whose indices are read here.
+    The indices of the stage's data module are read here.
     """
     if run.parts.setdefault("announced", False):
         return
     run.parts["announced"] = True
     size = getattr(getattr(data, "train_plan", None), "samples", None)
     if processes.rank() == 0:
-        lines = (_model(run), _device(run), _data(run, plan, size), _folder(run, plan, start))
-        say(
-            "\n".join(f"{name:<7} {text}" for name, text in zip(("model", "device", "data", "run"), lines, strict=True))
-        )
+        lines = {"model": _model(run), "device": _device(run), "data": _data(run, plan, size)}
+        lines["run"] = _folder(run, plan, start)
+        say("\n".join(f"{name:<7} {text}" for name, text in lines.items()))
         for note in getattr(data, "notes", list)():
             say(f"warning: {note}")
         if run.config.hardware.compile:

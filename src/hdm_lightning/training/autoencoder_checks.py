@@ -17,19 +17,9 @@ from hdm_lightning.models.discriminator import smallest_side
 from hdm_lightning.training import hardware
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued, has_begun
-from hdm_lightning.training.hub_upload import check_name
 from hdm_lightning.training.modules.autoencoder_network import build_vae
 from hdm_lightning.training.run_recipe import Recipe, group, with_stage
 from hdm_lightning.training.stages import Count, Decay, Interval, NotNegative, Positive, StagePlan, Validation, settings
-
-JUDGED = ("adversarial.channels", "adversarial.layers", "adversarial.norm")
-KEPT = ("autoencoder.config", "autoencoder.source", "autoencoder.train_encoder", "stage.batch_size")
-KEPT_TOO = ("adversarial.weight", "callbacks.weight_averages.halflife_samples")
-COURSE = (
-    *("seed", "stage", "loss", "equivariance", "patches", "adversarial", "data", "optimizer", "lr_scheduler", "module"),
-    "callbacks.weight_averages",
-)
-"""Keys that determine the weights or the model card of a finished training."""
 
 
 @settings
@@ -137,15 +127,17 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
         UserError: naming the key or file and what to do.
     """
     groups = {name: group(config, recipe, name) for name in recipe.groups}
-    check_name(groups["hub"])
     factor = autoencoder_factor(groups["autoencoder"])
     stage = with_stage(config, plan, **recipe.stage_values(config, plan))
     check_settings(groups, stage, plan, factor)
-    _check_crop(stage)
+    crop = plain(stage, "data.crop")
+    if isinstance(crop, dict) and crop.get("buckets"):
+        what = "the equivariance transforms need square images"
+        raise UserError(what, where="data.crop.buckets", hint="set it to null")
     check_call(stage, "module", supplied=("autoencoder", "perceptual", "discriminator", "optimizer", "lr_scheduler"))
     check_call(stage, "data", supplied=("tokenizer",))
-    check_kept(config, [plan])
-    if plain(stage, "data").get("alpha") == "mask":
+    check_continued(config, [plan])
+    if plain(stage, "data.alpha") == "mask":
         what = "an autoencoder is trained on whole images"
         raise UserError(what, where="data.alpha", hint="set data.alpha=white; masks are for hdm-train")
     if target_of(stage.data, "data") is ShardDataModule:
@@ -156,20 +148,11 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
             data.validation_plan.require_images("data.validation")
 
 
-def check_kept(config: DictConfig, plans: list[StagePlan]) -> None:
-    """Check that the configuration matches the run's folder; see `continued.check_continued`."""
-    judged = JUDGED if plain(config, "adversarial.weight") else ()
-    check_continued(config, plans, (*KEPT, *KEPT_TOO, *judged), COURSE)
-
-
 def check_settings(groups: dict[str, Any], stage: DictConfig, plan: StagePlan, factor: int) -> None:
     """Check everything that needs no data: sizes, names and weights.
 
-    Args:
-        groups: the parsed groups of plain keys by name.
-        stage: the configuration with its stage filled in.
-        plan: the stage.
-        factor: pixels per latent cell of the autoencoder.
+    `groups` are the parsed groups of plain keys, `stage` is the configuration with its stage filled in, and `factor`
+    the pixels per latent cell of the autoencoder.
 
     Raises:
         UserError: naming the key.
@@ -178,25 +161,20 @@ def check_settings(groups: dict[str, Any], stage: DictConfig, plan: StagePlan, f
     _check_loss(groups)
     _check_validation(groups)
     _check_start(groups, plan)
-    _check_averages(stage)
-    _check_patches(groups, plan, factor)
-    _check_perceptual(groups, plan, factor)
-    _check_discriminator(groups, plan, factor)
+    if plain(stage, "callbacks.weight_averages.sigma_rel"):
+        raise UserError(
+            "has no effect when training an autoencoder",
+            where="callbacks.weight_averages.sigma_rel",
+            hint="leave it out",
+        )
+    smallest = _smallest_image(groups, plan, factor)
+    _check_perceptual(groups, plan, smallest)
+    _check_discriminator(groups["adversarial"], smallest)
     if plain(stage, "trainer.precision") == hardware.FLOAT16 and groups["adversarial"].weight:
         raise UserError(
             "float16 scales gradients, which the two optimizers of adversarial training would clip wrongly",
             where="trainer.precision",
             hint="use bf16-mixed or 32-true",
-        )
-
-
-def _check_averages(stage: DictConfig) -> None:
-    averages = plain(stage, "callbacks").get("weight_averages") if stage.callbacks else None
-    if averages and averages.get("sigma_rel"):
-        raise UserError(
-            "has no effect when training an autoencoder",
-            where="callbacks.weight_averages.sigma_rel",
-            hint="leave it out",
         )
 
 
@@ -253,25 +231,10 @@ def _check_sizes(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
             where="stage.resolution",
             hint=f"set it to {-(-SMALLEST_SIDE // factor) * factor} or more",
         )
-    smallest_trained(groups["equivariance"], resolution // factor)
 
 
-def _check_crop(stage: DictConfig) -> None:
-    crop = plain(stage, "data").get("crop")
-    if isinstance(crop, dict) and crop.get("buckets"):
-        raise UserError(
-            "the equivariance transforms need square images",
-            where="data.crop.buckets",
-            hint="set it to null",
-        )
-
-
-def smallest_trained(branches: BranchSettings, cells: int) -> int:
-    """Return the side in latent cells of the smallest image that the branches make out of `cells`.
-
-    Raises:
-        UserError: no scale gives a whole number of cells.
-    """
+def _smallest_trained(branches: BranchSettings, cells: int) -> int:
+    """Return the side in latent cells of the smallest image that the branches make out of `cells`."""
     if not branches.scale_numerators or not (branches.equivariant or branches.downscaled):
         return cells
     where = "equivariance.scale_numerators"
@@ -292,32 +255,25 @@ def smallest_trained(branches: BranchSettings, cells: int) -> int:
     return int(cells * min(scales))
 
 
-def _check_patches(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
+def _smallest_image(groups: dict[str, Any], plan: StagePlan, factor: int) -> int:
+    """Return the side in pixels of the smallest image that the losses see, after checking the patches and scales."""
     patches, resolution = groups["patches"], plan.settings.resolution
-    if not patches.samples:
-        return
-    if patches.size_px < factor or patches.size_px % factor or patches.size_px > resolution:
+    sides = [resolution, *([patches.size_px] if patches.samples else [])]
+    if patches.samples and not (factor <= patches.size_px <= resolution and patches.size_px % factor == 0):
         raise UserError(
             f"{patches.size_px} px is not a positive multiple of the autoencoder's factor {factor} up to {resolution}",
             where="patches.size_px",
             hint=f"set it to {max(factor, resolution // 2 // factor * factor)}, or patches.samples=0",
         )
-    smallest_trained(groups["equivariance"], patches.size_px // factor)
+    return min(_smallest_trained(groups["equivariance"], side // factor) for side in sides) * factor
 
 
-def _smallest_image(groups: dict[str, Any], plan: StagePlan, factor: int) -> int:
-    """Return the side in pixels of the smallest image that the losses see."""
-    patches = groups["patches"]
-    sides = [plan.settings.resolution, *([patches.size_px] if patches.samples else [])]
-    return min(smallest_trained(groups["equivariance"], side // factor) for side in sides) * factor
-
-
-def _check_perceptual(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
+def _check_perceptual(groups: dict[str, Any], plan: StagePlan, smallest: int) -> None:
     """Check the images of the loss, and those of the validation, which are whole."""
     loss, reported = groups["loss"], groups["validation"].perceptual_network
     if loss.perceptual_weight:
-        smallest, enlarge = _smallest_image(groups, plan, factor), "larger equivariance.scale_numerators"
-        _require_side(loss.perceptual_network, smallest, "loss", f"use efficientnet_lite0, {enlarge}")
+        hint = "use efficientnet_lite0, larger equivariance.scale_numerators"
+        _require_side(loss.perceptual_network, smallest, "loss", hint)
     named, where = (reported, "validation") if reported is not None else (loss.perceptual_network, "loss")
     _require_side(named, plan.settings.resolution, where, "use efficientnet_lite0")
 
@@ -331,12 +287,8 @@ def _require_side(name: str | None, smallest: int, where: str, hint: str) -> Non
         )
 
 
-def _check_discriminator(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
-    adversarial = groups["adversarial"]
-    if not adversarial.weight:
-        return
-    smallest = _smallest_image(groups, plan, factor)
-    if smallest < smallest_side(adversarial.layers):
+def _check_discriminator(adversarial: Adversarial, smallest: int) -> None:
+    if adversarial.weight and smallest < smallest_side(adversarial.layers):
         raise UserError(
             f"images get as small as {smallest} px, but a discriminator of {adversarial.layers} layers needs "
             f"{smallest_side(adversarial.layers)} px",

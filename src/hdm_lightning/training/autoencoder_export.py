@@ -1,13 +1,18 @@
 """Export of a trained autoencoder: `final/`, a diffusers folder with latent statistics and a model card."""
 
 import shlex
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.interop.model_card import in_fence, plain_text
 from hdm_lightning.metrics.latents import LatentReport
-from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, save_vae
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.autoencoder_checks import keeps_normalisation
+from hdm_lightning.training.model_record import run_record
+from hdm_lightning.training.modules.autoencoder_network import save_vae
+from hdm_lightning.training.run_recipe import Run, group
 from hdm_lightning.whole_files import write_json, write_text
 
 MEASURES_FILE = "measures.json"
@@ -55,53 +60,56 @@ vae = AutoencoderKL.from_pretrained("{folder}")
 """
 
 
-def export_autoencoder(
-    folder: Path,
-    network: AutoencoderNetwork,
-    latents: LatentReport,
-    measures: Mapping[str, float],
-    training: Mapping[str, Any],
-    *,
-    name: str,
-    averaged: bool,
-    keep_normalisation: bool = False,
-    found_as: str | None = None,
-) -> None:
-    """Write the diffusers folder, its measures as JSON and its card.
+def export_autoencoder(run: Run, folder: Path, *, averaged: bool, public: str | None = None) -> None:
+    """Write the run's autoencoder, with the weights that it now has, as a diffusers folder with measures and a card.
 
     Args:
+        run: the run, whose stage has ended.
         folder: created if missing.
-        network: the autoencoder with the weights to export.
-        latents: statistics of these weights' latents.
-        measures: measured values by name, for the card and the JSON file.
-        training: plain values about the training, for the card.
-        name: heading of the card.
         averaged: whether the weights are averages over training.
-        keep_normalisation: keep the config's normalization, for models trained with it, instead of writing these
-            statistics.
-        found_as: name of the autoencoder in the card; None uses the folder's path.
+        public: name of the autoencoder on the hub, if it goes there: the card then has no path of this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    statistics = (latents.mean, [max(value, 1e-6) for value in latents.std])
-    save_vae(network.vae, folder, None if keep_normalisation else statistics)
-    report = {"measures": dict(measures), "images": latents.images, "training": dict(training)}
+    network: Any = run.network
+    done = run_folder.read_done(run.run_dir, run.plans[0])
+    latents, training = LatentReport(**done["latents"]), _record(run, done, public=public is not None)
+    kept = keeps_normalisation(group(run.config, run.recipe, "autoencoder"))
+    save_vae(network.vae, folder, None if kept else (latents.mean, [max(value, 1e-6) for value in latents.std]))
+    report = {"measures": done["measures"], "images": latents.images, "training": training}
     write_json(folder / MEASURES_FILE, report)
-    share = training.get("equivariance", {}).get("equivariant", 0)
-    license = training.get("license")
+    share, license = training["equivariance"]["equivariant"], training["license"]
     card = _CARD.format(
         front=f"license: {license}\n" if license else "",
-        name=plain_text(name),
+        name=plain_text(str(run.config.name)),
         equivariance=f" and EQ-VAE regularization (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
         channels=network.channels,
         factor=network.factor,
-        normalisation=_KEPT if keep_normalisation else _MEASURED,
+        normalisation=_KEPT if kept else _MEASURED,
         weights="averaged over training" if averaged else "of the last step",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        folder=found_as or folder,
-        folder_word=shlex.quote(found_as or str(folder)),
+        folder=public or folder,
+        folder_word=shlex.quote(public or str(folder)),
         images=latents.images,
-        measured_on=training.get("measured_on", "images"),
-        measures="\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(measures.items())),
-        training=in_fence(dict(training)),
+        measured_on=training["measured_on"],
+        measures="\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(done["measures"].items())),
+        training=in_fence(training),
     )
     write_text(folder / "README.md", card)
+
+
+def _record(run: Run, done: dict[str, Any], *, public: bool) -> dict[str, Any]:
+    """Return the training's record for the card; a `public` one has no paths of this machine."""
+    groups = {
+        name: group(run.config, run.recipe, name) for name in ("autoencoder", "loss", "equivariance", "adversarial")
+    }
+    source = groups["autoencoder"].source or "from scratch"
+    return {
+        **run_record(run),
+        "start": Path(source).name if public and is_local_path(source) else source,
+        "samples": done["samples"],
+        "resolution": run.plans[0].settings.resolution,
+        "measured_on": "held-out images" if run.config.data.get("validation") else "images of the training set",
+        "loss": asdict(groups["loss"]),
+        "equivariance": asdict(groups["equivariance"]),
+        "adversarial": asdict(groups["adversarial"]) if groups["adversarial"].weight else None,
+    }

@@ -1,8 +1,9 @@
 """The recipe of `hdm-train-vae`: check, build, train and export an autoencoder."""
 
 import shlex
+from copy import deepcopy
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -14,10 +15,8 @@ from torch import nn
 
 from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.perceptual import perceptual_distance
-from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.feature_networks import load_feature_network
-from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import autoencoder_checks, run_folder
 from hdm_lightning.training.announcements import shown_source
@@ -30,12 +29,11 @@ from hdm_lightning.training.autoencoder_checks import (
 )
 from hdm_lightning.training.autoencoder_export import export_autoencoder
 from hdm_lightning.training.callbacks.autoencoder_report import AutoencoderReport
-from hdm_lightning.training.callbacks.weight_averages import averages_state
-from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
+from hdm_lightning.training.checkpoint_io import read_checkpoint
 from hdm_lightning.training.composition import parse, plain
-from hdm_lightning.training.hub_upload import Hub, reserve, upload
+from hdm_lightning.training.hub_upload import Hub, upload
 from hdm_lightning.training.loggers import VAE_LAYOUT, Layout
-from hdm_lightning.training.model_record import run_record
+from hdm_lightning.training.model_record import trained_weights
 from hdm_lightning.training.modules.adversarial import PerceptualDistance
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae, load_vae
 from hdm_lightning.training.modules.draws import sub_seed
@@ -43,6 +41,8 @@ from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group
 from hdm_lightning.training.stages import AutoencoderStageSettings, Guard, Hardware, StagePlan, plans_of
 from hdm_lightning.training.strategies import processes
+
+LOSS_NETWORK = "loss.perceptual_network"
 
 
 class AutoencoderRecipe(Recipe):
@@ -60,7 +60,7 @@ class AutoencoderRecipe(Recipe):
         "hub": Hub,
     }
     others = COMMON
-    sharded = False
+    of_vae = True
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
         """Return the one stage."""
@@ -82,17 +82,11 @@ class AutoencoderRecipe(Recipe):
         """See `autoencoder_checks`."""
         autoencoder_checks.check(config, self, plans[0])
 
-    def check_continued(self, config: DictConfig, plans: list[StagePlan]) -> None:
-        """See `autoencoder_checks.check_kept`."""
-        autoencoder_checks.check_kept(config, plans)
-
     # Building
 
     def build(self, run: Run) -> nn.Module:
         """Build the autoencoder, the discriminator and the perceptual distance."""
         config = run.config
-        if not run.is_trial:
-            processes.decided_by_first(partial(reserve, group(config, self, "hub")))
         torch.manual_seed(sub_seed(int(config.seed), "vae weights"))
         network = prepare_network(
             build_network(group(config, self, "autoencoder")),
@@ -101,33 +95,21 @@ class AutoencoderRecipe(Recipe):
         )
         adversarial = group(config, self, "adversarial")
         run.parts["discriminator"] = build_discriminator(adversarial)
-        run.parts["perceptual"] = shared_distance(group(config, self, "loss").perceptual_network)
-        run.parts["fresh"] = None
+        run.parts["perceptual"] = shared_distance(group(config, self, "loss").perceptual_network, LOSS_NETWORK)
         return network
 
     def begin(self, run: Run) -> None:
         """Load the weights that the networks were built with, also after a rewind to the beginning."""
-        if run.parts["fresh"] is None and not run.rewinds:
-            return
-        if run.parts["fresh"] is None:
-            parts = {"network": run.network, "discriminator": run.parts["discriminator"]}
-            run.parts["fresh"] = {
-                name: {key: value.clone() for key, value in part.state_dict().items()}
-                for name, part in parts.items()
-                if part is not None
-            }
-            return
-        run.network.load_state_dict(run.parts["fresh"]["network"])
-        if run.parts["discriminator"] is not None:
-            run.parts["discriminator"].load_state_dict(run.parts["fresh"]["discriminator"])
+        networks = [each for each in (run.network, run.parts["discriminator"]) if each is not None]
+        if "fresh" in run.parts:
+            for network, weights in zip(networks, run.parts["fresh"], strict=True):
+                network.load_state_dict(weights)
+        elif group(run.config, self, "guard").rewinds:
+            run.parts["fresh"] = [deepcopy(network.state_dict()) for network in networks]
 
     def module_arguments(self, run: Run, plan: StagePlan) -> dict[str, Any]:
         """Return the networks."""
-        return {
-            "autoencoder": run.network,
-            "perceptual": run.parts["perceptual"],
-            "discriminator": run.parts["discriminator"],
-        }
+        return {"autoencoder": run.network, **{name: run.parts[name] for name in ("perceptual", "discriminator")}}
 
     def data_arguments(self, run: Run) -> dict[str, Any]:
         """Return no tokenizer: captions are not used."""
@@ -179,58 +161,15 @@ class AutoencoderRecipe(Recipe):
 
     def export(self, run: Run, checkpoint: Path) -> None:
         """Write the first average, or the raw weights if there is none, as a diffusers folder."""
-        if processes.rank() != 0:
-            return
-        assert isinstance(run.network, AutoencoderNetwork)
-        saved = read_checkpoint(checkpoint)
-        averages = averages_state(saved)
-        averaged = averages is not None and bool(averages["shadows"])
-        weights = network_weights(saved) | (averages["shadows"][0] if averages and averaged else {})
-        run.network.load_state_dict(weights)
-        final, hub = run.run_dir / run_folder.FINAL, group(run.config, self, "hub")
-        self._write(run, final, averaged)
+        raw, averaged = trained_weights(read_checkpoint(checkpoint))
+        run.network.load_state_dict(averaged or raw)
+        export_autoencoder(run, run.run_dir / run_folder.FINAL, averaged=averaged is not None)
+        hub = group(run.config, self, "hub")
         if hub.push is None:
             return
         with TemporaryDirectory(dir=run.run_dir, prefix=".upload-") as folder:
-            self._write(run, Path(folder), averaged, public=hub.push)
+            export_autoencoder(run, Path(folder), averaged=averaged is not None, public=hub.push)
             say(f"{run.config.name} is on the hub: {upload(Path(folder), hub, f'{run.config.name}: final')}")
-
-    def _write(self, run: Run, folder: Path, averaged: bool, *, public: str | None = None) -> None:
-        """Write the network as a diffusers folder; `public` is its name on the hub, if it goes there."""
-        done = run_folder.read_done(run.run_dir, run.plans[0])
-        network: Any = run.network
-        export_autoencoder(
-            folder,
-            network,
-            LatentReport(**done["latents"]),
-            done["measures"],
-            self._record(run, done, public=public is not None),
-            name=str(run.config.name),
-            found_as=public,
-            averaged=averaged,
-            keep_normalisation=autoencoder_checks.keeps_normalisation(group(run.config, self, "autoencoder")),
-        )
-
-    def _record(self, run: Run, done: dict[str, Any], *, public: bool) -> dict[str, Any]:
-        """Return the training's record for the model card; a `public` one has no paths of this machine."""
-        config = run.config
-        adversarial = group(config, self, "adversarial")
-        return {
-            **run_record(run),
-            "start": _start(group(config, self, "autoencoder").source, public),
-            "samples": done["samples"],
-            "resolution": run.plans[0].settings.resolution,
-            "measured_on": "held-out images" if config.data.get("validation") else "images of the training set",
-            "loss": asdict(group(config, self, "loss")),
-            "equivariance": asdict(group(config, self, "equivariance")),
-            "adversarial": asdict(adversarial) if adversarial.weight else None,
-        }
-
-
-def _start(source: str | None, public: bool) -> str:
-    if source is None:
-        return "from scratch"
-    return Path(source).name if public and is_local_path(source) else source
 
 
 def build_network(source: AutoencoderSource) -> AutoencoderNetwork:
@@ -264,13 +203,9 @@ def build_discriminator(settings: Adversarial) -> PatchDiscriminator | None:
 
 
 @lru_cache(maxsize=2)
-def _distance(name: str, where: str) -> Any:
-    return perceptual_distance(name, where=where)
-
-
-def shared_distance(name: str | None, where: str = "loss.perceptual_network") -> PerceptualDistance | None:
-    """Return the frozen perceptual distance of a name, one instance for all callers; None for no name."""
-    return None if name is None else _distance(name, where)
+def shared_distance(name: str | None, where: str) -> PerceptualDistance | None:
+    """Return the frozen perceptual distance that a key names, one instance for all callers; None for no name."""
+    return None if name is None else perceptual_distance(name, where=where)
 
 
 def autoencoder_report(
@@ -287,8 +222,7 @@ def autoencoder_report(
         UserError: the feature network is unknown or not available.
     """
     name = perceptual_network or loss_network
-    where = "validation.perceptual_network" if perceptual_network else "loss.perceptual_network"
-    distance = shared_distance(name, where)
+    distance = shared_distance(name, "validation.perceptual_network" if perceptual_network else LOSS_NETWORK)
     try:
         network = None if features is None else load_feature_network(features, torch.device("cpu"))
     except UserError as error:

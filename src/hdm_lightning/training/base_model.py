@@ -98,28 +98,22 @@ def _fill_from_record(config: DictConfig) -> None:
 def _open_keys(config: DictConfig) -> list[str]:
     """Return the null keys that a model can fill in."""
     values: Any = OmegaConf.to_container(config, resolve=False)
+    stages = _written(values, "schedule.stages")
     keys = [
         *(f"model.{name}" for name in XUTConfig.__dataclass_fields__),
         *("text_encoder.name", "text_encoder.layer", "vae.name"),
-        *(f"schedule.stages.{stage}.{name}" for stage in _stages(values) for name in _OF_A_STAGE),
+        *(f"schedule.stages.{stage}.{name}" for stage in stages or () for name in _OF_A_STAGE),
     ]
-    return [key for key in keys if _is_null(values, key)]
+    return [key for key in keys if _written(values, key) is None]
 
 
-def _stages(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name in ("schedule", "stages"):
-        values = values.get(name)  # type: ignore[assignment]
-        if not isinstance(values, Mapping):  # refused later
-            return {}
-    return values
-
-
-def _is_null(values: Any, key: str) -> bool:
+def _written(values: Any, key: str) -> Any:
+    """Return the value at a dotted key, without resolving it; empty if there is no such key, which is refused later."""
     for part in key.split("."):
         if not isinstance(values, Mapping) or part not in values:
-            return False
+            return ""
         values = values[part]
-    return values is None
+    return values
 
 
 def _answers(found: PipelineFolder, stages: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,19 +113,12 @@ def read_parts(path: Path) -> dict[str, Any]:
     lacking = [key for key in _PARTS if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict))]
     if lacking:
         raise DamagedCheckpoint(path, f"it lacks {', '.join(lacking)}")
-    named, step = PATTERN.fullmatch(path.name), step_of(checkpoint)
-    if step is None:
+    named, step = PATTERN.fullmatch(path.name), checkpoint["hdm"].get("step")
+    if not isinstance(step, int):
         raise DamagedCheckpoint(path, "it has no step")
     if named is not None and int(named[1]) != step:
         raise DamagedCheckpoint(path, f"it is from step {step}")
     return checkpoint
-
-
-def step_of(checkpoint: Mapping[str, Any]) -> int | None:
-    """Return the optimizer step after which a checkpoint was written, or None if it has none."""
-    noted = checkpoint.get("hdm")
-    step = noted.get("step") if isinstance(noted, dict) else checkpoint.get("global_step")
-    return step if isinstance(step, int) else None
 
 
 def read_intact(path: Path) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def check_call(config: DictConfig, path: str, *, supplied: Iterable[str] = (), o
     Args:
         config: the composed configuration, with its interpolations.
         path: dotted path of the node.
-        supplied: names of the arguments that come from elsewhere.
+        supplied: names of the arguments that `build` gets beside the node's keys.
         own: keys of the node that are not passed to its target.
 
     Raises:
@@ -255,11 +255,7 @@ def _holds_target(value: Any) -> bool:
 def build(config: DictConfig, path: str, *, own: Iterable[str] = (), **supplied: Any) -> Any:
     """Call the `_target_` of the node at a path with the node's keys and the supplied arguments, which take precedence.
 
-    Args:
-        config: the composed configuration.
-        path: dotted path of the node.
-        own: keys of the node that are not passed to its target.
-        supplied: further arguments.
+    See `check_call` for the arguments.
 
     Raises:
         UserError: the target refuses a value.
@@ -269,7 +265,10 @@ def build(config: DictConfig, path: str, *, own: Iterable[str] = (), **supplied:
     spare = (*OF_HYDRA, *own, *_offered(config, path, target))
     arguments = {key: value for key, value in values.items() if key not in spare}
     try:
-        arguments = {key: _made(value) for key, value in arguments.items()} | supplied
+        for key, value in arguments.items():
+            if _holds_target(value):
+                arguments[key] = hydra.utils.instantiate(value, _convert_="all")
+        arguments |= supplied
         if values.get("_partial_"):
             return functools.partial(target, *values.get("_args_", ()), **arguments)
         return target(*values.get("_args_", ()), **arguments)
@@ -280,10 +279,6 @@ def build(config: DictConfig, path: str, *, own: Iterable[str] = (), **supplied:
     except ModuleNotFoundError as error:
         hint = f"install it, or leave {path} out"
         raise UserError(f"a package is missing ({first_line(error, 120)})", where=path, hint=hint) from error
-
-
-def _made(value: Any) -> Any:
-    return hydra.utils.instantiate(value, _convert_="all") if _holds_target(value) else value
 
 
 def _placed(config: DictConfig, path: str, arguments: Mapping[str, Any], error: BaseException) -> BaseException:

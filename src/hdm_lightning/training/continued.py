@@ -1,10 +1,13 @@
 """Check that the settings of a resumed run match what the run left on disk."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,12 +15,33 @@ from hdm_lightning.encoders.pretrained import same_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder
+from hdm_lightning.training.composition import plain
 from hdm_lightning.training.former_keys import present_spelling
 from hdm_lightning.training.recorded import RESTORE, read_recorded, recorded_values
 from hdm_lightning.training.rewind import newest_position
-from hdm_lightning.training.shipped_settings import is_shipped
 from hdm_lightning.training.stages import StagePlan
 
+KEPT: tuple[str, ...] = (
+    *("model", "adapter", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name"),
+    *("vae.name", "text_encoder.whiten_captions"),
+)
+"""Keys and groups that must stay the same from a network's first start to its last."""
+COURSE: tuple[str, ...] = (
+    *("seed", "init", "optimizer", "lr_scheduler", "module", "data", "schedule.stages", "schedule.carry_moments"),
+    "callbacks.weight_averages",
+)
+"""Keys and groups that determine the weights of a finished network and can no longer change."""
+KEPT_VAE = (
+    *("autoencoder.config", "autoencoder.source", "autoencoder.train_encoder", "stage.batch_size"),
+    *("adversarial.weight", "callbacks.weight_averages.halflife_samples"),
+)
+JUDGED = ("adversarial.channels", "adversarial.layers", "adversarial.norm")
+"""As `KEPT`, for an autoencoder and for one that is trained with a discriminator."""
+COURSE_VAE = (
+    *("seed", "stage", "loss", "equivariance", "patches", "adversarial", "data", "optimizer", "lr_scheduler", "module"),
+    "callbacks.weight_averages",
+)
+"""As `COURSE`, for the weights or the model card of an autoencoder."""
 ENCODERS = ("text_encoder.name", "vae.name", "autoencoder.source")
 WHITENED = "text_encoder.whiten_captions"
 ADVERSARIAL = "adversarial.weight"
@@ -38,16 +62,11 @@ ABSENT = "nothing"
 """The value reported for a key that is not in a record."""
 OF_A_STAGE = re.compile(r"^schedule\.stages\.[^.]+\.")
 MOVED = "; if the model has only moved, write its new location into "
+CONF = Path(str(import_module("hdm_lightning.conf").__file__)).parent
 
 
-def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], course: Iterable[str]) -> None:
+def check_continued(config: DictConfig, plans: list[StagePlan]) -> None:
     """Check that a run can be resumed with these settings.
-
-    Args:
-        config: the current configuration.
-        plans: the stages.
-        kept: keys and groups that must stay the same from a run's first start to its last.
-        course: keys and groups that determine the weights of a finished run and can no longer change.
 
     Raises:
         UserError: naming the key, or a stage's `batch_size`, which must not change.
@@ -57,7 +76,9 @@ def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[s
     if not any(position for _, position in newest):
         return
     began, now = configuration_of(run_dir), OmegaConf.create(recorded_values(config))
-    defaults = _defaults(plans)
+    kept, course, defaults = KEPT, COURSE, _defaults(plans)
+    if "schedule" not in config:
+        kept, course = (*KEPT_VAE, *(JUDGED if plain(config, "adversarial.weight") else ())), COURSE_VAE
     if began is not None:
         _check_kept(run_dir, began, now, kept, defaults)
     for plan, position in newest:
@@ -116,8 +137,8 @@ def _check_kept(
             if unknown or brought or _may_be(name, before, present):
                 continue
             moved = f"{MOVED}{run_dir / run_folder.CONFIG}" if name in ENCODERS else ""
-            hint = f"restore it, or choose another name=; {_another(now, run_dir)}"
-            raise_changed(run_dir, name, before, present, hint + moved)
+            hint = f"restore it, or choose another name=; {_another(now, run_dir)}{moved}"
+            raise UserError(f"the run in {run_dir} began with {before}, not {present}", where=name, hint=hint)
 
 
 def _another(now: DictConfig, run_dir: Path) -> str:
@@ -135,11 +156,6 @@ def _may_be(key: str, before: Any, now: Any) -> bool:
     if key in ENCODERS and all(each and isinstance(each, str) for each in (before, now)):
         return same_model(before, now)
     return bool(before == now)
-
-
-def raise_changed(run_dir: Path, key: str, before: Any, now: Any, hint: str) -> NoReturn:
-    """Raise the `UserError` for a value that a run must keep and that has changed."""
-    raise UserError(f"the run in {run_dir} began with {before}, not {now}", where=key, hint=hint)
 
 
 def _check_finished(
@@ -227,7 +243,33 @@ def _defaults(plans: list[StagePlan]) -> dict[str, Any]:
 def _is_default(key: str, value: Any, defaults: dict[str, Any]) -> bool:
     """Return whether a key has its default value, so a later version may have introduced it."""
     key = OF_A_STAGE.sub("stage.", key)
-    return (key in defaults and defaults[key] == value) or is_shipped(key, value)
+    return (key in defaults and defaults[key] == value) or _is_shipped(key, value)
+
+
+def _is_shipped(key: str, value: Any) -> bool:
+    """Return whether a value may come from this package's configuration files rather than from the user.
+
+    A value there that refers to other keys may stand for any; one that refers to a stage is never recorded.
+    """
+    return any(
+        each == value or (isinstance(each, str) and "${" in each and "${stage." not in each)
+        for each in _shipped().get(key, ())
+    )
+
+
+@cache
+def _shipped() -> dict[str, list[Any]]:
+    """Return the values of each key in all files, with interpolations as written; keys of a stage are below `stage`."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for file in CONF.rglob("*.yaml"):
+        is_global = file.read_text(encoding="utf-8").startswith("# @package _global_")
+        values: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        for group in reversed(() if is_global else file.parent.relative_to(CONF).parts):
+            values = {group: values}
+        for key in values:
+            for leaf, _, value in _leaves(key, ABSENT, values[key]):
+                found[leaf].append(value)
+    return dict(found)
 
 
 def _leaves(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -1,8 +1,8 @@
 """Checks of a network training's configuration, before the first weight is allocated."""
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -21,7 +21,6 @@ from hdm_lightning.training.averaging.averages import check_averages
 from hdm_lightning.training.base_model import base_folder
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued, has_begun
-from hdm_lightning.training.hub_upload import Hub, check_name
 from hdm_lightning.training.initial_weights import find_weights
 from hdm_lightning.training.modules.adapted_layers import LayerAdapter
 from hdm_lightning.training.modules.flow_step import other_autoencoder, other_text_encoder
@@ -29,26 +28,27 @@ from hdm_lightning.training.recorded import model_config_from
 from hdm_lightning.training.run_recipe import with_stage
 from hdm_lightning.training.stages import StagePlan
 
+OF_THE_ENCODER = ("whiten_captions", "cache_size")
+OF_THE_VAE = ("made_by",)
+"""Keys of the run that are not passed to the text encoder and the autoencoder."""
 
-def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], course: Iterable[str]) -> None:
-    """Check a configuration.
+
+def check(config: DictConfig, plans: list[StagePlan]) -> None:
+    """Check a configuration and its stages.
 
     Reads only indices, configurations and the text encoder's vocabulary; for latents on disk also the weights of the
     autoencoder's encoder, to hash them; and a few samples of shards that seem to have changed.
-
-    Args:
-        config: the composed configuration.
-        plans: its stages.
-        kept: keys that must stay the same from a run's first start to its last.
-        course: keys that determine a finished run's weights.
 
     Raises:
         UserError: naming the key or file and what to do.
     """
     first = with_stage(config, plans[0])
     model = _check_model(first)
-    _check_averages(first)
+    averages = plain(first, "callbacks.weight_averages")
+    if averages:
+        check_averages(averages.get("halflife_samples", ()), averages.get("sigma_rel", ()))
     formats: list[LatentFormat] = []
+    text_states: set[str] = set()
     fresh = not has_begun(config, plans)
     for plan in plans:
         stage = with_stage(config, plan)
@@ -56,27 +56,25 @@ def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], cours
         supplied = ("network", "text_encoder", "autoencoder", "optimizer", "lr_scheduler")
         check_call(stage, "module", supplied=supplied)
         formats += _check_data(stage, fresh=fresh)
-    check_stops(first, plans)
-    check_init(config, plans)
-    hub = Hub(**(plain(config, "hub") or {}))
-    check_name(hub)
-    if hub.push is not None and model is None and config.get("adapter") is None:
+        if (folder := plain(stage, "data.text_states")) is not None:
+            text_states.add(str(folder))
+    _check_stops(first, plans)
+    source = config.get("init")
+    if source is not None and not run_folder.stage_is_done(Path(config.run_dir), plans[0]):
+        find_weights(source)
+    if plain(config, "hub.push") is not None and model is None and config.get("adapter") is None:
         what = "only an XUT can be exported as a pipeline, and the network is not one"
         raise UserError(what, where="hub.push", hint="set hub.push=null")
-    check_adapter_run(first, model, plans)
-    check_continued(config, plans, kept, course)
-    check_call(first, "text_encoder", own=("whiten_captions", "cache_size"))
-    check_call(first, "vae", own=("made_by",))
+    if config.get("adapter") is not None:
+        _check_adapter_run(first, model, plans)
+    check_continued(config, plans)
+    check_call(first, "text_encoder", own=OF_THE_ENCODER)
+    check_call(first, "vae", own=OF_THE_VAE)
     if model is not None:
-        check_text_encoder(first, model)
-        check_autoencoder(first, model, plans)
-    check_latents(first, formats)
-    check_text_states(first, {str(folder) for plan in plans if (folder := _states_of(config, plan)) is not None})
-
-
-def _states_of(config: DictConfig, plan: StagePlan) -> str | None:
-    data = plain(with_stage(config, plan), "data")
-    return data.get("text_states") if isinstance(data, dict) else None
+        _check_text_encoder(first, model)
+        _check_autoencoder(first, model, plans)
+    _check_latents(first, formats)
+    _check_text_states(first, text_states)
 
 
 def _check_model(config: DictConfig) -> XUTConfig | None:
@@ -86,12 +84,6 @@ def _check_model(config: DictConfig) -> XUTConfig | None:
     if target_of(values, "model") != XUT.from_fields:
         return None
     return model_config_from(values)
-
-
-def _check_averages(config: DictConfig) -> None:
-    averages = plain(config, "callbacks").get("weight_averages") if config.callbacks else None
-    if averages:
-        check_averages(averages.get("halflife_samples", ()), averages.get("sigma_rel", ()))
 
 
 def _check_data(config: DictConfig, *, fresh: bool) -> list[LatentFormat]:
@@ -124,12 +116,8 @@ def _check_kind(config: DictConfig, found: LatentFormat | None) -> None:
     raise UserError(what, where=where, hint=f"{hint}; or set {where}=null")
 
 
-def check_text_encoder(config: DictConfig, model: XUTConfig) -> None:
-    """Check that the text encoder exists and is as wide as the network's context.
-
-    Raises:
-        UserError: naming `text_encoder.name` or `model.context_width`.
-    """
+def _check_text_encoder(config: DictConfig, model: XUTConfig) -> None:
+    """Check that the text encoder exists and is as wide as the network's context."""
     if target_of(config.text_encoder, "text_encoder") is not load_text_encoder:
         return
     name = plain(config, "text_encoder.name")
@@ -142,17 +130,18 @@ def check_text_encoder(config: DictConfig, model: XUTConfig) -> None:
         )
 
 
-def check_autoencoder(config: DictConfig, model: XUTConfig, plans: list[StagePlan]) -> None:
-    """Check that the autoencoder exists, has the network's channels, and divides every resolution.
-
-    Raises:
-        UserError: naming `vae.name`, `model.channels` or a stage's resolution.
-    """
+def _autoencoder_folder(config: DictConfig) -> Path | None:
+    """Return the folder of the run's autoencoder, or None if another class than this project's builds it."""
     if not str(config.vae["_target_"]).endswith(".load_autoencoder"):
+        return None
+    return locate_autoencoder(plain(config, "vae.name"), where="vae.name", made_by=config.vae.get("made_by"))
+
+
+def _check_autoencoder(config: DictConfig, model: XUTConfig, plans: list[StagePlan]) -> None:
+    """Check that the autoencoder exists, has the network's channels, and divides every resolution."""
+    if (folder := _autoencoder_folder(config)) is None:
         return
-    name = plain(config, "vae.name")
-    folder = locate_autoencoder(name, where="vae.name", made_by=config.vae.get("made_by"))
-    written = read_config(folder, where="vae.name")
+    name, written = plain(config, "vae.name"), read_config(folder, where="vae.name")
     channels, factor = int(written["latent_channels"]), 2 ** (len(written["block_out_channels"]) - 1)
     if channels != model.channels:
         raise UserError(
@@ -171,29 +160,19 @@ def check_autoencoder(config: DictConfig, model: XUTConfig, plans: list[StagePla
             )
 
 
-def check_latents(config: DictConfig, formats: Iterable[LatentFormat]) -> None:
-    """Check that latents on disk were made with the run's autoencoder.
-
-    Raises:
-        UserError: they were made with another one.
-    """
+def _check_latents(config: DictConfig, formats: list[LatentFormat]) -> None:
+    """Check that latents on disk were made with the run's autoencoder."""
     found = {each.autoencoder: each.name for each in formats}
-    if not found or not str(config.vae["_target_"]).endswith(".load_autoencoder"):
+    if not found or (folder := _autoencoder_folder(config)) is None:
         return
-    folder = locate_autoencoder(plain(config, "vae.name"), where="vae.name", made_by=config.vae.get("made_by"))
     own = folder_fingerprint(folder, where="vae.name")
     for fingerprint, name in found.items():
         if fingerprint != own:
             raise other_autoencoder(fingerprint, own, named=name)
 
 
-def check_text_states(config: DictConfig, folders: Iterable[str]) -> None:
-    """Check that text states on disk are those of the run's text encoder.
-
-    Raises:
-        UserError: they are from another one, or the run whitens its states.
-    """
-    folders = list(folders)
+def _check_text_states(config: DictConfig, folders: set[str]) -> None:
+    """Check that text states on disk are those of the run's text encoder, which must not be whitened."""
     if not folders or target_of(config.text_encoder, "text_encoder") is not load_text_encoder:
         return
     text = plain(config, "text_encoder")
@@ -207,12 +186,8 @@ def check_text_states(config: DictConfig, folders: Iterable[str]) -> None:
             raise other_text_encoder(found.text_encoder, own, named=found.name)
 
 
-def check_stops(config: DictConfig, plans: list[StagePlan]) -> None:
-    """Check that the conditions for ending a stage early can be measured.
-
-    Raises:
-        UserError: a budget in dollars but no price, or a plateau without validation samples.
-    """
+def _check_stops(config: DictConfig, plans: list[StagePlan]) -> None:
+    """Check that the conditions for ending a stage early can be measured."""
     for plan in plans:
         stop, where = plan.settings.stop, f"{plan.written_at}.stop"
         if stop.max_cost_usd is not None and not plain(config, "hardware.usd_per_device_hour") > 0:
@@ -223,14 +198,8 @@ def check_stops(config: DictConfig, plans: list[StagePlan]) -> None:
             raise UserError(what, where=f"{where}.plateau_samples", hint="set validation.samples")
 
 
-def check_adapter_run(config: DictConfig, model: XUTConfig | None, plans: list[StagePlan]) -> None:
-    """Check that an adapter has a base, is trained with exactly that base, and has layers to adapt.
-
-    Raises:
-        UserError: naming the key.
-    """
-    if config.get("adapter") is None:
-        return
+def _check_adapter_run(config: DictConfig, model: XUTConfig | None, plans: list[StagePlan]) -> None:
+    """Check that an adapter has a base, is trained with exactly that base, and has layers to adapt."""
     check_call(config, "adapter")
     if config.get("init") is None:
         hint = "name its base model: init=runs/mine, or init=OWNER/NAME"
@@ -258,11 +227,8 @@ def check_adapter_run(config: DictConfig, model: XUTConfig | None, plans: list[S
 
 def _check_base(config: DictConfig, model: XUTConfig | None, plans: list[StagePlan], base: PipelineFolder) -> None:
     """Check that the frozen network and the encoders are the base's, with which the adapter will be used."""
-    pairs = (
-        []
-        if model is None
-        else [(f"model.{key}", value, getattr(base.xut, key)) for key, value in asdict(model).items()]
-    )
+    fields = {} if model is None else asdict(model)
+    pairs: list[tuple[str, Any, Any]] = [(f"model.{key}", fields[key], getattr(base.xut, key)) for key in fields]
     source = base.text_encoder
     if source is not None:
         pairs.append(("text_encoder.layer", plain(config, "text_encoder").get("layer", source.layer), source.layer))
@@ -286,18 +252,6 @@ def _other_than_base(key: str, value: object, of_base: object, hint: str) -> Use
 
 def _same_autoencoder(config: DictConfig, name: str, of_base: Path) -> bool:
     """Return whether two autoencoders encode alike: the same folder, or copies of it."""
-    if same_model(name, str(of_base)) or not str(config.vae["_target_"]).endswith(".load_autoencoder"):
+    if same_model(name, str(of_base)) or (folder := _autoencoder_folder(config)) is None:
         return True
-    folder = locate_autoencoder(name, where="vae.name", made_by=config.vae.get("made_by"))
     return folder_fingerprint(folder, where="vae.name") == folder_fingerprint(of_base, where="init")
-
-
-def check_init(config: DictConfig, plans: list[StagePlan]) -> None:
-    """Check that the model to start from exists, as long as it may be needed.
-
-    Raises:
-        UserError: naming `init`.
-    """
-    source = config.get("init")
-    if source is not None and not run_folder.stage_is_done(Path(config.run_dir), plans[0]):
-        find_weights(source)

@@ -3,14 +3,13 @@
 import math
 import shlex
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -29,14 +28,13 @@ from hdm_lightning.training.base_model import kept_name
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.throughput import stage_flops
-from hdm_lightning.training.callbacks.weight_averages import averages_state
-from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
+from hdm_lightning.training.checkpoint_io import read_checkpoint
 from hdm_lightning.training.composition import build, plain
-from hdm_lightning.training.continued import check_continued
-from hdm_lightning.training.hub_upload import Hub, reserve, upload
+from hdm_lightning.training.flow_checks import OF_THE_ENCODER, OF_THE_VAE
+from hdm_lightning.training.hub_upload import Hub, upload
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init, require_whole
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
-from hdm_lightning.training.model_record import sampling_of, training_record, write_samples
+from hdm_lightning.training.model_record import sampling_of, trained_weights, training_record, write_samples
 from hdm_lightning.training.modules.adapted_layers import is_adapted
 from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.modules.low_rank import adapter_of
@@ -47,7 +45,7 @@ from hdm_lightning.training.stages import Guard, Hardware, Schedule, StagePlan, 
 from hdm_lightning.training.strategies import float8, processes
 from hdm_lightning.training.strategies.parallelize import prepare_network
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
-from hdm_lightning.whole_files import write_atomically
+from hdm_lightning.whole_files import write_bytes
 
 CAPTIONS_AT_ONCE = 256
 PROJECTION = ("text_projection.weight", "text_projection.bias")
@@ -55,27 +53,24 @@ PROJECTION = ("text_projection.weight", "text_projection.bias")
 
 def run_whitening(
     run_dir: Path, captions: int, encoder: TextEncoder, samples: StreamConfig, device: torch.device
-) -> TextWhitening | None:
-    """Return the run's whitening, or None if it is off.
+) -> TextWhitening:
+    """Return the run's whitening.
 
     The first process measures it, again at every start until a checkpoint has been trained with it: until then the
     encoder or the captions may change.
 
     Args:
         run_dir: the run's folder.
-        captions: number of captions to measure; 0 turns whitening off.
+        captions: number of captions to measure.
         encoder: the text encoder, with its tokenizer.
         samples: the first stage's training stream; captions are taken in its order.
         device: where to encode them.
     """
-    if not captions:
-        return None
     path = run_dir / run_folder.WHITENING
     trained_on = any(run_dir.glob("*/checkpoints/step-*.ckpt"))
     if processes.rank() == 0 and not (trained_on and path.exists()):
         say(f"measuring the text encoder's states on {captions:,} captions for whitening")
-        content = _measure(captions, encoder, samples, device).to_bytes()
-        write_atomically(path, lambda file: file.write(content))
+        write_bytes(path, _measure(captions, encoder, samples, device).to_bytes())
     processes.barrier()
     return TextWhitening.load(path)
 
@@ -85,13 +80,6 @@ def folded(state: dict[str, Tensor], whitening: TextWhitening | None) -> dict[st
     if whitening is None:
         return state
     return {**state, **dict(zip(PROJECTION, whitening.fold(*(state[name] for name in PROJECTION)), strict=True))}
-
-
-def unfolded(state: dict[str, Tensor], whitening: TextWhitening | None) -> dict[str, Tensor]:
-    """Return a network's state dict for plain states converted to whitened states."""
-    if whitening is None:
-        return state
-    return {**state, **dict(zip(PROJECTION, whitening.unfold(*(state[name] for name in PROJECTION)), strict=True))}
 
 
 def _measure(captions: int, encoder: TextEncoder, samples: StreamConfig, device: torch.device) -> TextWhitening:
@@ -116,19 +104,6 @@ def _states(encoder: TextEncoder, batch: list[tuple[list[int], int]], device: to
     return states[real].float().cpu()
 
 
-KEPT = (
-    *("model", "adapter", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name"),
-    *("vae.name", "text_encoder.whiten_captions"),
-)
-COURSE = (
-    *("seed", "init", "optimizer", "lr_scheduler", "module", "data", "schedule.stages", "schedule.carry_moments"),
-    "callbacks.weight_averages",
-)
-"""Keys that determine the weights of a finished run."""
-OF_THE_ENCODER = ("whiten_captions", "cache_size")
-OF_THE_VAE = ("made_by",)
-
-
 class FlowRecipe(Recipe):
     """Training of one network by flow matching, in one or more stages."""
 
@@ -140,7 +115,7 @@ class FlowRecipe(Recipe):
         "hub": Hub,
     }
     others = (*COMMON, "init", "model", "adapter", "text_encoder", "vae")
-    sharded = True
+    of_vae = False
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
         """Return the stages of `schedule`."""
@@ -148,20 +123,13 @@ class FlowRecipe(Recipe):
 
     def check(self, config: DictConfig, plans: list[StagePlan]) -> None:
         """See `flow_checks`."""
-        flow_checks.check(config, plans, KEPT, COURSE)
-
-    def check_continued(self, config: DictConfig, plans: list[StagePlan]) -> None:
-        """See `continued.check_continued`."""
-        check_continued(config, plans, KEPT, COURSE)
+        flow_checks.check(config, plans)
 
     # Building
 
     def build(self, run: Run) -> nn.Module:
         """Build the encoders, the whitening and the network."""
         config = with_stage(run.config, run.plans[0])
-        device = _device(config)
-        if not run.is_trial:
-            processes.decided_by_first(partial(reserve, group(run.config, self, "hub")))
         if processes.rank() == 0:
             say(f"loading the text encoder {config.text_encoder.name} and the autoencoder {config.vae.name}")
         text = build(config, "text_encoder", own=OF_THE_ENCODER)
@@ -169,8 +137,10 @@ class FlowRecipe(Recipe):
         whitening = None
         if captions:
             data = build(config, "data", tokenizer=text.tokenizer)
+            cuda = config.trainer.accelerator == "cuda"
+            device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
             whitening = run_whitening(run.run_dir, captions, text, data.training_stream, device)
-            text = WhitenedTextEncoder(text, whitening) if whitening is not None else text
+            text = WhitenedTextEncoder(text, whitening)
         cached = int(plain(config, "text_encoder").get("cache_size") or 0)
         run.parts["text_encoder"] = CachedTextEncoder(text, cached) if cached else text
         run.parts["autoencoder"] = build(config, "vae", own=OF_THE_VAE)
@@ -219,16 +189,13 @@ class FlowRecipe(Recipe):
         """Return the TensorBoard page of a flow-matching stage."""
         return flow_layout(int(OmegaConf.select(config, "callbacks.loss_by_time.bins") or 8))
 
-    def missing_callbacks(self, config: DictConfig, made: list[Callback]) -> list[Callback]:
-        """Return nothing: no callback is required."""
-        return []
-
     # The end
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """Return the losses of the last validation: `raw`, and one for each average by its name."""
-        metrics = _checkpoint_callback(trainer).metrics
-        return {"validation": {_short(name): value for name, value in metrics.items() if name.startswith("val/loss")}}
+        metrics = next(each for each in trainer.checkpoint_callbacks if isinstance(each, StageCheckpoint)).metrics
+        losses = {name.removeprefix("val/loss"): metrics[name] for name in metrics if name.startswith("val/loss")}
+        return {"validation": {name.removeprefix("_") or "raw": value for name, value in losses.items()}}
 
     def kind(self, run: Run) -> str:
         """Return the name of the network's class."""
@@ -249,17 +216,16 @@ class FlowRecipe(Recipe):
 
     def export(self, run: Run, checkpoint: Path) -> None:
         """Write the averaged and the raw weights with everything that generation needs."""
-        if processes.rank() == 0:
-            final, hub = run.run_dir / run_folder.FINAL, group(run.config, self, "hub")
-            export_pipeline(run, read_checkpoint(checkpoint), run.plans[-1], final)
-            write_hparams(run)
-            if hub.push is not None and final.is_dir():
-                say(f"{run.config.name} is on the hub: {push(run, checkpoint, run.plans[-1], final)}")
+        final, hub = run.run_dir / run_folder.FINAL, group(run.config, self, "hub")
+        export_pipeline(run, read_checkpoint(checkpoint), run.plans[-1], final)
+        write_hparams(run)
+        if hub.push is not None and final.is_dir():
+            say(f"{run.config.name} is on the hub: {push(run, checkpoint, run.plans[-1], final)}")
 
     def after_stage(self, run: Run, plan: StagePlan, checkpoint: Path) -> None:
         """Upload the stage's result if configured; a refusal by the hub does not end the training."""
         hub = group(run.config, self, "hub")
-        if hub.push is None or hub.at != "stages" or plan is run.plans[-1] or processes.rank() != 0:
+        if hub.push is None or hub.at != "stages" or plan is run.plans[-1]:
             return
         try:
             push(run, checkpoint, plan)
@@ -298,26 +264,15 @@ def first_network(config: DictConfig, whitening: TextWhitening | None = None) ->
     if config.get("init") is None:
         return network, None
     report = load_initial_weights(network, config.init)
-    if set(PROJECTION) <= set(report.loaded):
-        network.load_state_dict(unfolded(network.state_dict(), whitening))
+    if whitening is not None and set(PROJECTION) <= set(report.loaded):
+        state = network.state_dict()
+        unfolded = whitening.unfold(*(state[name] for name in PROJECTION))
+        network.load_state_dict({**state, **dict(zip(PROJECTION, unfolded, strict=True))})
     if config.get("adapter") is not None:
         require_whole(report)
         torch.manual_seed(sub_seed(int(config.seed), "adapter"))
         network = build(config, "adapter")(network)
     return network, report
-
-
-def _device(config: DictConfig) -> torch.device:
-    cuda = config.trainer.accelerator == "cuda"
-    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-
-
-def _checkpoint_callback(trainer: Trainer) -> StageCheckpoint:
-    return next(each for each in trainer.checkpoint_callbacks if isinstance(each, StageCheckpoint))
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("val/loss").removeprefix("_") or "raw"
 
 
 def export_pipeline(
@@ -332,20 +287,17 @@ def export_pipeline(
         say(f"the network is not an XUT: its weights stay in {run.run_dir}'s last checkpoint")
         return
     whitening = run.parts["whitening"]
-    raw = folded(network_weights(checkpoint), whitening)
-    averages = averages_state(checkpoint)
-    averaged = None
-    if averages is not None and averages["shadows"]:
-        averaged = folded(network_weights(checkpoint) | averages["shadows"][0], whitening)
+    raw, averaged = trained_weights(checkpoint)
+    raw, averaged = folded(raw, whitening), averaged and folded(averaged, whitening)
     text = plain(config, "text_encoder")
     write_samples(run, plan, folder)
     save_final(
         folder,
-        raw if averaged is None else averaged,
+        averaged or raw,
         xut=run.network.config,
         text_encoder=TextEncoderSource(text["name"], text["layer"], last.context_length),
         autoencoder=run.parts["autoencoder"],
-        raw_state=None if averaged is None else raw,
+        raw_state=raw if averaged else None,
         training=training_record(run, plan),
         sampling=sampling_of(run, plan),
         include_text_encoder=public is not None and lies_here(text["name"]),
@@ -360,17 +312,15 @@ def export_adapter(
     `public` is its name on the hub, if it goes there: a local base is then named without its path.
     """
     base = kept_name(str(run.config.init))
-    averages = averages_state(checkpoint)
-    averaged = averages["shadows"][0] if averages is not None and averages["shadows"] else None
-    context = plan.settings.context_length
+    raw, averaged = trained_weights(checkpoint)
     adapter = adapter_of(
         run.network,
         base=base if public is None or is_on_hub(base) else Path(base).name,
-        weights=averaged or network_weights(checkpoint),
+        weights=averaged or raw,
         settings={
             "training": training_record(run, plan),
             "sampling": sampling_of(run, plan),
-            "context_length": context,
+            "context_length": plan.settings.context_length,
         },
     )
     write_adapter_folder(folder, adapter, name=str(run.config.name), found_as=public)

@@ -21,7 +21,6 @@ OTHER_COMMAND = {
     "plan_autoencoder": "hdm-plan",
 }
 """For each command's configuration, the same command for the other kind of training."""
-TRAINING = ("train", "train_vae", "plan", "plan_autoencoder")
 MOVED = {
     "trainer.compile": "hardware.compile",
     "trainer.threads": "hardware.threads",
@@ -64,7 +63,7 @@ def present_keys(arguments: Sequence[str], config_name: str) -> list[str]:
     Raises:
         UserError: a key has moved.
     """
-    if config_name not in TRAINING:
+    if config_name not in OTHER_COMMAND:
         return list(arguments)
     return [_present(argument, config_name) for argument in arguments]
 

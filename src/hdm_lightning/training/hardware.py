@@ -61,6 +61,7 @@ SHARDED = "fsdp2"
 STRATEGIES = ("auto", "ddp", SHARDED)
 OWN_STRATEGIES = ("auto", "ddp", "ddp_static_graph")
 """Strategies that get the runner's DDP settings."""
+OVERLAP = "hardware.overlap_encoders"
 
 
 def accelerator(name: Any) -> str:
@@ -144,24 +145,34 @@ def resolve(config: DictConfig) -> None:
     trainer["precision"] = precision(plain(config, "trainer.precision"), kind)
 
 
-def check_sharded(config: DictConfig, *, possible: bool) -> None:
-    """Refuse settings that do not work with a network sharded over the devices.
+def check_combination(config: DictConfig, *, of_vae: bool) -> None:
+    """Refuse a sharded network, FP8 matrices or overlapped encoders where they do not work.
 
     Args:
         config: the configuration, with `auto` resolved.
-        possible: whether the network can be sharded at all.
+        of_vae: whether an autoencoder is trained.
 
     Raises:
-        UserError: naming the key, and the strategy with which it does not work.
+        UserError: naming the key, and the strategy or the precision with which it does not work.
     """
-    if plain(config, "trainer.strategy") != SHARDED:
-        return
-    if not possible:
-        raise UserError(
-            "an autoencoder is small and is trained whole on every device: fsdp2 is for hdm-train",
-            where="trainer.strategy",
-            hint="use auto or ddp",
-        )
+    sharded, in_float8 = plain(config, "trainer.strategy") == SHARDED, plain(config, float8.WHERE)
+    if of_vae:
+        whole = "an autoencoder is small and is trained whole on every device: fsdp2 is for hdm-train"
+        overlapped = plain(config, OVERLAP)
+        for key, wanted, what, hint in (
+            ("trainer.strategy", sharded, whole, "use auto or ddp"),
+            (float8.WHERE, in_float8, "works only for the blocks of an XUT", f"set {float8.WHERE}=false"),
+            (OVERLAP, overlapped, "an autoencoder is trained without frozen encoders", f"set {OVERLAP}=false"),
+        ):
+            if wanted:
+                raise UserError(what, where=key, hint=hint)
+    if sharded:
+        _check_sharded(config)
+    if in_float8:
+        _check_float8(config)
+
+
+def _check_sharded(config: DictConfig) -> None:
     muon = str(plain(config, "optimizer._target_")).endswith("MuonAdamW")
     float16 = plain(config, "trainer.precision") == FLOAT16
     compressed = plain(config, "hardware.compress_gradients")
@@ -175,20 +186,7 @@ def check_sharded(config: DictConfig, *, possible: bool) -> None:
             raise UserError(f"trainer.strategy=fsdp2 does not work with this: {why}", where=key, hint=hint)
 
 
-def check_float8(config: DictConfig, *, possible: bool) -> None:
-    """Refuse settings that do not work with FP8 matrices.
-
-    Args:
-        config: the configuration, with `auto` resolved.
-        possible: whether the training has an XUT, whose matrices would be in FP8.
-
-    Raises:
-        UserError: naming `hardware.float8`, or the key with which it does not work.
-    """
-    if not plain(config, float8.WHERE):
-        return
-    if not possible:
-        raise UserError("works only for the blocks of an XUT", where=float8.WHERE, hint=f"set {float8.WHERE}=false")
+def _check_float8(config: DictConfig) -> None:
     float8.require_float8(plain(config, "trainer.accelerator"))
     for key, refused, instead in (
         ("trainer.strategy", SHARDED, "ddp"),
@@ -198,21 +196,6 @@ def check_float8(config: DictConfig, *, possible: bool) -> None:
         if plain(config, key) == refused:
             what = f"{refused} does not work with {float8.WHERE}=true"
             raise UserError(what, where=key, hint=f"set {key}={instead}, or {float8.WHERE}=false")
-
-
-def check_overlap(config: DictConfig, *, possible: bool) -> None:
-    """Refuse overlapped encoders in a training that has none.
-
-    Args:
-        config: the configuration, with `auto` resolved.
-        possible: whether the training has frozen encoders.
-
-    Raises:
-        UserError: naming `hardware.overlap_encoders`.
-    """
-    where = "hardware.overlap_encoders"
-    if plain(config, where) and not possible:
-        raise UserError("an autoencoder is trained without frozen encoders", where=where, hint=f"set {where}=false")
 
 
 def prepare_host(kind: str, threads: int, processes: int) -> None:

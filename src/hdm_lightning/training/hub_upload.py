@@ -1,6 +1,8 @@
 """A run's result on the hub: the repository is created before the training and the result uploaded later."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,11 +47,9 @@ def reserve(hub: Hub) -> None:
     """
     if hub.push is None:
         return
-    try:
-        _api().create_repo(hub.push, private=hub.private, exist_ok=True)
-    except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
-        hint = f"log in with a token that may write to {hub.push.partition('/')[0]} (hf auth login), or hub.push=null"
-        raise _refused(error, hint) from error
+    owner = hub.push.partition("/")[0]
+    with _hub(f"log in with a token that may write to {owner} (hf auth login), or hub.push=null") as api:
+        api.create_repo(hub.push, private=hub.private, exist_ok=True)
 
 
 def upload(folder: Path, hub: Hub, message: str) -> str:
@@ -59,19 +59,17 @@ def upload(folder: Path, hub: Hub, message: str) -> str:
         UserError: the hub refuses, or cannot be reached.
     """
     assert hub.push is not None
-    try:
-        done = _api().upload_folder(repo_id=hub.push, folder_path=folder, commit_message=message)
-    except Exception as error:
-        # The folder is not named: it may be a temporary one.
-        raise _refused(error, "nothing is lost: the same command uploads the result again") from error
+    # A refusal does not name the folder: it may be a temporary one.
+    with _hub("nothing is lost: the same command uploads the result again") as api:
+        done = api.upload_folder(repo_id=hub.push, folder_path=folder, commit_message=message)
     return str(done.commit_url)
 
 
-def _api() -> Any:
+@contextmanager
+def _hub(hint: str) -> Iterator[Any]:
     from huggingface_hub import HfApi  # noqa: PLC0415  (slow import, and few runs need it)
 
-    return HfApi()
-
-
-def _refused(error: Exception, hint: str) -> UserError:
-    return UserError(f"the hub refused: {first_line(error)}", where="hub.push", hint=hint)
+    try:
+        yield HfApi()
+    except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
+        raise UserError(f"the hub refused: {first_line(error)}", where="hub.push", hint=hint) from error

@@ -1,7 +1,6 @@
 """Check a training command before it starts a process: its kind of training, and everything that can be checked."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
@@ -16,6 +15,8 @@ from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.base_model import fill_from_init
 from hdm_lightning.training.composition import check_call, has_target, plain
+from hdm_lightning.training.hub_upload import check_name
+from hdm_lightning.training.recorded import texts_in
 from hdm_lightning.training.run_recipe import Recipe, group, with_stage
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.world import outside_world_size
@@ -55,7 +56,7 @@ def recipe_of(config: DictConfig) -> Recipe:
     return FlowRecipe() if "schedule" in config else AutoencoderRecipe()
 
 
-def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
+def check_job(config: DictConfig) -> Job:
     """Check everything that can be checked before a weight is allocated.
 
     Args:
@@ -64,8 +65,9 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     Raises:
         UserError: naming the key or file and what to do.
     """
-    composed = _own_copy(config)
-    _check_texts(OmegaConf.to_container(composed, resolve=False))
+    composed: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    composed.pop("hydra", None)
+    _check_texts(composed)
     recipe = recipe_of(composed)
     known = [*recipe.groups, *recipe.others]
     for name in map(str, composed):
@@ -74,8 +76,8 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     _check_names(composed)
     run_folder.check_resume(Path(composed.run_dir), plain(composed, "resume"))
     fill_from_init(composed)
-    for name in recipe.groups:
-        group(composed, recipe, name)
+    groups = {name: group(composed, recipe, name) for name in recipe.groups}
+    check_name(groups["hub"])
     kind = hardware.accelerator(plain(composed, "trainer.accelerator"))
     hardware.precision(plain(composed, "trainer.precision"), kind)
     processes = hardware.local_devices(plain(composed, "trainer.devices"), kind)
@@ -87,18 +89,15 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     return Job(composed, recipe, plans, processes)
 
 
-def _check_texts(value: Any, key: str = "") -> None:
+def _check_texts(config: DictConfig) -> None:
     """Refuse a NUL and lone surrogates, which no file name, tokenizer or terminal can take."""
-    if isinstance(value, dict | list):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_texts(inner, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, str):
+    for key, text in texts_in(OmegaConf.to_container(config, resolve=False)):
         try:
-            damaged = b"\0" in os.fsencode(value)
+            damaged = b"\0" in os.fsencode(text)
         except UnicodeEncodeError:
             damaged = True
         if damaged:
-            what = f"contains an invalid character: {value[:80]!r}"
+            what = f"contains an invalid character: {text[:80]!r}"
             raise UserError(what, where=key, hint="retype the value in UTF-8 without NUL")
 
 
@@ -115,14 +114,6 @@ def _check_names(config: DictConfig) -> None:
     seed = plain(config, "seed")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UserError(f"is {seed!r}, expected a whole number from 0 to 2⁶³ − 1", where="seed", hint="seed=0")
-
-
-def _own_copy(config: DictConfig | Mapping[str, Any]) -> DictConfig:
-    values: Any = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else dict(config)
-    composed = OmegaConf.create(values)
-    assert isinstance(composed, DictConfig)
-    composed.pop("hydra", None)
-    return composed
 
 
 def _world_size(config: DictConfig, processes: int) -> int:
@@ -146,9 +137,7 @@ def _world_size(config: DictConfig, processes: int) -> int:
 
 def _check_parts(config: DictConfig, recipe: Recipe) -> None:
     """Check the groups that every training has against the signatures of their `_target_`."""
-    hardware.check_sharded(config, possible=recipe.sharded)
-    hardware.check_float8(config, possible=recipe.sharded)
-    hardware.check_overlap(config, possible=recipe.sharded)
+    hardware.check_combination(config, of_vae=recipe.of_vae)
     strategy = plain(config, "trainer.strategy")
     known = [*hardware.STRATEGIES, *StrategyRegistry.available_strategies()]
     if isinstance(strategy, str) and strategy not in known:
@@ -161,9 +150,11 @@ def _check_parts(config: DictConfig, recipe: Recipe) -> None:
         if nodes and not OmegaConf.is_dict(nodes):
             raise UserError(f"is {nodes!r}, expected keys and values", where=groups, hint=f"use e.g. {groups}=none")
         for name, node in ((str(key), value) for key, value in nodes.items()):
-            if node is None or name in _left_out(groups, config):
+            if node is None:
                 continue
             if not has_target(node):
+                if groups == "callbacks" and name in _usual_callbacks():  # `callbacks=none`, and a preset sets its key
+                    continue
                 known = [str(each) for each in nodes if has_target(nodes[each])]
                 hint = f"set {groups}.{name}._target_=package.Class; {did_you_mean(str(name), known)}"
                 raise UserError("has no _target_ to call", where=f"{groups}.{name}", hint=hint)
@@ -178,11 +169,8 @@ def _require_package(target: str, where: str) -> None:
         raise UserError(f"needs the package {package}", where=where, hint=f"pip install {package}")
 
 
-def _left_out(groups: str, config: DictConfig) -> set[str]:
-    """Return the callbacks that `callbacks=none` leaves out but a preset of this package still sets a key of."""
-    if groups != "callbacks":
-        return set()
+def _usual_callbacks() -> set[str]:
+    """Return the names of the callbacks that this package's files set."""
     folder = resources.files("hdm_lightning.conf") / "callbacks"
     files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
-    usual = {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))}
-    return {name for name in usual if name in config.callbacks and not has_target(config.callbacks[name])}
+    return {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))}

@@ -31,7 +31,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from hdm_lightning.errors import UserError
 from hdm_lightning.one_machine import meeting_place, will_meet_at
 from hdm_lightning.printable import printable
-from hdm_lightning.training.stop_request import INTERRUPTED_STATUS, STOP, STOPPED_STATUS, report_interruption
+from hdm_lightning.training.stop_request import (
+    INTERRUPTED_STATUS,
+    SIGNALS,
+    STOP,
+    STOPPED_STATUS,
+    report_interruption,
+)
 from hdm_lightning.training.world import launched_from_outside
 from hdm_lightning.whole_files import write_json
 
@@ -87,10 +93,7 @@ def run_worker(worker: Worker, order: dict[str, Any], failures: Path | None = No
 
     A failure exits the process at once: cleaning up would wait for processes that wait for this one.
 
-    Args:
-        worker: the function to run.
-        order: its argument.
-        failures: folder for the reason of a failure, which the parent reports; None reports it here.
+    The reason is written to the folder `failures`, for the parent to report, or reported here if that is None.
     """
     try:
         return worker(order)
@@ -102,7 +105,8 @@ def run_worker(worker: Worker, order: dict[str, Any], failures: Path | None = No
             print(failure.text, end="", file=sys.stderr, flush=True)
         sys.stdout.flush()
         if failure.kind == "lost connection":
-            wait_to_be_ended()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(PATIENCE_S)
         os._exit(USER_ERROR_STATUS if failure.kind == "user error" else 1)
 
 
@@ -121,19 +125,12 @@ def end_with_parent() -> None:
             os._exit(1)
 
 
-def wait_to_be_ended() -> None:
-    """Wait for the launcher to end this process, so that it first sees the one that died by itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(PATIENCE_S)
-
-
 def lost_connection(error: Exception) -> bool:
     """Return whether an error means that another process is gone."""
     said_by_gloo = type(error) is RuntimeError and any(word in str(error) for word in ("gloo", "Connection", "peer"))
     return isinstance(error, dist.DistError) or said_by_gloo
 
 
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SHUTDOWN_S = 25
 
 
@@ -235,7 +232,7 @@ def signals_passed_on() -> Iterator[list[int]]:
             assert process.pid is not None
             os.kill(process.pid, number)
 
-    previous = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield came
     finally:
@@ -258,15 +255,14 @@ def _status_of(failure: ChildFailedError, place: Path, *, stopped: bool) -> int:
         status = USER_ERROR_STATUS if reasons[0].kind == "user error" else max(status, 1)
     if status in (2, STOPPED_STATUS):
         return status
-    if -status in PASSED_ON:  # before it could listen, so there was nothing to save
+    if -status in SIGNALS:  # before it could listen, so there was nothing to save
         return STOPPED_STATUS
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
-    hints = {
-        -signal.SIGKILL: "if nobody sent the signal, the machine ran out of memory: check the kernel log; "
-        "the same command continues from the last checkpoint",
-    }
+    hint = "see the messages above"
+    if status == -signal.SIGKILL:
+        hint = "if nobody sent the signal, the machine ran out of memory: check the kernel log"
     raise UserError(
         f"process {rank} of the run {how}, and the others were stopped" + (" while stopping" if stopped else ""),
         where="training",
-        hint=hints.get(status, "see the messages above; the same command continues from the last checkpoint"),
+        hint=f"{hint}; the same command continues from the last checkpoint",
     ) from failure

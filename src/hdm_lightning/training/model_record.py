@@ -7,20 +7,29 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import is_on_hub, shown_name
 from hdm_lightning.interop.model_card import SAMPLES
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.training.callbacks.weight_averages import averages_state
+from hdm_lightning.training.checkpoint_io import network_weights
 from hdm_lightning.training.composition import build, plain
 from hdm_lightning.training.initial_weights import read_init
 from hdm_lightning.training.run_recipe import Run, group, with_stage
 from hdm_lightning.training.stages import StagePlan
-from hdm_lightning.whole_files import write_atomically
+from hdm_lightning.whole_files import write_bytes
 
 SAMPLES_OF_STAGE = "samples"
 """Folder of a stage's preview images."""
+
+
+def trained_weights(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Return the weights of the network in a training checkpoint: raw ones, and the first average or None."""
+    raw, averages = network_weights(checkpoint), averages_state(checkpoint)
+    return raw, raw | averages["shadows"][0] if averages and averages["shadows"] else None
 
 
 def sampling_of(run: Run, plan: StagePlan) -> dict[str, Any]:
@@ -36,8 +45,7 @@ def write_samples(run: Run, plan: StagePlan, folder: Path) -> None:
     newest = [path for path in drawn if path.name.partition("-")[0] == drawn[-1].name.partition("-")[0]]
     if newest:
         folder.mkdir(parents=True, exist_ok=True)
-        content = min(newest, key=_squareness).read_bytes()
-        write_atomically(folder / SAMPLES, lambda file: file.write(content))
+        write_bytes(folder / SAMPLES, min(newest, key=_squareness).read_bytes())
 
 
 def _squareness(path: Path) -> float:

@@ -82,7 +82,7 @@ def read_recorded(file: Path) -> dict[str, Any]:
             keys or by secrets of the environment, and YAML aliases, by which a small file becomes a huge one.
     """
     content = _parsed(file)
-    if any("${" in text for text in _texts(content)):
+    if any("${" in text for _, text in texts_in(content)):
         what = "contains ${…}: a run records the values that it ran with, and interpolations are not resolved"
         raise UserError(what, where=str(file), hint=f"write the value itself there; {WHERE_FROM}")
     return content
@@ -115,17 +115,15 @@ def _parsed(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield all keys and strings in plain values."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _texts(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
+def texts_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all keys and strings in plain values, each with its dotted key."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            place = f"{key}.{name}".lstrip(".")
+            yield place, str(name)
+            yield from texts_in(inner, place)
     elif isinstance(value, str):
-        yield value
+        yield key, value
 
 
 # Fields

@@ -23,9 +23,8 @@ from hdm_lightning.training.checkpoint_io import (
     set_aside,
 )
 from hdm_lightning.training.modules.resumable_module import KEY
+from hdm_lightning.training.run_folder import REWINDS
 from hdm_lightning.whole_files import append_line, read_lines
-
-RECORD = "rewinds.jsonl"
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,7 @@ class StartPoint:
 
 
 class NoteRewinds(Callback):
-    """Record in every checkpoint how many rewinds there have been, and how many samples they skipped.
-
-    Args:
-        start: where the fit begins.
-    """
+    """Record in every checkpoint how many rewinds there were before the fit, and how many samples they skipped."""
 
     def __init__(self, start: StartPoint) -> None:
         self.start = start
@@ -92,13 +87,9 @@ class NoteRewinds(Callback):
 
 
 def skip_window(hit: LossRewind, begun: StartPoint, back: StartPoint, batch_size: int) -> Rewind:
-    """Return the rewind that skips the samples from the checkpoint gone back to through the step that went wrong.
+    """Return the rewind that skips the samples from the start to go back to through the step that went wrong.
 
-    Args:
-        hit: what went wrong.
-        begun: the newest start of the stage, with the samples skipped before the step that went wrong.
-        back: the start to go back to.
-        batch_size: samples per step.
+    `begun` is the newest start of the stage, with the samples skipped before that step.
     """
     first, end = back.consumed(batch_size), hit.finding.step * batch_size + begun.skipped
     keys = [key for position, key in hit.samples if first <= position < end]
@@ -135,7 +126,7 @@ def newest_position(checkpoints: Path) -> dict[str, Any] | None:
 
 def write_rewind(folder: Path, rewind: Rewind) -> None:
     """Append a line to the record of the stage in `folder`, and sync it."""
-    append_line(folder / RECORD, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **asdict(rewind)})
+    append_line(folder / REWINDS, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **asdict(rewind)})
 
 
 def read_rewinds(folder: Path) -> list[Rewind]:
@@ -145,12 +136,12 @@ def read_rewinds(folder: Path) -> list[Rewind]:
         UserError: a line is not a rewind, so the samples it skips would be trained on.
     """
     found = []
-    for line in read_lines(folder / RECORD):
+    for line in read_lines(folder / REWINDS):
         known = {key: value for key, value in line.items() if key in Rewind.__dataclass_fields__}
         numbers = [known.get(key) for key in ("step", "checkpoint_step", "first", "end", "skipped")]
         if not all(type(number) is int for number in numbers) or {"reason", "suspects", "keys"} - set(known):
             what = f"line {line} was not written by a run"
-            raise UserError(what[:300], where=str(folder / RECORD), hint="restore the file, or delete that line")
+            raise UserError(what[:300], where=str(folder / REWINDS), hint="restore the file, or delete that line")
         found.append(Rewind(**known))
     return found
 

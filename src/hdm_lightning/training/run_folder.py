@@ -41,12 +41,6 @@ def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
     return plan.folder(run_dir) / CHECKPOINTS
 
 
-def newest_checkpoint(run_dir: Path, plan: StagePlan) -> Path | None:
-    """Return the stage's newest checkpoint by its name."""
-    found = checkpoints_in(checkpoint_folder(run_dir, plan))
-    return found[-1] if found else None
-
-
 def stage_is_done(run_dir: Path, plan: StagePlan) -> bool:
     """Return whether the stage has ended and its last checkpoint is there."""
     return stage_end(run_dir, plan) is not None
@@ -83,7 +77,7 @@ def next_stage(run_dir: Path, plans: list[StagePlan]) -> StagePlan | None:
     """
     while True:
         pending = next((p for p in plans if not stage_is_done(run_dir, p) and not _is_cleared(run_dir, p)), None)
-        if pending is not None and newest_checkpoint(run_dir, pending) is not None:
+        if pending is not None and checkpoints_in(checkpoint_folder(run_dir, pending)):
             return pending
         before = plans[-1] if pending is None else next((p for p in plans if p.number == pending.number - 1), None)
         if before is not None and _is_cleared(run_dir, before) and not (pending is None and is_finished(run_dir)):

@@ -25,12 +25,12 @@ class Recipe(ABC):
     Attributes:
         groups: the groups of plain keys, with their schemas.
         others: all other keys of the configuration.
-        sharded: whether the network can be sharded over devices.
+        of_vae: whether it trains an autoencoder, which is never sharded and has neither FP8 blocks nor frozen encoders.
     """
 
     groups: ClassVar[dict[str, type[Any]]]
     others: ClassVar[tuple[str, ...]]
-    sharded: ClassVar[bool]
+    of_vae: ClassVar[bool]
 
     @abstractmethod
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
@@ -43,10 +43,6 @@ class Recipe(ABC):
     @abstractmethod
     def check(self, config: DictConfig, plans: list[StagePlan]) -> None:
         """Check everything that can be checked before a weight is allocated."""
-
-    @abstractmethod
-    def check_continued(self, config: DictConfig, plans: list[StagePlan]) -> None:
-        """Check that the configuration matches the run's folder; see `continued.check_continued`."""
 
     @abstractmethod
     def build(self, run: "Run") -> nn.Module:
@@ -72,9 +68,9 @@ class Recipe(ABC):
     def layout(self, config: DictConfig) -> Any:
         """Return the TensorBoard page of a stage."""
 
-    @abstractmethod
     def missing_callbacks(self, config: DictConfig, made: list[Any]) -> list[Any]:
         """Return the callbacks that the training requires and the configuration has left out."""
+        return []
 
     def trainer_arguments(self, config: DictConfig) -> dict[str, Any]:
         """Return the arguments of the trainer in addition to its keys."""
@@ -85,7 +81,7 @@ class Recipe(ABC):
         """Return what to record of a stage's end in addition to its length."""
 
     def after_stage(self, run: "Run", plan: StagePlan, checkpoint: Path) -> None:
-        """Process the last checkpoint of a stage; only the first process acts."""
+        """Process the last checkpoint of a stage; the first process calls this."""
         del run, plan, checkpoint
 
     @abstractmethod
@@ -102,7 +98,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def export(self, run: "Run", checkpoint: Path) -> None:
-        """Write `final/` from the last checkpoint; only the first process writes."""
+        """Write `final/` from the last checkpoint; the first process calls this."""
 
 
 @dataclass
@@ -114,8 +110,6 @@ class Run:
         recipe: the kind of training.
         plans: the stages.
         run_dir: the run's folder.
-        rewinds: how often a stage may rewind.
-        carry_moments: whether a stage starts with the optimizer moments of the one before.
         network: the network to train; on the CPU between stages, a sharded one on its devices.
         parts: other objects that the recipe has built.
     """
@@ -124,8 +118,6 @@ class Run:
     recipe: Recipe
     plans: list[StagePlan]
     run_dir: Path
-    rewinds: int
-    carry_moments: bool
     network: nn.Module = field(init=False)
     parts: dict[str, Any] = field(default_factory=dict)
 

@@ -17,14 +17,14 @@ from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.announcements import announce_end, announce_stage_end, announce_start
 from hdm_lightning.training.callbacks.loss_guard import LossRewind
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
-from hdm_lightning.training.callbacks.stop_on_signal import stop_if_asked
+from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal, stop_if_asked
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
-from hdm_lightning.training.continued import asked_too_late, without_effect
+from hdm_lightning.training.continued import asked_too_late, check_continued, without_effect
+from hdm_lightning.training.hub_upload import reserve
 from hdm_lightning.training.job import recipe_of
 from hdm_lightning.training.modules.frozen_weights import put_back_frozen
 from hdm_lightning.training.recorded import recorded_text
 from hdm_lightning.training.rewind import (
-    RECORD,
     StartPoint,
     read_rewinds,
     remove_superseded,
@@ -34,15 +34,9 @@ from hdm_lightning.training.rewind import (
 )
 from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import Run, group
-from hdm_lightning.training.stage_parts import (
-    stage_callbacks,
-    stage_config,
-    stage_data,
-    stage_loggers,
-    stage_module,
-    stage_trainer,
-)
+from hdm_lightning.training.stage_parts import build_fit
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.stop_request import STOP
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
 from hdm_lightning.training.worker import working
@@ -59,24 +53,26 @@ def run_schedule(order: dict[str, Any]) -> int:
         UserError: see `worker.working` and `fit_stage`.
     """
     config = OmegaConf.create(order["config"])
-    with working(config) as outcome:
-        recipe = recipe_of(config)
-        plans, rewinds = recipe.plans(config, processes.world_size()), group(config, recipe, "guard").rewinds
-        carry = bool(OmegaConf.select(config, "schedule.carry_moments"))
-        run = Run(config, recipe, plans, Path(config.run_dir), rewinds, carry)
-        if not run.is_trial:
-            processes.decided_by_first(partial(_check_again, run))
-        run.network = recipe.build(run)
-        for plan in pending_stages(run):
-            fit_stage(run, plan)
-        export(run)
-    return outcome.status
+    try:
+        with working(config):
+            recipe = recipe_of(config)
+            run = Run(config, recipe, recipe.plans(config, processes.world_size()), Path(config.run_dir))
+            if not run.is_trial:
+                processes.decided_by_first(partial(_prepare, run))
+            run.network = recipe.build(run)
+            for plan in pending_stages(run):
+                fit_stage(run, plan)
+            export(run)
+    except StoppedBySignal:
+        return STOP.status
+    return 0
 
 
-def _check_again(run: Run) -> None:
-    """Check again, as another start may have used the folder since the command was checked."""
+def _prepare(run: Run) -> None:
+    """Check again, as another start may have used the folder meanwhile, and create the repository of the result."""
     run_folder.require_writable(run.run_dir, run.plans)
-    run.recipe.check_continued(run.config, run.plans)
+    check_continued(run.config, run.plans)
+    reserve(group(run.config, run.recipe, "hub"))
     for late in asked_too_late(run.config, run.plans):
         say(f"warning: {late}")
 
@@ -108,10 +104,9 @@ def export(run: Run) -> None:
     if run.is_trial:
         return
     end = run_folder.stage_end(run.run_dir, run.plans[-1])
-    if end is not None:  # else its checkpoints were deleted after the export
+    if end is not None and processes.rank() == 0:  # without an end its checkpoints were deleted after the export
         run.recipe.export(run, end)
-        if processes.rank() == 0:
-            announce_end(run)
+        announce_end(run)
     processes.wait_for_first()
 
 
@@ -132,11 +127,7 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
     while True:
         start = processes.decided_by_first(partial(begin, run, plan))
         before = _before(run, plan) if start.checkpoint is None else None
-        config = stage_config(run, plan, start)
-        data = stage_data(run, config, start.consumed(plan.settings.batch_size))
-        module = stage_module(run, config, plan)
-        callbacks = stage_callbacks(run, config, start, before)
-        trainer = stage_trainer(run, config, callbacks, stage_loggers(run, config, module, plan, start))
+        trainer, module, data = build_fit(run, plan, start, before)
         announce_start(run, plan, start, data)
         stop_if_asked("between two stages")
         began = time.monotonic()
@@ -149,7 +140,7 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
             report_profile(trainer)
             _finish(run, plan, trainer, module, time.monotonic() - began)
             return
-        del data, module, callbacks, trainer, before
+        del data, module, trainer, before
         gc.collect()  # the trainer that failed, its optimizer and its data workers, before the next is built
         rewind(run, plan, gone_wrong)
 
@@ -226,12 +217,13 @@ def rewind(run: Run, plan: StagePlan, hit: LossRewind) -> None:
     Raises:
         UserError: on every process, if the stage has rewound as often as it may.
     """
-    folder, allowed = plan.folder(run.run_dir), run.rewinds
+    folder, allowed = plan.folder(run.run_dir), group(run.config, run.recipe, "guard").rewinds
+    record = folder / run_folder.REWINDS
     rewinds = processes.from_first(read_rewinds(folder))
     if len(rewinds) >= allowed:
         raise UserError(
             f"{hit}, after {allowed} rewind(s) of stage {plan.name}",
-            where=str(folder / RECORD),
+            where=str(record),
             hint=f"look at the samples named above and in the file, lower {plan.written_at}.learning_rate or "
             "gradient_clip, or raise guard.rewinds; the same command resumes from the last good checkpoint",
         )
@@ -242,6 +234,6 @@ def rewind(run: Run, plan: StagePlan, hit: LossRewind) -> None:
         write_rewind(folder, line)
         say(
             f"{plan.name}: {in_one_line(line.reason)}; going back to step {back.step} and skipping samples "
-            f"{line.first} to {line.end - 1} (rewind {len(rewinds) + 1} of {allowed}, keys in {folder / RECORD})"
+            f"{line.first} to {line.end - 1} (rewind {len(rewinds) + 1} of {allowed}, keys in {record})"
         )
     processes.barrier()

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from hdm_lightning.training import hardware, run_folder
@@ -34,36 +34,26 @@ from hdm_lightning.training.world import cluster_environment, local_world_size, 
 LEAVING_FILES = (KeepLedger, StoreAverages, SampleImages, ReconstructionImages)
 
 
-def stage_config(run: Run, plan: StagePlan, start: StartPoint) -> DictConfig:
-    """Return the configuration of a fit, with `stage` filled in."""
+def build_fit(
+    run: Run, plan: StagePlan, start: StartPoint, before: dict[str, Any] | None
+) -> tuple[Trainer, LightningModule, LightningDataModule]:
+    """Return the trainer of a fit, its module with optimizer and schedule, and the data at the first sample to consume.
+
+    `before` is the last checkpoint of the stage before, if this stage is at its beginning.
+    """
     sample = plan.samples_before + start.step * plan.settings.batch_size
-    return with_stage(run.config, plan, **run.recipe.values(run, plan), next_sample=sample + 1)
-
-
-def stage_data(run: Run, config: DictConfig, consumed: int) -> LightningDataModule:
-    """Return the data, positioned at the first sample that is not consumed."""
+    config = with_stage(run.config, plan, **run.recipe.values(run, plan), next_sample=sample + 1)
     data: Any = build(config, "data", **run.recipe.data_arguments(run))
-    data.skip_to(consumed)
-    return data
-
-
-def stage_module(run: Run, config: DictConfig, plan: StagePlan) -> LightningModule:
-    """Return the module with its optimizer and schedule."""
+    data.skip_to(start.consumed(plan.settings.batch_size))
     optimizer, schedule = build(config, "optimizer"), build(config, "lr_scheduler")
     parts = run.recipe.module_arguments(run, plan)
     module: LightningModule = build(config, "module", optimizer=optimizer, lr_scheduler=schedule, **parts)
-    return module
+    callbacks = _callbacks(run, config, start, before)
+    return _trainer(run, config, callbacks, _loggers(run, config, module, plan, start)), module, data
 
 
-def stage_callbacks(run: Run, config: DictConfig, start: StartPoint, before: dict[str, Any] | None) -> list[Callback]:
-    """Return the configured callbacks in their order, between those that every run requires.
-
-    Args:
-        run: what the stages share.
-        config: see `stage_config`.
-        start: the checkpoint to resume from, or the stage's beginning.
-        before: the last checkpoint of the stage before, if this stage is at its beginning.
-    """
+def _callbacks(run: Run, config: DictConfig, start: StartPoint, before: dict[str, Any] | None) -> list[Callback]:
+    """Return the configured callbacks in their order, between those that every run requires."""
     names = [name for name in config.callbacks if has_target(config.callbacks[name])]
     made = [each for each in (build(config, f"callbacks.{name}") for name in names) if each is not None]
     if run.is_trial:
@@ -77,7 +67,7 @@ def stage_callbacks(run: Run, config: DictConfig, start: StartPoint, before: dic
         if isinstance(each, StoreAverages) and run.parts.get("whitening") is not None:
             each.transform = partial(folded, whitening=run.parts["whitening"])
     first: list[Callback] = [NoteRewinds(start)]
-    if run.carry_moments and before is not None:
+    if before is not None and OmegaConf.select(run.config, "schedule.carry_moments"):
         first.append(CarryMoments(before))
     first += _missing(made, UsableSamples, UsableSamples)
     first += _missing(made, ValidateAtEnds, ValidateAtEnds)
@@ -95,7 +85,7 @@ def _missing(made: list[Callback], kind: type[Callback], make: Any) -> list[Call
     return [] if any(isinstance(each, kind) for each in made) else [make()]
 
 
-def stage_loggers(run: Run, config: DictConfig, module: LightningModule, plan: StagePlan, start: StartPoint) -> Any:
+def _loggers(run: Run, config: DictConfig, module: LightningModule, plan: StagePlan, start: StartPoint) -> Any:
     """Return the configured loggers, on the run's sample axis; False if there are none."""
     nodes_ = config.logger or {}
     loggers: list[Logger] = [build(config, f"logger.{name}") for name in nodes_ if has_target(nodes_[name])]
@@ -106,8 +96,7 @@ def stage_loggers(run: Run, config: DictConfig, module: LightningModule, plan: S
     return loggers or False
 
 
-def stage_trainer(run: Run, config: DictConfig, callbacks: list[Callback], loggers: Any) -> Trainer:
-    """Return the configured trainer for the processes of the run."""
+def _trainer(run: Run, config: DictConfig, callbacks: list[Callback], loggers: Any) -> Trainer:
     given = plain(config, "trainer")
     own: dict[str, Any] = {
         "callbacks": [*callbacks, *_made_of(config, "trainer.callbacks")],

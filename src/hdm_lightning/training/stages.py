@@ -138,7 +138,7 @@ class BasicStageSettings:
     gradient_clip: NotNegative = 1.0
     warmup_samples: Interval = 0
     final_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
-    activation_checkpointing: Literal[False, True, "selective"] = False
+    activation_checkpointing: bool | Literal["selective"] = False
     validate_every: Interval = 0
     save_every: Interval = 0
 
@@ -153,7 +153,6 @@ class StageSettings(BasicStageSettings):
             which pays where latents are redundant: large flat areas, high resolutions.
         time_std: standard deviation of the logit-normal time.
         context_length: caption tokens kept.
-        activation_checkpointing: as for every training, or `selective`: all but attention is recomputed.
         sample_every: samples between sample images; 0 means at the stage's end only.
         latents: whether `data.train` must contain latents, which `hdm-plan` assumes and a run checks; None: either.
         stop: what ends the stage early.
@@ -164,7 +163,6 @@ class StageSettings(BasicStageSettings):
     time_mean: float = 0.0
     time_std: Positive = 1.0
     context_length: Count = 256
-    activation_checkpointing: bool | Literal["selective"] = False
     sample_every: Interval = 0
     latents: bool | None = None
     stop: StopSettings = field(default_factory=StopSettings)
@@ -264,11 +262,7 @@ class StagePlan:
 
 
 def plan_stages(schedule: Schedule, world_size: int) -> list[StagePlan]:
-    """Return every stage's plan for `world_size` processes.
-
-    Args:
-        schedule: name to settings of every stage.
-        world_size: processes on all machines.
+    """Return every stage's plan for `world_size` processes on all machines.
 
     Raises:
         UserError: naming the key.

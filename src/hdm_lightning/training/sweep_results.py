@@ -17,7 +17,7 @@ from hdm_lightning.json_files import LARGEST_BYTES, object_or_empty, require_sha
 from hdm_lightning.regular_files import read_regular
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
-from hdm_lightning.whole_files import write_atomically
+from hdm_lightning.whole_files import write_bytes, write_text
 
 FAILED = "failed.json"
 SEED = "seed"
@@ -101,9 +101,7 @@ def final_losses(run_dir: Path) -> dict[str, float]:
 def read_results(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:
     """Return all jobs of a sweep, those that are done first, by their objective.
 
-    Args:
-        sweep_dir: the sweep's folder.
-        base: value of each overridden key without the sweep, for finding the baseline.
+    The baseline is the job whose overrides are those of `base`: the value of each overridden key without the sweep.
     """
     folders = _folders(sweep_dir)
     settings = {folder: _overrides(folder) for folder in folders}
@@ -192,19 +190,14 @@ DOT, MEAN, BASELINE = "#2463c4", "#1d2129", "#c2551b"
 
 
 def summarise(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:
-    """Write the summary into the sweep's folder and return its rows, best first.
-
-    Args:
-        sweep_dir: the sweep's folder.
-        base: value of each overridden key without the sweep, see `read_results`.
-    """
+    """Write the summary into the sweep's folder and return its rows, best first; see `read_results`."""
     results = read_results(sweep_dir, base)
     settings = settings_of(results)
-    _write(sweep_dir / "summary.csv", table_csv(results).encode())
-    _write(sweep_dir / "summary.md", table_markdown(sweep_dir.name, results, settings).encode())
+    write_text(sweep_dir / "summary.csv", table_csv(results))
+    write_text(sweep_dir / "summary.md", table_markdown(sweep_dir.name, results, settings))
     picture = chart_png(settings)
     if picture is not None:
-        _write(sweep_dir / "summary.png", picture)
+        write_bytes(sweep_dir / "summary.png", picture)
     return results
 
 
@@ -263,10 +256,6 @@ def chart_png(settings: list[Setting]) -> bytes | None:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
 
 
 def _plain(value: float | None) -> str:

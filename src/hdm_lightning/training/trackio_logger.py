@@ -65,8 +65,8 @@ class TrackioLogger(Logger):
         """Log images under one name, with the signature of Lightning's WandbLogger."""
         import trackio  # noqa: PLC0415  (an extra)
 
-        shown = [trackio.Image(image) for image in images]
-        self.experiment.log({key: shown[0]} if len(shown) == 1 else dict(_numbered(key, shown)), step=step)
+        names = [key] if len(images) == 1 else [f"{key}/{number}" for number in range(len(images))]
+        self.experiment.log(dict(zip(names, map(trackio.Image, images), strict=True)), step=step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -74,7 +74,3 @@ class TrackioLogger(Logger):
         if self._run is not None:
             self._run.finish()
             self._run = None
-
-
-def _numbered(key: str, images: Sequence[Any]) -> list[tuple[str, Any]]:
-    return [(f"{key}/{number}", image) for number, image in enumerate(images)]

@@ -13,8 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -140,17 +139,6 @@ def _holder(lock: int) -> str:
         return "another process"
 
 
-@dataclass
-class Outcome:
-    """How a process ended.
-
-    Attributes:
-        status: exit status: 0, 143 after a signal, or 130 after Ctrl-C.
-    """
-
-    status: int = 0
-
-
 class _LastingPipe(io.FileIO):
     """A pipe that discards output once nobody reads it."""
 
@@ -192,45 +180,47 @@ def own_folder(config: DictConfig) -> Iterator[Path]:
         yield Path(config.run_dir)
 
 
-def _log(run_dir: Path) -> AbstractContextManager[None]:
-    """Return a context that writes the run's log in the first process."""
-    return kept_in(run_dir) if processes.rank() == 0 else nullcontext()
-
-
 @contextmanager
-def working(config: DictConfig) -> Iterator[Outcome]:
-    """Be one of a run's processes inside the with statement, which a signal leaves; yield how it ended.
+def working(config: DictConfig) -> Iterator[None]:
+    """Be one of a run's processes inside the with statement.
 
     Raises:
+        StoppedBySignal: on every process, if one was asked to stop; the first one has said so.
         UserError: a mistake that shows only now; another start is using the folder; the disk is full.
     """
     kind = hardware.accelerator(plain(config, "trainer.accelerator"))
-    outcome = Outcome()
     with lasting_output(), STOP.listening():
         hardware.quiet_libraries()
         several = world.join_group(kind)
         try:
             world.require_even_machines()
             hardware.prepare_host(kind, int(plain(config, "hardware.threads")), processes.world_size())
-            with own_folder(config) as run_dir, alone_in(run_dir), _log(run_dir):
+            with own_folder(config) as run_dir, alone_in(run_dir), ExitStack() as log:
+                if processes.rank() == 0:
+                    log.enter_context(kept_in(run_dir))
                 if plain(config, "hardware.compile_cache"):
                     hardware.keep_compiled(run_dir / run_folder.COMPILED, kind)
                 run_folder.check_resume(run_dir, config.resume)  # again: another start may just have ended
-                yield outcome
+                yield
         except StoppedBySignal as stop:
             if processes.rank() == 0:
                 print(stop)
-            outcome.status = STOP.status
-        except Exception as error:  # each library has its own for a full disk
-            if is_disk_full(error):
-                raise disk_full_error(getattr(error, "filename", None) or "run_dir") from error
-            if is_dead_worker(error):
-                hint = (
-                    "free memory, or use fewer: data.num_workers=N; the same command resumes from the last checkpoint"
-                )
-                raise UserError(in_one_line(str(error)), where="data.num_workers", hint=hint) from error
-            if spent := memory_error(error, hint=LESS):
-                raise spent from error
+            if several:
+                dist.destroy_process_group()
+            raise
+        except Exception as error:
+            if (told := _told_as(error)) is not None:
+                raise told from error
             raise
         if several:  # not after a failure, where it would wait for processes that are gone
             dist.destroy_process_group()
+
+
+def _told_as(error: Exception) -> UserError | None:
+    """Return the error to show for a full disk, for which each library has its own, a dead data worker or no memory."""
+    if is_disk_full(error):
+        return disk_full_error(getattr(error, "filename", None) or "run_dir")
+    if is_dead_worker(error):
+        hint = "free memory, or use fewer: data.num_workers=N; the same command resumes from the last checkpoint"
+        return UserError(in_one_line(str(error)), where="data.num_workers", hint=hint)
+    return memory_error(error, hint=LESS)

@@ -17,7 +17,7 @@ import torch
 
 from hdm_lightning import whole_files
 from hdm_lightning.data.loader import _Chunks
-from hdm_lightning.training import flow_run, run_folder, schedule, worker
+from hdm_lightning.training import run_folder, schedule, worker
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.modules.flow_module import FlowModule
@@ -149,7 +149,7 @@ def watch(pass_by: Callable[[str], None]) -> None:
     wrap(schedule, "hand_over", pass_by, before="hand-over begins", after="hand-over ends")
     wrap(schedule, "write_rewind", pass_by, before="rewind not noted", after="rewind noted")
     wrap(run_folder, "mark_stage_done", pass_by, before="stage not marked", after="stage marked")
-    wrap(flow_run.FlowRecipe, "export", pass_by, before="export begins", after="export ends")
+    wrap(schedule, "export", pass_by, before="export begins", after="export ends")
 
 
 def wrap(

@@ -6,8 +6,6 @@ import signal
 import pytest
 
 from composed import check_job, run_job
-from composed import check_job as check_vae_job
-from composed import run_job as run_vae_job
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import worker
 from hdm_lightning.training.callbacks.ends import ValidateAtEnds
@@ -21,7 +19,7 @@ def starts(toy, toy_vae_config):
     folder = toy.folder.with_name("run")
     return {
         "flow": (toy.folder, lambda: run_job(check_job(toy.config)), ValidateAtEnds),
-        "vae": (folder, lambda: run_vae_job(check_vae_job(vae)), ValidateAtEnds),
+        "vae": (folder, lambda: run_job(check_job(vae)), ValidateAtEnds),
     }
 
 
