@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from hdm_lightning.cli.command import INTERRUPTED_STATUS
 from hdm_lightning.cli.convert import main, parser
 from hdm_lightning.interop import published
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from toy_run import same_bits
 
 CONFIG = XUTConfig(
     width=16, mlp_width=12, heads=1, head_dim=16, context_width=16, depth=2, decoder_blocks=2,
@@ -38,13 +38,6 @@ def released(request: pytest.FixtureRequest, tmp_path: Path, tiny_autoencoder: P
     path = tmp_path / "released.safetensors"
     save_file({name: tensor.to(request.param) for name, tensor in tensors.items()}, path)
     return path
-
-
-def same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
-        assert torch.equal(found[name], tensor), name
 
 
 def convert(*arguments: object) -> int:

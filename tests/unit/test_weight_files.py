@@ -222,10 +222,13 @@ PLACEHOLDERS = {
     "zeros": (bytes(5000), "zeros", "download"),
     "gzip": (b"\x1f\x8b\x08\x00aaaa", "gzip", "gunzip"),
     "other": (b"RIFF....WEBP", "neither a safetensors nor a torch file", "download"),
+    "text": (b"no header", "neither a safetensors nor a torch file", "download"),
+    "no zip": (b"PK no zip", "not a complete torch file", "download"),
+    "gguf": (b"GGUF\3", "llama.cpp", ".safetensors"),
 }
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".bin"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".bin", ".gguf"])
 @pytest.mark.parametrize("kind", PLACEHOLDERS)
 def test_what_was_saved_in_the_place_of_weights_is_recognised(tmp_path, kind, suffix):
     content, what, hint = PLACEHOLDERS[kind]
@@ -234,6 +237,8 @@ def test_what_was_saved_in_the_place_of_weights_is_recognised(tmp_path, kind, su
         read_release(tmp_path / f"model{suffix}")
     assert what in caught.value.what and hint in str(caught.value.hint)
     assert caught.value.where == str(tmp_path / f"model{suffix}")
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_release(tmp_path / "nothing")
 
 
 class Evil:
@@ -249,7 +254,7 @@ def test_what_would_have_to_run_is_named_and_torch_s_advice_left_out(bare, tmp_p
     torch.save({"state_dict": bare, "hyper_parameters": more}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="more than tensors") as caught:
         read_release(tmp_path / "a.ckpt")
-    assert named in str(caught.value)
+    assert named in str(caught.value) and caught.value.where == str(tmp_path / "a.ckpt")
     assert not any(word in str(caught.value) for word in ("weights_only", "trust", "\x1b", "torch.load"))
 
 

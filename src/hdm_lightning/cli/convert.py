@@ -187,11 +187,12 @@ def _convert_adapter(asked: Conversion) -> None:
         raise UserError("already exists", where=str(destination), hint="choose another name, or add --force")
     _check_destination(destination, str(asked.to))
     cast = adapter if asked.dtype is None else adapter.cast(getattr(torch, asked.dtype))
-    written_by = {"peft": files.write_adapter_folder, "lora": files.write_lora, "lycoris": files.write_lycoris}
-    write: Any = written_by.get(str(asked.to), files.write_lora_comfyui)
     try:
         with _place(destination, str(asked.to)) as place:
-            write(place, files.for_others(cast))
+            if asked.to == "peft":
+                files.write_adapter_folder(place, files.for_others(cast))
+            else:
+                files.write_adapter_file(place, files.for_others(cast), str(asked.to))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be written ({error})", where=str(destination), hint=_ELSEWHERE) from error
     print(f"{destination}: {asked.to}, from LoRA {asked.source}")
