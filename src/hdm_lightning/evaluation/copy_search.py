@@ -4,7 +4,6 @@ Shapes: N training images, M generated ones, K held out; thumbnails (N,3,s,s), u
 autoencoder, whose artifacts would otherwise set generated images apart from any training image.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -63,8 +62,8 @@ def copies(context: Context) -> Found:
     measures, galleries, outcomes = [], [], {}
     for kind in KINDS:
         among = _vectors(context, train, kind)
-        unseen = context.real.once(f"unseen_{kind}", partial(_unseen, context, kind))
-        power = context.real.once(f"planted_{kind}", partial(_planted, context, kind, unseen))
+        unseen = context.real.once(f"unseen_{kind}", _unseen, context, kind)
+        power = context.real.once(f"planted_{kind}", _planted, context, kind, unseen)
         match = nearest(_vectors(context, drawn, kind), among)
         found = closeness_estimates(match.distance, unseen, bootstrap)
         measures += [Measure(f"found_{name}_{kind}", one, "none", about=PLANTED[name].about) for name, one in power]
@@ -110,7 +109,7 @@ def _planted(context: Context, kind: str, unseen: Tensor) -> list[tuple[str, Est
     for name, sort in PLANTED.items():
         shift = round(sort.shift * min(context.sampling.height, context.sampling.width))
         count = min(len(train), MOST_PLANTED)
-        images = context.real.once(f"planted_{name}", partial(context.real.planted, count, PLANTED_NOISE, shift))
+        images = context.real.once(f"planted_{name}", context.real.planted, count, PLANTED_NOISE, shift)
         match = nearest(_vectors(context, images, kind), _vectors(context, train, kind))
         hits = found_planted(match, list(range(len(images))), unseen)
         found.append((name, context.settings.bootstrap.share(hits.double())))

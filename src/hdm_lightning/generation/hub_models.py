@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,8 @@ def hub_model(name: str, *, where: str = "MODEL", **hub: Any) -> Path:
         return locate_model(name, where=where, required=[_UNET], download=DOWNLOAD, **hub)
     single = [each for each in files if each.endswith(".safetensors") and "/" not in each]
     if not single:
-        what, hint = (
-            f"{name} contains neither {INDEX} nor a .safetensors file",
-            "name a repository with a trained model",
-        )
-        raise UserError(what, where=where, hint=hint) from lacking
+        what = f"{name} contains neither {INDEX} nor a .safetensors file"
+        raise UserError(what, where=where, hint="name a repository with a trained model") from lacking
     if len(single) > 1:
         choice = " or ".join(f"{name}/{each}" for each in single[:3])
         raise UserError(f"{name} has {len(single)} weights files", where=where, hint=f"name one: {choice}")
@@ -82,22 +80,13 @@ def _file(repository: str, file: str, where: str, hub: Mapping[str, Any]) -> Pat
     from huggingface_hub import hf_hub_download  # noqa: PLC0415  (slow import, not needed for local models)
 
     hub = {key: value for key, value in hub.items() if key != "proxies"}
-    _card(repository, hub)
+    with suppress(Exception):  # without a card, the note says that no license is stated
+        hf_hub_download(repository, CARD, **hub)
     try:
         return Path(hf_hub_download(repository, file, **hub))
     except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
         what = f"{repository}/{file} could not be downloaded ({type(error).__name__}: {first_line(error, 120)})"
         raise UserError(what, where=where, hint=f"download it by hand: hf download {repository} {file}") from error
-
-
-def _card(repository: str, hub: Mapping[str, Any]) -> None:
-    """Download the card next to the file, if there is one."""
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415  (as above)
-
-    try:
-        hf_hub_download(repository, CARD, **hub)
-    except Exception:  # without a card, the note says that no license is stated
-        return
 
 
 def _listed(repository: str, hub: Mapping[str, Any]) -> list[str]:

@@ -159,7 +159,7 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
     @property
     def caption_tokenizer(self) -> CaptionTokenizer:
         """Maps a prompt to at most `context_length` token ids."""
-        return self._wrapper("tokenizer", self._bound_tokenizer)
+        return self._wrapper("tokenizer", lambda: self._own_tokenizer().bind(self.config.context_length))
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
@@ -190,9 +190,6 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         if not isinstance(self.text_encoder, PreTrainedModel):
             return self.text_encoder
         return TransformersTextEncoder(self.text_encoder, None if self.tokenizer is None else self._own_tokenizer())
-
-    def _bound_tokenizer(self) -> CaptionTokenizer:
-        return self._own_tokenizer().bind(self.config.context_length)
 
     def _own_tokenizer(self) -> Tokenizer:
         return self.tokenizer if hasattr(self.tokenizer, "bind") else Tokenizer("", loaded=self.tokenizer)

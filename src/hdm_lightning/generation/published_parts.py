@@ -1,7 +1,6 @@
 """The autoencoder and the text encoder that a published network contains or names."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,22 +28,18 @@ def text_encoder_of(release: Release, path: Path, *, named: str | None = None) -
         UserError: the record is invalid, or no text encoder is known for this width.
     """
     written = release.settings.get("text_encoder")
-    if written:
-        return _source(written, path)
-    return published_text_encoder(release.network.config, path, named=named)
+    if not written:
+        return published_text_encoder(release.network.config, path, named=named)
+    try:
+        return TextEncoderSource.from_json(written)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where=str(path), hint=AGAIN) from error
 
 
 def published_text_encoder(config: XUTConfig, path: Path, *, named: str | None = None) -> TextEncoderSource:
     """Return the text encoder `named`, or that of the published network of this context width."""
     name = named or published.text_encoder_name(config, where=str(path))
     return TextEncoderSource(name, context_length=published.CONTEXT_LENGTH)
-
-
-def _source(written: Any, path: Path) -> TextEncoderSource:
-    try:
-        return TextEncoderSource.from_json(written)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error), where=str(path), hint=AGAIN) from error  # a record wins over any name
 
 
 def autoencoder_of(release: Release, path: Path) -> ImageAutoencoder:
