@@ -16,28 +16,15 @@ from torch._dynamo.testing import CompileCounter
 
 from hdm_lightning import HDMPipeline
 from hdm_lightning.cli import sample
-from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.image_files import ImageRecord, read_record
-from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.models import XUT
-from toy_run import CONFIG
+from toy_run import shaken_state, write_final
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
-    save_final(
-        folder / "final",
-        state,
-        xut=CONFIG,
-        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
-        autoencoder=load_autoencoder(str(tiny_autoencoder)),
-        raw_state={name: 0.9 * value for name, value in state.items()},
-        sampling={"height": 32, "width": 32, "steps": 3},
-    )
+    sampling = {"height": 32, "width": 32, "steps": 3}
+    write_final(folder / "final", tiny_text_encoder, tiny_autoencoder, shaken_state(), raw=True, sampling=sampling)
     return folder
 
 
