@@ -395,7 +395,7 @@ def broken_part(monkeypatch):
         def fails(context):
             if context.weights in weights:
                 raise error
-            return measure(context)
+            return measure.run(context)
 
         with monkeypatch.context() as patch:
             function = PARTS[key].function.replace(":", ".")

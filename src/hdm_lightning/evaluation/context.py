@@ -316,10 +316,6 @@ class Measuring:
         for need in self.needs:
             need(context)
 
-    def __call__(self, context: Context) -> Found:
-        """Measure the part."""
-        return self.run(context)
-
 
 def needs(*requirements: Requirement) -> Callable[[Callable[[Context], Found]], Measuring]:
     """Decorate a function that measures a part with the part's requirements."""

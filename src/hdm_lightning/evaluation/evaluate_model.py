@@ -53,7 +53,7 @@ def evaluate(
         context = Context(real, subject.pipeline(weights), weights, sampling)
         for key in list(parts):
             try:
-                found.results[weights][key] = measuring(key)(context)
+                found.results[weights][key] = measuring(key).run(context)
             except Exception as error:  # must not lose what the others found in hours
                 measured = any(key in parts_of for parts_of in found.results.values())
                 if isinstance(error, UserError) and not request.asked and not measured:

@@ -17,13 +17,12 @@ from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
-from hdm_lightning.generation.hub_models import hub_model, license_note
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.pipeline_adapters import AdapterUse, adapter_files
-from hdm_lightning.generation.published_parts import (
+from hdm_lightning.generation.published_models import (
     autoencoder_of,
-    is_published,
+    located,
     published_text_encoder,
     text_encoder_of,
 )
@@ -171,12 +170,7 @@ def adapter_and_base(folder: Path) -> tuple[Adapter, Path]:
 
 
 def _located(path: Path, options: LoadOptions) -> tuple[Path, str | None]:
-    """Return a path as it is, or the download of a hub name with a note about its license."""
-    name = str(path)
-    if options.local_only or path.exists() or "/" not in name or is_local_path(name):
-        return path, None
-    found = hub_model(name)
-    return found, license_note(found, name, published=is_published(found) and not is_adapter(found))
+    return (path, None) if options.local_only else located(path, str(path))
 
 
 def _load_model(path: Path, options: LoadOptions) -> LoadedModel:

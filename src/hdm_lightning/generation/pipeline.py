@@ -249,7 +249,8 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         settings |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
         if isinstance(image, Image.Image):
             image = upright(image)
-        chosen = self._chosen(settings, start_size(image))
+        given = {key: value for key, value in settings.items() if value is not None}
+        chosen = SamplingSettings.from_json({**self.sampling_defaults, **start_size(image), **given})
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for told in cut_prompts([*prompts, chosen.negative_prompt], self.caption_tokenizer):
             warnings.warn(told, stacklevel=3)
@@ -318,11 +319,6 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
             drawn.append(to_uint8(self._decoded(latent, settings)).cpu())
         self.maybe_free_model_hooks()
         return torch.cat(drawn)
-
-    def _chosen(self, given: dict[str, Any], size: dict[str, int]) -> SamplingSettings:
-        """Merge the settings passed in, the start image's size and the model's defaults; earlier ones win."""
-        given = {key: value for key, value in given.items() if value is not None}
-        return SamplingSettings.from_json({**self.sampling_defaults, **size, **given})
 
     def _latents(
         self,

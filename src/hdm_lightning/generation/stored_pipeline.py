@@ -27,8 +27,7 @@ from hdm_lightning.encoders.text import cut_after, read_text_model
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
-from hdm_lightning.generation.hub_models import hub_model, license_note
-from hdm_lightning.generation.published_parts import autoencoder_of, is_published, text_encoder_of
+from hdm_lightning.generation.published_models import autoencoder_of, is_published, located, text_encoder_of
 from hdm_lightning.interop.adapter_files import is_adapter
 from hdm_lightning.interop.layouts import read_release
 from hdm_lightning.interop.model_card import CARD, SAMPLES, model_card
@@ -240,12 +239,11 @@ class StoredPipeline(DiffusionPipeline):
 
 def _released(path: Path, name: str, hub: dict[str, Any]) -> Path | None:
     """Return the published file or folder that a path or hub name refers to, None if it refers to anything else."""
-    if path.exists() or "/" not in name or is_local_path(name):
-        return path if is_published(path) else None
-    found = hub_model(name, where="model", **hub)
-    if not is_published(found) or is_adapter(found):
+    found, note = located(path, name, where="model", **hub)
+    if not is_published(found) or (note is not None and is_adapter(found)):
         return None
-    warnings.warn(license_note(found, name, published=True), stacklevel=3)
+    if note is not None:
+        warnings.warn(note, stacklevel=3)
     return found
 
 

@@ -55,7 +55,7 @@ class AdapterLayer(ABC):
 
     @abstractmethod
     def low_rank(self) -> LowRank:
-        """Return an equal layer of two matrices, exact up to rounding: of full rank if their inner size exceeds it."""
+        """Return an equal layer of two matrices, exact up to rounding."""
 
     @property
     def scale(self) -> float:
