@@ -58,6 +58,15 @@ def shaken_network(config=CONFIG, seed=0, by=0.05):
     return network
 
 
+def random_network(config, seed=0, std=0.3):
+    """A network whose parameters are drawn from a normal distribution."""
+    torch.manual_seed(seed)
+    network = XUT(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return network
+
+
 @torch.no_grad()
 def filled_network(config):
     """A network in float64 every part of which does its work."""

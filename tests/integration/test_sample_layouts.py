@@ -25,7 +25,7 @@ from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop import published
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training.base_model import base_folder
-from toy_run import write_final
+from toy_run import shaken_network, write_final
 
 CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1,
@@ -39,12 +39,7 @@ DRAW = [PROMPT, "--seed", str(SEED), "--size", "48x32", "--steps", "3", "--guida
 
 
 def network() -> XUT:
-    torch.manual_seed(0)
-    model = XUT(CONFIG)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
+    return shaken_network(CONFIG).eval()
 
 
 def autoencoder() -> KLAutoencoder:

@@ -7,7 +7,7 @@ from lycoris.functional import factorization
 from peft import PeftModel
 from safetensors.torch import save_file
 
-from hdm_lightning import XUT, LyCORIS
+from hdm_lightning import LyCORIS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import read_adapter, write_adapter_file, write_adapter_folder
 from hdm_lightning.interop.adapter_layers import divisors
@@ -15,7 +15,7 @@ from hdm_lightning.interop.adapters import merged
 from hdm_lightning.models.compiled_blocks import compile_blocks
 from hdm_lightning.training.modules.low_rank import adapter_of
 from hdm_lightning.training.strategies.parallelize import prepare_network
-from toy_run import CONFIG
+from toy_run import CONFIG, random_network
 
 KINDS = {
     "loha": {"kind": "loha", "rank": 2},
@@ -36,11 +36,7 @@ def inputs():
 
 def fresh():
     """A network whose blocks do something."""
-    torch.manual_seed(0)
-    network = XUT(CONFIG)
-    for value in network.parameters():
-        torch.nn.init.normal_(value, std=0.15)
-    return network.double()
+    return random_network(CONFIG, std=0.15).double()
 
 
 @torch.no_grad()

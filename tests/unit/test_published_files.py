@@ -22,7 +22,7 @@ from hdm_lightning.interop.layouts import (
 from hdm_lightning.interop.release import release_from_tensors, release_to_tensors
 from hdm_lightning.interop.tensor_files import read_tensors, write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
-from toy_run import same_bits
+from toy_run import random_network, same_bits
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("*.safetensors"))
 CONFIG = XUTConfig(
@@ -39,11 +39,8 @@ def golden_weights(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def bare(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    model = XUT(CONFIG)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    return {name: tensor.to(dtype) for name, tensor in published.export_state_dict(model).items()}
+    network = random_network(CONFIG, std=1.0)
+    return {name: tensor.to(dtype) for name, tensor in published.export_state_dict(network).items()}
 
 
 def single_file(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from hdm_lightning.interop.network_copies import one_network
 from hdm_lightning.interop.tensor_files import read_tensors, write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training.initial_weights import load_initial_weights
+from toy_run import random_network
 
 CONFIG = XUTConfig(
     width=16, mlp_width=12, heads=1, head_dim=16, context_width=12, depth=1, decoder_blocks=1,
@@ -40,11 +41,7 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def network(seed: int = 0) -> XUT:
-    torch.manual_seed(seed)
-    model = XUT(CONFIG)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_network(CONFIG, seed)
 
 
 @pytest.fixture(scope="module")
