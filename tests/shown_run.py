@@ -2,16 +2,11 @@
 
 import json
 
-import torch
 import yaml
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource
-from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.models import XUT
-from toy_run import CONFIG, MODEL
+from toy_run import MODEL, shaken_state, write_final
 
 STAGE = {"batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.2, "routing_rate": 0.0, "context_length": 8}
 SAMPLING = {"height": 32, "width": 32, "steps": 3, "guidance_scale": 2.0}
@@ -62,14 +57,5 @@ def write_run(folder, text_encoder, autoencoder, *, seed=0, finished=True, tag="
 
 def write_model(folder, text_encoder, autoencoder, *, seed=0):
     """A pipeline's folder with averaged and last weights, whose own settings tell it from one of another seed."""
-    torch.manual_seed(seed)
-    state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
-    save_final(
-        folder,
-        state,
-        xut=CONFIG,
-        text_encoder=TextEncoderSource(str(text_encoder), context_length=16),
-        autoencoder=load_autoencoder(str(autoencoder)),
-        raw_state={name: 0.9 * value for name, value in state.items()},
-        sampling={**SAMPLING, "steps": SAMPLING["steps"] + seed},
-    )
+    sampling = {**SAMPLING, "steps": SAMPLING["steps"] + seed}
+    write_final(folder, text_encoder, autoencoder, shaken_state(seed=seed), raw=True, sampling=sampling)

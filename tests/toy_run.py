@@ -58,6 +58,15 @@ def shaken_network(config=CONFIG, seed=0, by=0.05):
     return network
 
 
+def random_network(config, seed=0, std=0.3):
+    """A network whose parameters are drawn from a normal distribution."""
+    torch.manual_seed(seed)
+    network = XUT(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return network
+
+
 @torch.no_grad()
 def filled_network(config):
     """A network in float64 every part of which does its work."""
@@ -69,3 +78,30 @@ def filled_network(config):
         else:
             parameter.add_(0.2 * torch.randn_like(parameter))
     return network.double()
+
+
+def shaken_state(config=CONFIG, seed=0, by=0.02):
+    """The tensors of a network of which none is at its start any more."""
+    torch.manual_seed(seed)
+    return {name: value + by * torch.randn_like(value) for name, value in XUT(config).state_dict().items()}
+
+
+def write_final(folder, text_encoder, autoencoder, state, *, config=CONFIG, layer=-1, context_length=16, **options):
+    """Write a model's folder; `raw=True` adds other last weights, and the options are those of `save_final`."""
+    from hdm_lightning.encoders.autoencoder import load_autoencoder
+    from hdm_lightning.encoders.pretrained import TextEncoderSource
+    from hdm_lightning.generation.stored_pipeline import save_final
+
+    if options.pop("raw", False):
+        options["raw_state"] = {name: 0.9 * value for name, value in state.items()}
+    source = TextEncoderSource(str(text_encoder), layer=layer, context_length=context_length)
+    vae = load_autoencoder(str(autoencoder))
+    return save_final(folder, state, xut=config, text_encoder=source, autoencoder=vae, **options).folder
+
+
+def same_bits(found, expected):
+    """Assert that tensors have the same names, types, shapes and bits."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(found[name].contiguous().view(torch.uint8), tensor.contiguous().view(torch.uint8)), name

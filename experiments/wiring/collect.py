@@ -41,7 +41,7 @@ def measure(job: Path, prompts: int, rule: str) -> dict[str, object]:
         "seed": config["seed"],
         "validation": done["validation"],
         "samples": done["samples"],
-        "scores": {name: scores[name].share for name in ("colour", "shape", "colour_and_shape")},
+        "scores": {name: scores[name]["share"] for name in ("colour", "shape", "colour_and_shape")},
     }
 
 

@@ -9,9 +9,9 @@ from hdm_lightning import load_autoencoder
 from hdm_lightning.cli import convert
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.interop.adapter_files import write_adapter_folder, write_lora_comfyui
+from hdm_lightning.interop.adapter_files import write_adapter_file, write_adapter_folder
+from hdm_lightning.interop.adapter_layers import LowRank
 from hdm_lightning.interop.adapters import Adapter, Base, weights_sha256
-from hdm_lightning.interop.low_rank_layer import LowRank
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT, XUTConfig
 from real_comfyui import started
@@ -79,12 +79,12 @@ def lora(run, comfyui):
     for number, name in enumerate(LAYERS):
         (out, size), rank = state[f"{name}.weight"].shape, number + 1
         down, up = (torch.randn(shape, generator=generator) for shape in ((rank, size), (out, rank)))
-        layers[name] = LowRank(down, 0.03 * up, 1.5 * rank)
+        layers[name] = LowRank.of(down, 0.03 * up, 1.5 * rank)
     network = read_pipeline_folder(run / "final").load_network()
     adapter = Adapter(layers, Base(str(run), weights_sha256(network.state_dict())))
     folder = comfyui.folder / "models" / "loras"
     write_adapter_folder(folder / "ink", adapter)
-    write_lora_comfyui(folder / "ink.safetensors", adapter)
+    write_adapter_file(folder / "ink.safetensors", adapter, "lora_comfyui")
     return folder / "ink"
 
 

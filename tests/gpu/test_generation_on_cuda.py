@@ -4,12 +4,10 @@ import pytest
 import torch
 
 from hdm_lightning import HDMPipeline, load_autoencoder, load_text_encoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.sampling_settings import SamplingSettings
-from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import XUT
 from hdm_lightning.precision import encoder_dtype
-from toy_run import CONFIG
+from toy_run import CONFIG, shaken_state, write_final
 
 PROMPTS = ["a red circle", "a star"]
 
@@ -40,12 +38,7 @@ def test_cpu_and_cuda_draw_the_same(tiny_text_encoder, tiny_autoencoder, autocas
 
 @pytest.fixture(scope="module")
 def final(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("final")
-    state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
-    source = TextEncoderSource(str(tiny_text_encoder), context_length=16)
-    save_final(folder, state, xut=CONFIG, text_encoder=source, autoencoder=load_autoencoder(str(tiny_autoencoder)))
-    return folder
+    return write_final(tmp_path_factory.mktemp("final"), tiny_text_encoder, tiny_autoencoder, shaken_state())
 
 
 @pytest.mark.gpu

@@ -289,4 +289,4 @@ def counted_factor(run):
 
 def test_a_cost_is_plain_values():
     cost = Cost(1e12, None, 0.5, "a desk", "entrant")
-    assert Cost(**json.loads(json.dumps(cost.to_json()))) == cost
+    assert Cost(**json.loads(json.dumps(dataclasses.asdict(cost)))) == cost

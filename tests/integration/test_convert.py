@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from hdm_lightning.cli.command import INTERRUPTED_STATUS
 from hdm_lightning.cli.convert import main, parser
 from hdm_lightning.interop import published
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from toy_run import random_network, same_bits
 
 CONFIG = XUTConfig(
     width=16, mlp_width=12, heads=1, head_dim=16, context_width=16, depth=2, decoder_blocks=2,
@@ -26,11 +26,8 @@ CONFIG = XUTConfig(
 @pytest.fixture(params=[torch.float32, torch.float16], ids=["float32", "float16"])
 def released(request: pytest.FixtureRequest, tmp_path: Path, tiny_autoencoder: Path) -> Path:
     """A published single file whose every tensor is random."""
-    torch.manual_seed(0)
-    model = XUT(CONFIG)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    tensors = {"unet.model." + name: tensor for name, tensor in published.export_state_dict(model).items()}
+    exported = published.export_state_dict(random_network(CONFIG))
+    tensors = {"unet.model." + name: tensor for name, tensor in exported.items()}
     vae = load_file(tiny_autoencoder / "diffusion_pytorch_model.safetensors")
     tensors |= {"vae." + name: tensor for name, tensor in vae.items()}
     tensors |= {"vae_mean": torch.randn(1, 4, 1, 1), "vae_std": torch.rand(1, 4, 1, 1) + 0.5}
@@ -38,13 +35,6 @@ def released(request: pytest.FixtureRequest, tmp_path: Path, tiny_autoencoder: P
     path = tmp_path / "released.safetensors"
     save_file({name: tensor.to(request.param) for name, tensor in tensors.items()}, path)
     return path
-
-
-def same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
-        assert torch.equal(found[name], tensor), name
 
 
 def convert(*arguments: object) -> int:

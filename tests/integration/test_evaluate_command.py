@@ -19,17 +19,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from hdm_lightning.cli import convert, evaluate
-from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.context import Measuring
 from hdm_lightning.evaluation.evaluate_model import measuring
 from hdm_lightning.evaluation.image_sets import real_images
 from hdm_lightning.evaluation.request import PARTS
-from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.models import PUBLISHED, XUT
+from hdm_lightning.models import PUBLISHED
 from shard_writer import ShardWriter
-from toy_run import CONFIG
+from toy_run import CONFIG, shaken_state, write_final
 
 SMALL = ["--samples", "12", "--loss-samples", "10", "--time-bins", "4", "--resamples", "50", "--set-resamples", "10"]
 WORDS = ("red", "green", "blue", "small", "large", "star", "dark", "light")
@@ -39,18 +36,9 @@ FEW = ["--aspect-prompts", "3", "--camera-prompts", "3", "--diversity-prompts", 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
-    save_final(
-        folder / "final",
-        state,
-        xut=CONFIG,
-        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
-        autoencoder=load_autoencoder(str(tiny_autoencoder)),
-        raw_state={name: 0.9 * value for name, value in state.items()},
-        training={"samples": 4096, "name": "tiny"},
-        sampling={"height": 32, "width": 32, "steps": 2, "guidance_scale": 1.0},
-    )
+    kept = {"training": {"samples": 4096, "name": "tiny"}, "raw": True}
+    kept["sampling"] = {"height": 32, "width": 32, "steps": 2, "guidance_scale": 1.0}
+    write_final(folder / "final", tiny_text_encoder, tiny_autoencoder, shaken_state(), **kept)
     return folder
 
 
@@ -274,10 +262,7 @@ def test_a_published_file_has_the_loss_of_the_folder_it_was_made_from(
     tiny_text_encoder, tiny_autoencoder, tiny_shards, tmp_path, name
 ):
     config = replace(CONFIG, **PUBLISHED)
-    torch.manual_seed(1)
-    state = {key: value + 0.02 * torch.randn_like(value) for key, value in XUT(config).state_dict().items()}
-    encoder, vae = TextEncoderSource(str(tiny_text_encoder), context_length=16), load_autoencoder(str(tiny_autoencoder))
-    save_final(tmp_path / "final", state, xut=config, text_encoder=encoder, autoencoder=vae)
+    write_final(tmp_path / "final", tiny_text_encoder, tiny_autoencoder, shaken_state(config, seed=1), config=config)
     made, layout = tmp_path / name, ["--to", "diffusers"] if name == "diffusers" else []
     assert convert.main([str(tmp_path / "final"), str(made), *layout]) == 0
     given = ["--data", str(tiny_shards), "--parts", "loss", "--size", "32", *SMALL]
@@ -410,7 +395,7 @@ def broken_part(monkeypatch):
         def fails(context):
             if context.weights in weights:
                 raise error
-            return measure(context)
+            return measure.run(context)
 
         with monkeypatch.context() as patch:
             function = PARTS[key].function.replace(":", ".")

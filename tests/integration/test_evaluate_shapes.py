@@ -7,11 +7,8 @@ import torch
 
 from hdm_lightning.cli import evaluate
 from hdm_lightning.datasets.shapes import build_shapes, scene_prompts
-from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource
-from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import XUT
-from toy_run import CONFIG
+from toy_run import CONFIG, write_final
 
 SMALL = ["--parts", "shapes", "--weights", "ema", "--shapes-prompts", "8", "--shapes-pairs", "4"]
 
@@ -21,14 +18,9 @@ def evaluated_model(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     """Folder of an untrained network."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("untrained")
-    save_final(
-        folder / "final",
-        XUT(CONFIG).state_dict(),
-        xut=CONFIG,
-        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
-        autoencoder=load_autoencoder(str(tiny_autoencoder)),
-        sampling={"height": 32, "width": 32, "steps": 1, "guidance_scale": 1.0},
-    )
+    sampling = {"height": 32, "width": 32, "steps": 1, "guidance_scale": 1.0}
+    state = XUT(CONFIG).state_dict()
+    write_final(folder / "final", tiny_text_encoder, tiny_autoencoder, state, sampling=sampling)
     return folder
 
 

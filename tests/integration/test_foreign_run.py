@@ -11,11 +11,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from hdm_lightning.cli import evaluate
-from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.subject import find_run
-from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.recorded import (
     LARGEST_BYTES,
@@ -26,7 +23,7 @@ from hdm_lightning.training.recorded import (
 )
 from hdm_lightning.training.recorded_data import recorded_training_stream
 from hdm_lightning.training.stages import plan_stages
-from toy_run import MODEL
+from toy_run import MODEL, write_final
 
 LOSS = ["--parts", "loss", "--loss-samples", "4", "--time-bins", "2", "--resamples", "10", "--samples", "4"]
 SECRET = "AKIA-not-for-you"
@@ -38,15 +35,9 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     folder = tmp_path_factory.mktemp("downloaded") / "run"
     config: XUTConfig = model_config_from(MODEL)
     torch.manual_seed(0)
-    save_final(
-        folder / "final",
-        XUT(config).state_dict(),
-        xut=config,
-        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=8),
-        autoencoder=load_autoencoder(str(tiny_autoencoder)),
-        training={"samples": 8, "name": "toy"},
-        sampling={"height": 16, "width": 16, "steps": 2, "guidance_scale": 1.0},
-    )
+    kept = {"training": {"samples": 8, "name": "toy"}, "context_length": 8}
+    kept["sampling"] = {"height": 16, "width": 16, "steps": 2, "guidance_scale": 1.0}
+    write_final(folder / "final", tiny_text_encoder, tiny_autoencoder, XUT(config).state_dict(), config=config, **kept)
     record = {
         "name": "toy",
         "run_dir": str(folder),

@@ -20,8 +20,6 @@ from safetensors.torch import save_file
 
 from composed import check_job, composed
 from hdm_lightning.cli.overrides import arranged
-from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.subject import find_run
@@ -29,7 +27,6 @@ from hdm_lightning.generation.drawing import _prompts
 from hdm_lightning.generation.image_files import ImageRecord, read_record, write_png
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.sampling_settings import DrawingRequest, SamplingSettings
-from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop import published
 from hdm_lightning.interop.adapter_files import BASE, CONFIG, WEIGHTS, describe_adapter, is_adapter, read_adapter
 from hdm_lightning.interop.layouts import read_release
@@ -43,6 +40,7 @@ from hdm_lightning.training.recorded import recorded_settings, recorded_text
 from hdm_lightning.training.rewind import read_rewinds, start_point
 from hdm_lightning.whole_files import file_error
 from mutations import bytes_of, text_of, value_of
+from toy_run import write_final
 
 SHAPE = {"width": 16, "mlp_width": 12, "heads": 1, "head_dim": 16, "context_width": 16, "depth": 1}
 NETWORK = XUTConfig(**SHAPE, decoder_blocks=1, blocks_after=1, **PUBLISHED)
@@ -85,15 +83,9 @@ def weights():
 def final(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     """A run's final/ folder."""
     folder = tmp_path_factory.mktemp("run") / "final"
-    save_final(
-        folder,
-        XUT(NETWORK).state_dict(),
-        xut=NETWORK,
-        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
-        autoencoder=load_autoencoder(str(tiny_autoencoder)),
-        training={"name": "toy", "samples": 7},
-        sampling={"height": 16, "width": 16, "steps": 2, "solver": "heun", "shift": 1.5},
-    )
+    state, training = XUT(NETWORK).state_dict(), {"name": "toy", "samples": 7}
+    kept = {"training": training, "sampling": {"height": 16, "width": 16, "steps": 2, "solver": "heun", "shift": 1.5}}
+    write_final(folder, tiny_text_encoder, tiny_autoencoder, state, config=NETWORK, **kept)
     return folder
 
 

@@ -11,24 +11,22 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hdm_lightning import HDMPipeline, load_autoencoder
+from hdm_lightning import HDMPipeline
 from hdm_lightning.cli import convert, sample
 from hdm_lightning.encoders import pretrained
-from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import read_record
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline_adapters import AdapterUse
-from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.interop.adapter_files import read_adapter, write_adapter_folder, write_lora, write_lora_comfyui
+from hdm_lightning.interop.adapter_files import read_adapter, write_adapter_file, write_adapter_folder
+from hdm_lightning.interop.adapter_layers import LowRank
 from hdm_lightning.interop.adapter_tensors import named_tensors
 from hdm_lightning.interop.adapters import Adapter, Base, merged, weights_sha256
-from hdm_lightning.interop.low_rank_layer import LowRank
 from hdm_lightning.interop.peft_config import peft_config
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT
 from hub import standing_in
-from toy_run import CONFIG
+from toy_run import CONFIG, shaken_state, write_final
 
 DRAWN = {"height": 16, "width": 16, "steps": 2, "guidance_scale": 2.0}
 LAYERS = ("decoder.0.0.cross_attention.key_value", "text_projection", "modulation.feed_forward.output")
@@ -36,17 +34,14 @@ LAYERS = ("decoder.0.0.cross_attention.key_value", "text_projection", "modulatio
 
 @pytest.fixture(scope="module")
 def state():
-    torch.manual_seed(0)
-    return {name: value + 0.05 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
+    return shaken_state(by=0.05)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, state, tiny_text_encoder, tiny_autoencoder):
     """A pipeline's folder."""
     folder = tmp_path_factory.mktemp("base") / "final"
-    source = TextEncoderSource(str(tiny_text_encoder), context_length=16)
-    autoencoder = load_autoencoder(str(tiny_autoencoder))
-    return save_final(folder, state, xut=CONFIG, text_encoder=source, autoencoder=autoencoder, sampling=DRAWN).folder
+    return write_final(folder, tiny_text_encoder, tiny_autoencoder, state, sampling=DRAWN)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +54,7 @@ def adapter(state, base):
         for number, name in enumerate(LAYERS):
             (out, size), rank = state[f"{name}.weight"].shape, number + 1
             down, up = (torch.randn(shape, generator=generator) for shape in ((rank, size), (out, rank)))
-            layers[name] = LowRank(down, scale * up, 1.5 * rank if number else 1.0)
+            layers[name] = LowRank.of(down, scale * up, 1.5 * rank if number else 1.0)
         return Adapter(layers, Base(str(base), weights_sha256(state)))
 
     return draw
@@ -86,7 +81,7 @@ def with_weights(base, adapters):
 def test_adapters_draw_as_their_sum_in_the_weights(base, adapter, tmp_path):
     one, other = adapter(1), adapter(2)
     write_adapter_folder(tmp_path / "one", one)
-    write_lora(tmp_path / "other.safetensors", other)
+    write_adapter_file(tmp_path / "other.safetensors", other, "lora")
     pipeline = HDMPipeline.from_pretrained(base)
     plain = drawn(pipeline)
     pipeline.load_lora_weights(tmp_path / "one", adapter_name="one")
@@ -134,17 +129,17 @@ def test_peft_reads_the_folder(base, adapter, tmp_path):
         assert (found - expected(*inputs)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("write", [write_adapter_folder, write_lora, write_lora_comfyui])
-def test_every_layout_is_read_back(adapter, tmp_path, write):
+@pytest.mark.parametrize("layout", ["peft", "lora", "lora_comfyui"])
+def test_every_layout_is_read_back(adapter, tmp_path, layout):
     path, one = tmp_path / "lora.safetensors", adapter(1)
-    write(path, one)
+    write_adapter_folder(path, one) if layout == "peft" else write_adapter_file(path, one, layout)
     found = read_adapter(path)
     assert found.base == one.base and found.layers.keys() == one.layers.keys()
     assert all(torch.allclose(found.layers[name].delta(), one.layers[name].delta(), atol=1e-5) for name in LAYERS)
 
 
 def test_diffusers_own_loader_takes_the_single_file(base, adapter, tmp_path):
-    write_lora(tmp_path / "lora.safetensors", adapter(1))
+    write_adapter_file(tmp_path / "lora.safetensors", adapter(1), "lora")
     pipeline = HDMPipeline.from_pretrained(base)
     pipeline.transformer.load_lora_adapter(load_file(tmp_path / "lora.safetensors"), prefix="transformer")
     assert apart(drawn(pipeline), with_weights(base, [(adapter(1), 1.0)])) < 1e-4
@@ -172,7 +167,7 @@ def test_another_network_s_and_another_base_s_are_refused(base, adapter, tmp_pat
     deeper = replace(one, layers={"decoder.7.0.self_attention.qkv": one.layers["text_projection"]})
     with pytest.raises(UserError, match=r"no layer decoder\.7"):
         pipeline.load_lora_weights(deeper, "deeper")
-    wider = LowRank(torch.zeros(2, 24), torch.zeros(32, 2), 2.0)
+    wider = LowRank.of(torch.zeros(2, 24), torch.zeros(32, 2), 2.0)
     with pytest.raises(UserError, match="text_projection is 32x24 there, 32x16"):
         pipeline.load_lora_weights(replace(one, layers={"text_projection": wider}), "wider")
     save_file({"text_projection.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
@@ -232,16 +227,16 @@ def test_a_repetition_with_other_loras_or_weights_says_so(base, adapter, tmp_pat
 def test_a_single_file_is_drawn_over_its_base_or_names_the_way(base, adapter, tmp_path, capsys):
     options = ["a star", "--out", str(tmp_path / "out"), "--device", "cpu"]
     file = tmp_path / "ink.safetensors"
-    write_lora(file, replace(adapter(1), settings={"sampling": DRAWN}))
+    write_adapter_file(file, replace(adapter(1), settings={"sampling": DRAWN}), "lora")
     assert sample.main([str(file), *options]) == 0
     assert sample.main([str(base), *options, "--lora", str(file)]) == 0
     one, other = (tmp_path / "out" / f"000{number}-a-star-0.png" for number in range(2))
     assert Image.open(one).tobytes() == Image.open(other).tobytes()
-    write_lora(file, replace(adapter(1), base=Base()))
+    write_adapter_file(file, replace(adapter(1), base=Base()), "lora")
     capsys.readouterr()
     assert sample.main([str(file), *options]) == 2
     assert f"hdm-sample BASE --lora {file}" in capsys.readouterr().err
-    write_lora(file, replace(adapter(1), base=Base(str(file))))
+    write_adapter_file(file, replace(adapter(1), base=Base(str(file))), "lora")
     assert sample.main([str(file), *options]) == 2
     assert "is itself a LoRA" in capsys.readouterr().err
 
@@ -266,7 +261,7 @@ def test_a_lora_on_the_hub_is_drawn_over_its_base(base, adapter, tmp_path, capsy
     layers = {name: replace(each, alpha=float(each.rank)) for name, each in adapter(1).layers.items()}
     own = replace(adapter(1), layers=layers, settings={"sampling": DRAWN})
     write_adapter_folder(tmp_path / "ink", own)
-    write_lora(tmp_path / "ink.safetensors", own)
+    write_adapter_file(tmp_path / "ink.safetensors", own, "lora")
     options = ["a star", "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert sample.main([str(tmp_path / "ink"), *options]) == 0
     with standing_in(tmp_path / "cache") as hub:

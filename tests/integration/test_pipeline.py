@@ -22,17 +22,14 @@ from hdm_lightning import HDMPipeline, load_autoencoder, load_text_encoder
 from hdm_lightning.cli import convert
 from hdm_lightning.diffusion import sampling
 from hdm_lightning.diffusion.sampling import SOLVERS
-from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
 from hdm_lightning.generation.image_files import to_pil
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings, Solver
-from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
-from hdm_lightning.models import XUT
-from toy_run import CONFIG
+from toy_run import CONFIG, shaken_state, write_final
 
 SAMPLING = {"height": 32, "width": 48, "steps": 3, "guidance_scale": 2.0, "solver": "heun", "shift": 1.5}
 SETTINGS = SamplingSettings(**SAMPLING)
@@ -41,25 +38,16 @@ PROMPTS = ["a red circle", "a large blue star on the left of a small green squar
 
 @pytest.fixture(scope="module")
 def state():
-    torch.manual_seed(0)
-    return {name: value + 0.05 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
+    return shaken_state(by=0.05)
 
 
 @pytest.fixture(scope="module")
 def final(tmp_path_factory, state, tiny_text_encoder, tiny_autoencoder):
     """A run's final/ folder, whose text encoder is found by its path."""
     folder = tmp_path_factory.mktemp("run") / "final"
-    save_final(
-        folder,
-        state,
-        xut=CONFIG,
-        text_encoder=TextEncoderSource(str(tiny_text_encoder), layer=-2, context_length=16),
-        autoencoder=load_autoencoder(str(tiny_autoencoder)),
-        raw_state={name: 0.9 * value for name, value in state.items()},
-        training={"name": "toy", "samples": 7, "stages": [{"name": "px32", "loss": None}]},
-        sampling=SAMPLING,
-    )
-    return folder
+    training = {"name": "toy", "samples": 7, "stages": [{"name": "px32", "loss": None}]}
+    kept = {"raw": True, "training": training, "sampling": SAMPLING}
+    return write_final(folder, tiny_text_encoder, tiny_autoencoder, state, layer=-2, **kept)
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +134,8 @@ def test_a_text_encoder_of_ones_own_is_saved_instead_of_the_recorded_name(final,
 def test_a_final_folder_may_hold_its_text_encoder(tmp_path, state, final, expected, tiny_text_encoder):
     words = tmp_path / "words"
     shutil.copytree(tiny_text_encoder, words)
-    save_final(
-        tmp_path / "final",
-        state,
-        xut=CONFIG,
-        text_encoder=TextEncoderSource(str(words), layer=-2, context_length=16),
-        autoencoder=load_autoencoder(str(final)),
-        sampling=SAMPLING,
-        include_text_encoder=True,
-    )
+    kept = {"sampling": SAMPLING, "include_text_encoder": True}
+    write_final(tmp_path / "final", words, final, state, layer=-2, **kept)
     shutil.rmtree(words)
     for pipeline in (
         HDMPipeline.from_pretrained(tmp_path / "final"),

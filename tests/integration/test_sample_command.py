@@ -16,29 +16,23 @@ from torch._dynamo.testing import CompileCounter
 
 from hdm_lightning import HDMPipeline
 from hdm_lightning.cli import sample
-from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.image_files import ImageRecord, read_record
-from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.models import XUT
-from toy_run import CONFIG
+from toy_run import shaken_state, write_final
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
-    save_final(
-        folder / "final",
-        state,
-        xut=CONFIG,
-        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
-        autoencoder=load_autoencoder(str(tiny_autoencoder)),
-        raw_state={name: 0.9 * value for name, value in state.items()},
-        sampling={"height": 32, "width": 32, "steps": 3},
-    )
+    sampling = {"height": 32, "width": 32, "steps": 3}
+    write_final(folder / "final", tiny_text_encoder, tiny_autoencoder, shaken_state(), raw=True, sampling=sampling)
     return folder
+
+
+def drawn(folder, *arguments):
+    """The one image that the command draws into a folder."""
+    assert sample.main([*map(str, arguments), "--out", str(folder)]) == 0
+    (image,) = folder.glob("*.png")
+    return image
 
 
 def pixels(path):
@@ -78,13 +72,11 @@ def test_drawing_loads_nothing_of_training(run_folder, tmp_path):
 def test_repeat_gives_the_same_pixels(run_folder, tmp_path):
     first = [run_folder, "a red circle", "--seed", "11", "--x-shift", "0.25", "--guidance", "2.5", "--shift", "2"]
     camera = ["--zoom", "1.2", "--y-shift", "-0.1", "--guidance-interval", "0.1", "0.8", "--weak-rate", "0.6"]
-    assert sample.main([*map(str, first), *camera, "--routing-guidance", "1.5", "--out", str(tmp_path / "a")]) == 0
-    (original,) = (tmp_path / "a").glob("*.png")
+    original = drawn(tmp_path / "a", *first, *camera, "--routing-guidance", "1.5")
     settings = read_record(original).settings
     assert (settings.x_shift, settings.y_shift, settings.zoom) == (0.25, -0.1, 1.2)
     assert (settings.guidance_interval, settings.routing_scale, settings.weak_rate) == ((0.1, 0.8), 1.5, 0.6)
-    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
-    (repeated,) = (tmp_path / "b").glob("*.png")
+    repeated = drawn(tmp_path / "b", "--repeat", original)
     assert np.array_equal(pixels(original), pixels(repeated))
     assert read_record(original) == read_record(repeated)
     assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "c"), "--steps", "5"]) == 0
@@ -100,8 +92,7 @@ def test_repeat_finds_the_raw_weights_and_the_picture_it_started_from(run_folder
     command = [run_folder, "a star", "--weights", "raw", "--image", start, "--strength", "0.5", "--out", tmp_path / "a"]
     assert sample.main([*map(str, command)]) == 0
     (original,) = (tmp_path / "a").glob("*.png")
-    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
-    (repeated,) = (tmp_path / "b").glob("*.png")
+    repeated = drawn(tmp_path / "b", "--repeat", original)
     assert np.array_equal(pixels(original), pixels(repeated))
     assert "is not the one" not in capsys.readouterr().err
     Image.fromarray(255 - noise).save(start)
@@ -110,8 +101,7 @@ def test_repeat_finds_the_raw_weights_and_the_picture_it_started_from(run_folder
 
 
 def test_repeat_of_a_picture_drawn_from_noise_takes_a_strength_with_an_image_only(run_folder, tmp_path, capsys):
-    assert sample.main([str(run_folder), "a star", "--out", str(tmp_path / "a")]) == 0
-    (original,) = (tmp_path / "a").glob("*.png")
+    original = drawn(tmp_path / "a", run_folder, "a star")
     command = ["--repeat", str(original), "--strength", "0.5", "--out"]
     capsys.readouterr()
     assert sample.main([*command, str(tmp_path / "b")]) == 2
@@ -119,8 +109,7 @@ def test_repeat_of_a_picture_drawn_from_noise_takes_a_strength_with_an_image_onl
     assert sample.main([*command, str(tmp_path / "c"), "--image", str(original)]) == 0
     (changed,) = (tmp_path / "c").glob("*.png")
     assert (read_record(changed).image, read_record(changed).settings.strength) == (str(original), 0.5)
-    assert sample.main(["--repeat", str(changed), "--strength", "0.25", "--out", str(tmp_path / "d")]) == 0
-    (weaker,) = (tmp_path / "d").glob("*.png")
+    weaker = drawn(tmp_path / "d", "--repeat", changed, "--strength", "0.25")
     assert read_record(weaker).settings.strength == 0.25
     assert not np.array_equal(pixels(changed), pixels(weaker))
 
@@ -134,23 +123,19 @@ def test_repeat_takes_the_encoders_and_the_precision_that_were_named(
     written = json.loads((vae / "config.json").read_text())
     (vae / "config.json").write_text(json.dumps(written | {"latents_std": [1.5] * 4}))
     named = ["--vae", str(vae), "--text-encoder", str(encoder), "--precision", "bfloat16"]
-    assert sample.main([str(run_folder), "a star", *named, "--out", str(tmp_path / "a")]) == 0
-    (original,) = (tmp_path / "a").glob("*.png")
+    original = drawn(tmp_path / "a", run_folder, "a star", *named)
     record = read_record(original)
     assert record.loaded_with == {"precision": "bfloat16", "vae": str(vae), "text_encoder": str(encoder)}
-    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
-    (repeated,) = (tmp_path / "b").glob("*.png")
+    repeated = drawn(tmp_path / "b", "--repeat", original)
     assert np.array_equal(pixels(original), pixels(repeated))
     assert read_record(repeated) == record
-    assert sample.main([str(run_folder), "--repeat", str(original), "--out", str(tmp_path / "c")]) == 0
-    (own,) = (tmp_path / "c").glob("*.png")
+    own = drawn(tmp_path / "c", run_folder, "--repeat", original)
     assert read_record(own).loaded_with == {"precision": "bfloat16"}
     assert not np.array_equal(pixels(original), pixels(own))
 
 
 def test_pictures_of_before_the_precision_was_recorded_can_be_repeated(run_folder, tmp_path):
-    assert sample.main([str(run_folder), "a star", "--out", str(tmp_path / "a")]) == 0
-    (original,) = (tmp_path / "a").glob("*.png")
+    original = drawn(tmp_path / "a", run_folder, "a star")
     old = read_record(original).to_json()
     del old["loaded_with"]
     assert ImageRecord.from_json(old) == replace(read_record(original), loaded_with={})
@@ -163,12 +148,10 @@ def test_a_picture_of_any_size_keeps_its_size_where_padding_is_asked_for(run_fol
     assert sample.main([*command, "--size", "image", "--out", str(tmp_path / "a")]) == 2
     assert "--size: both sides of 59x41 must be multiples of 4\n  hint: use 60x40, or add" in capsys.readouterr().err
     padded = ["--size", "image", "--on-indivisible", "pad"]
-    assert sample.main([*command, *padded, "--out", str(tmp_path / "a")]) == 0
+    original = drawn(tmp_path / "a", *command, *padded)
     assert "warning" not in capsys.readouterr().err
-    (original,) = (tmp_path / "a").glob("*.png")
     assert pixels(original).shape == (41, 59, 3)
-    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
-    (repeated,) = (tmp_path / "b").glob("*.png")
+    repeated = drawn(tmp_path / "b", "--repeat", original)
     assert np.array_equal(pixels(original), pixels(repeated))
     assert sample.main([*command, "--out", str(tmp_path / "c")]) == 0
     assert f"warning: {start} is scaled and center-cropped to 32x32" in capsys.readouterr().err

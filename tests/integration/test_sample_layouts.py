@@ -25,6 +25,7 @@ from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop import published
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training.base_model import base_folder
+from toy_run import shaken_network, write_final
 
 CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1,
@@ -38,12 +39,7 @@ DRAW = [PROMPT, "--seed", str(SEED), "--size", "48x32", "--steps", "3", "--guida
 
 
 def network() -> XUT:
-    torch.manual_seed(0)
-    model = XUT(CONFIG)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
+    return shaken_network(CONFIG).eval()
 
 
 def autoencoder() -> KLAutoencoder:
@@ -162,14 +158,9 @@ def test_half_precision_folders_of_ours_run_in_float32(tmp_path, tiny_text_encod
 
 def test_a_file_written_here_remembers_its_text_encoder_and_settings(tmp_path, tiny_text_encoder, tiny_autoencoder):
     """Also the autoencoder's configuration, which its tensors do not tell in full."""
-    save_final(
-        tmp_path / "final",
-        network().state_dict(),
-        xut=CONFIG,
-        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
-        autoencoder=load_autoencoder(str(tiny_autoencoder)),
-        sampling={"height": 32, "width": 48, "steps": 3, "guidance_scale": 2.0},
-    )
+    sampling = {"height": 32, "width": 48, "steps": 3, "guidance_scale": 2.0}
+    state = network().state_dict()
+    write_final(tmp_path / "final", tiny_text_encoder, tiny_autoencoder, state, config=CONFIG, sampling=sampling)
     assert convert.main([str(tmp_path / "final"), str(tmp_path / "hdm.safetensors")]) == 0
     for place, model in (("a", tmp_path / "final"), ("b", tmp_path / "hdm.safetensors")):
         assert sample.main([str(model), PROMPT, "--out", str(tmp_path / place)]) == 0

@@ -192,10 +192,10 @@ def test_principal_colours_follow_the_largest_spread():
     rows = torch.linspace(-1, 1, 8)[:, None].expand(8, 8)
     columns = torch.linspace(-1, 1, 8)[None, :].expand(8, 8)
     latent = torch.stack([0.1 * columns, 3 * rows, 0 * rows, 1 * columns.T.flip(0) * columns])[None]
-    colours = principal_colours(latent)
+    (colours,) = principal_colours([latent])
     assert colours.shape == (1, 3, 8, 8)
     assert torch.allclose(colours[0, 0], (rows + 1) / 2, atol=0.02)
-    assert principal_colours(latent[:, :2])[0, 2].eq(0.5).all()
+    assert principal_colours([latent[:, :2]])[0][0, 2].eq(0.5).all()
 
 
 def test_a_sheet_shows_what_an_equivariant_autoencoder_makes_alike(image):

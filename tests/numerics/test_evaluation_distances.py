@@ -158,9 +158,9 @@ def test_diversity_is_a_share_of_the_real_pictures_distances():
     real = torch.tensor([[0.0], [3.0], [6.0]])  # mean distance 4
     by_prompt = torch.tensor([[[0.0], [1.0]], [[10.0], [13.0]]])  # within 1 and 3, across 10 and 12
     found = diversity_estimates(by_prompt, real, Bootstrap(resamples=50))
-    assert found.real.value == pytest.approx(4)
-    assert found.within.value == pytest.approx(2 / 4)
-    assert found.across.value == pytest.approx(11 / 4)
+    assert found["real"].value == pytest.approx(4)
+    assert found["within"].value == pytest.approx(2 / 4)
+    assert found["across"].value == pytest.approx(11 / 4)
     with pytest.raises(ValueError, match="S ≥ 2"):
         diversity_estimates(by_prompt[:, :1], real, FEW)
 
@@ -176,10 +176,10 @@ def test_equal_pictures_have_distance_zero_and_leave_diversity_finite():
     by_prompt[0] = by_prompt[0, 0]  # one prompt always gives the same picture
     found = diversity_estimates(by_prompt, real, FEW)
     pairs = cdist(real.double(), real.double())
-    assert found.real.value == pytest.approx(pairs.sum() / (62 * 61))
+    assert found["real"].value == pytest.approx(pairs.sum() / (62 * 61))
     within = [cdist(one.double(), one.double()).sum() / 12 for one in by_prompt]
-    assert found.within.value == pytest.approx(np.mean(within) / found.real.value)
-    assert all(np.isfinite([one.value, one.low, one.high]).all() for one in (found.within, found.across, found.real))
+    assert found["within"].value == pytest.approx(np.mean(within) / found["real"].value)
+    assert all(np.isfinite([one.value, one.low, one.high]).all() for one in found.values())
     with pytest.raises(ValueError, match="all images are equal"):
         diversity_estimates(by_prompt, real[:1].expand(5, -1), FEW)
 
@@ -187,8 +187,8 @@ def test_equal_pictures_have_distance_zero_and_leave_diversity_finite():
 def test_half_of_a_few_pictures_equal_still_gives_an_interval():
     real = torch.tensor([[0.0], [0.0], [3.0]])  # a third of the resamples of three hold equal pictures only
     found = diversity_estimates(torch.tensor([[[0.0], [1.0]], [[10.0], [13.0]]]), real, Bootstrap(resamples=200))
-    assert found.within.value == pytest.approx(2 / 2)
-    assert np.isfinite([found.within.low, found.within.high]).all()
+    assert found["within"].value == pytest.approx(2 / 2)
+    assert np.isfinite([found["within"].low, found["within"].high]).all()
 
 
 def equal_sets(random, samples, width):

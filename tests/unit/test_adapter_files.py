@@ -18,11 +18,11 @@ from hdm_lightning.interop.adapter_files import (
     for_others,
     is_adapter,
     read_adapter,
+    write_adapter_file,
     write_adapter_folder,
-    write_lora,
 )
-from hdm_lightning.interop.adapters import Adapter, Base, merged
-from hdm_lightning.interop.low_rank_layer import LowRank
+from hdm_lightning.interop.adapter_layers import LowRank
+from hdm_lightning.interop.adapters import Adapter, Base, check_adapter, merged
 
 DOWN, UP = "base_model.model.a.b.lora_A.weight", "base_model.model.a.b.lora_B.weight"
 NAN = torch.full((2, 4), float("nan"))
@@ -157,7 +157,7 @@ def test_odd_records_of_single_files_are_named(tmp_path, record):
 
 
 def test_a_sum_beyond_float16_is_refused():
-    layer = LowRank(torch.full((1, 2), 300.0), torch.full((2, 1), 300.0), 1.0)  # 90,000 each
+    layer = LowRank.of(torch.full((1, 2), 300.0), torch.full((2, 1), 300.0), 1.0)  # 90,000 each
     adapter = Adapter({"a": layer})
     state = {"a.weight": torch.zeros(2, 2)}
     assert torch.equal(merged(state, [(adapter, 1.0)])["a.weight"], torch.full((2, 2), 90_000.0))
@@ -167,9 +167,16 @@ def test_a_sum_beyond_float16_is_refused():
         merged(half, [(adapter, 1.0)])
 
 
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 2, 3, 3)])
+def test_a_layer_of_another_shape_is_named(shape):
+    adapter = Adapter({"norm": LowRank.of(torch.ones(1, 2), torch.ones(2, 1), 1.0)})
+    with pytest.raises(UserError, match=f"norm is 2x2 there, {'x'.join(map(str, shape))} in this one"):
+        check_adapter(adapter, {"norm.weight": torch.ones(shape)}, where="--lora x")
+
+
 def test_what_is_a_lora_does_not_stand_in_its_name(tmp_path):
-    adapter = Adapter({"a": LowRank(torch.ones(1, 2), torch.ones(2, 1), 1.0)})
-    write_lora(tmp_path / "one.safetensors", adapter)
+    adapter = Adapter({"a": LowRank.of(torch.ones(1, 2), torch.ones(2, 1), 1.0)})
+    write_adapter_file(tmp_path / "one.safetensors", adapter, "lora")
     (tmp_path / "one").write_bytes((tmp_path / "one.safetensors").read_bytes())
     (tmp_path / "text.safetensors").write_text("lora_A.weight")
     assert is_adapter(tmp_path / "one.safetensors") and is_adapter(tmp_path / "one")
@@ -190,7 +197,7 @@ def test_an_adapter_for_others_names_no_folder_of_this_machine(folder, tmp_path,
 
 
 def test_the_command_on_the_card_works_with_any_path(tmp_path):
-    layers = {"a": LowRank(torch.ones(1, 2), torch.ones(2, 1), 1.0)}
+    layers = {"a": LowRank.of(torch.ones(1, 2), torch.ones(2, 1), 1.0)}
     write_adapter_folder(tmp_path / "my ink", Adapter(layers, Base("/runs/my base")))
     (command,) = [line for line in (tmp_path / "my ink" / CARD).read_text().splitlines() if line.startswith("hdm-")]
     assert shlex.split(command) == ["hdm-sample", "/runs/my base", "a prompt", "--lora", str(tmp_path / "my ink")]

@@ -11,6 +11,7 @@ from hdm_lightning.encoders.base import ImageAutoencoder
 from hdm_lightning.encoders.vae_folder import infer_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import read_vae_folder, write_vae_folder
+from hdm_lightning.interop.release import Release
 
 
 @pytest.mark.parametrize("channels", [4, 16])
@@ -103,7 +104,7 @@ def test_diffusers_reads_the_same_pictures_from_our_latents(tmp_path, written_by
         ours.save(tmp_path / "vae")
     else:
         files = read_vae_folder(tmp_path / "original")
-        write_vae_folder(tmp_path / "vae", files["vae"], files["vae_config"], ours.mean, ours.std)
+        write_vae_folder(tmp_path / "vae", Release(None, files["vae"], files["vae_config"], ours.mean, ours.std))
     theirs = AutoencoderKL.from_pretrained(str(tmp_path / "vae"), low_cpu_mem_usage=False)
     config = theirs.config
     assert config.shift_factor is None

@@ -18,9 +18,9 @@ from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.recorded_numbers import read_recorded
 from hdm_lightning.generation.loading import adapter_and_base
-from hdm_lightning.interop.adapter_files import write_lora
+from hdm_lightning.interop.adapter_files import write_adapter_file
+from hdm_lightning.interop.adapter_layers import LowRank
 from hdm_lightning.interop.adapters import Adapter
-from hdm_lightning.interop.low_rank_layer import LowRank
 from hdm_lightning.training.base_model import base_folder
 from hdm_lightning.training.stop_request import StopRequest
 
@@ -237,7 +237,7 @@ def test_where_nothing_can_be_written_is_found_before_any_work(tmp_path: Path, p
 def test_a_command_in_a_hint_works_with_any_path(tmp_path: Path, refuse: Callable[[Path], Any]) -> None:
     place = tmp_path / "my model; x"
     if refuse is adapter_and_base:
-        write_lora(place, Adapter({"a": LowRank(torch.ones(1, 2), torch.ones(2, 1), 1.0)}))
+        write_adapter_file(place, Adapter({"a": LowRank.of(torch.ones(1, 2), torch.ones(2, 1), 1.0)}), "lora")
     else:
         place.mkdir()
     with pytest.raises(UserError) as caught:

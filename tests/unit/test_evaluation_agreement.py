@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hdm_lightning.evaluation import context
 from hdm_lightning.evaluation.caption_parts import head_is_valid
 from hdm_lightning.metrics.agreement_head import fit_dual_head, rank_shares
 from hdm_lightning.metrics.bootstrap import Bootstrap
@@ -58,7 +59,7 @@ def recorded(rank_of_real, rank_of_decoded):
     """A context in which the head's two controls are measured already."""
     ranks = {"real": rank_of_real, "decoded": rank_of_decoded}
     done = {f"caption_rank_{kind}": Bootstrap(50).mean(torch.full((40,), rank)) for kind, rank in ranks.items()}
-    return SimpleNamespace(real=SimpleNamespace(once=lambda key, make: done[key]))
+    return SimpleNamespace(real=SimpleNamespace(once=lambda key, *_: done[key]))
 
 
 def test_the_head_counts_where_it_holds_after_the_autoencoder():
@@ -77,3 +78,11 @@ def test_a_head_fitted_on_decoded_images_holds_there_and_one_fitted_on_others_do
     ranks = [float(rank_shares(head(held_decoded, held_texts), held_captions).mean()) for head in (before, after)]
     assert ranks[1] > 0.95
     assert ranks[0] < 0.7
+
+
+@pytest.mark.parametrize("record", [b"[" * 100_000, b"{", b"[1]", b"\xff"])
+def test_a_record_that_cannot_be_read_counts_as_none(monkeypatch, record):
+    sample = SimpleNamespace(members={"json": record})
+    monkeypatch.setattr(context, "Reader", lambda *data: SimpleNamespace(read=lambda place: sample))
+    real = SimpleNamespace(reference_plan=SimpleNamespace(locate=int), reference_stream=None)
+    assert context.RealData.first_record.func(real) == {}

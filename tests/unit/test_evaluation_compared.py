@@ -114,9 +114,10 @@ def test_the_command_compares_and_writes(tmp_path, capsys):
     verdicts = {row["name"]: row["verdict"] for row in kept["measures"]}
     assert verdicts == {"shapes.one_unseen_colour_and_shape": "not told apart", "loss.flow_loss": "the same"}
     assert evaluate.main(["compare", str(first), str(tmp_path)]) == 2
-    (tmp_path / "evaluation.json").write_text("{}")
-    assert evaluate.main(["compare", str(first), str(tmp_path)]) == 2
-    assert "is not a readable evaluation" in capsys.readouterr().err
+    for content in ("{}", "[" * 100_000):
+        (tmp_path / "evaluation.json").write_text(content)
+        assert evaluate.main(["compare", str(first), str(tmp_path)]) == 2
+        assert "is not a readable evaluation" in capsys.readouterr().err
 
 
 def demo(path, right, placed):

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTCo
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import clip_scores, load_clip
 from hdm_lightning.evaluation.image_sets import Captioned, collect
-from hdm_lightning.generation.feature_networks import load_feature_network, short_name
+from hdm_lightning.generation.feature_networks import load_feature_network, vision_preprocessing
 from hdm_lightning.metrics.features import (
     FeatureNetwork,
     Preprocessing,
@@ -34,10 +34,12 @@ def smooth(count, height, width):
     return (large * 255).round().to(torch.uint8)
 
 
+PREPROCESSING = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], "size": {"height": 24, "width": 24}}
+
+
 def save_vision(folder, model, **preprocessing):
     model.save_pretrained(folder)
-    written = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], "size": {"height": 24, "width": 24}}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**written, **preprocessing}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSING, **preprocessing}))
     return folder
 
 
@@ -64,7 +66,7 @@ def test_transformers_networks_give_their_own_pooled_or_first_token(tmp_path):
     images = smooth(3, 24, 24)
     vit = ViTModel(ViTConfig(image_size=24, patch_size=8, **SMALL)).eval()
     dino = Dinov2Model(Dinov2Config(image_size=24, patch_size=8, **SMALL)).eval()
-    for name, model in (("my-ViT", vit), ("dino", dino)):
+    for name, short, model in (("my-ViT", "my_vit", vit), ("dino", "dino", dino)):
         (tmp_path / name).mkdir()
         network = load_feature_network(str(save_vision(tmp_path / name, model)), CPU)
         prepared = (images.float() / 255 - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) / torch.tensor(
@@ -73,7 +75,7 @@ def test_transformers_networks_give_their_own_pooled_or_first_token(tmp_path):
         with torch.no_grad():
             expected = model(pixel_values=prepared).last_hidden_state[:, 0]
         torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
-        assert (network.name, network.width) == (short_name(name), 16)
+        assert (network.name, network.width) == (short, 16)
         assert network.to_json()["preprocessing"]["side_px"] == 24
 
 
@@ -83,6 +85,21 @@ def test_crop_size_counts_where_the_model_crops(tmp_path):
         tmp_path, model, size={"shortest_edge": 20}, do_center_crop=True, crop_size={"height": 16, "width": 16}
     )
     assert load_feature_network(str(folder), CPU).preprocessing.side_px == 16
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[" * 100_000,
+        *(json.dumps({**PREPROCESSING, "size": size}) for size in (float("inf"), float("nan"), 0, 10**9, [], "x")),
+        *(json.dumps({**PREPROCESSING, "image_std": std}) for std in ([0.2, 0.0, 0.2], [0.2, float("nan"), 0.2], [])),
+        json.dumps({**PREPROCESSING, "image_mean": [float("inf")] * 3}),
+    ],
+)
+def test_a_preprocessing_that_cannot_be_is_named(tmp_path, written):
+    (tmp_path / "preprocessor_config.json").write_text(written)
+    with pytest.raises(UserError, match="preprocessor_config"):
+        vision_preprocessing(tmp_path)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from hdm_lightning.interop.release import Release
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training.initial_weights import load_initial_weights, read_init, require_whole
+from toy_run import random_network
 
 CONFIG = XUTConfig(
     width=16, mlp_width=12, heads=1, head_dim=16, context_width=12, depth=2, decoder_blocks=2,
@@ -24,11 +25,7 @@ CONFIG = XUTConfig(
 
 
 def network(seed: int) -> XUT:
-    torch.manual_seed(seed)
-    model = XUT(CONFIG)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_network(CONFIG, seed)
 
 
 def same_values(found: XUT, expected: XUT) -> None:

@@ -7,15 +7,15 @@ from lycoris.functional import factorization
 from peft import PeftModel
 from safetensors.torch import save_file
 
-from hdm_lightning import XUT, LyCORIS
+from hdm_lightning import LyCORIS
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.adapter_files import read_adapter, write_adapter_folder, write_lora, write_lycoris
+from hdm_lightning.interop.adapter_files import read_adapter, write_adapter_file, write_adapter_folder
+from hdm_lightning.interop.adapter_layers import divisors
 from hdm_lightning.interop.adapters import merged
-from hdm_lightning.interop.lycoris_layer import divisors
 from hdm_lightning.models.compiled_blocks import compile_blocks
 from hdm_lightning.training.modules.low_rank import adapter_of
 from hdm_lightning.training.strategies.parallelize import prepare_network
-from toy_run import CONFIG
+from toy_run import CONFIG, random_network
 
 KINDS = {
     "loha": {"kind": "loha", "rank": 2},
@@ -36,11 +36,7 @@ def inputs():
 
 def fresh():
     """A network whose blocks do something."""
-    torch.manual_seed(0)
-    network = XUT(CONFIG)
-    for value in network.parameters():
-        torch.nn.init.normal_(value, std=0.15)
-    return network.double()
+    return random_network(CONFIG, std=0.15).double()
 
 
 @torch.no_grad()
@@ -98,7 +94,7 @@ def test_layers_compute_what_their_sum_in_the_weights_does(kind, alpha, tmp_path
     assert (found - output(fresh())).abs().max() > 0.1
     assert torch.allclose(summed(adapter), found, atol=1e-12)
     assert torch.allclose(summed(adapter.low_rank()), found, atol=1e-12)
-    write_lora(tmp_path / "lora.safetensors", adapter)
+    write_adapter_file(tmp_path / "lora.safetensors", adapter, "lora")
     assert torch.allclose(summed(read_adapter(tmp_path / "lora.safetensors")), found, atol=1e-12)
 
 
@@ -119,7 +115,7 @@ def test_peft_reads_the_folder(kind, alpha, tmp_path):
 def test_lycoris_reads_the_file(kind, alpha, tmp_path):
     network = filled(LyCORIS(**KINDS[kind], alpha=alpha, targets=TARGETS)(fresh()))
     path = tmp_path / "one.safetensors"
-    write_lycoris(path, adapter_of(network))
+    write_adapter_file(path, adapter_of(network), "lycoris")
     theirs = fresh().float()
     loaded, _ = create_lycoris_from_weights(1.0, str(path), theirs)
     loaded.apply_to()  # merge_to of 4.1.3 applies a scale twice

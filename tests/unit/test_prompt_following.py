@@ -124,11 +124,11 @@ def of_combinations(shares, each):
 def test_where_combinations_differ_they_are_what_counts():
     """Six combinations always right and six never are twelve trials, however many images of each there are."""
     few, many = (grade_seen(*of_combinations([1.0] * 6 + [0.0] * 6, each)).scores()["colour"] for each in (4, 40))
-    assert (many.right, many.trials, many.units, many.share) == (240, 480, 12, 0.5)
-    assert (many.low, many.high) == pytest.approx((few.low, few.high))
+    assert [many[key] for key in ("right", "trials", "units", "share")] == [240, 480, 12, 0.5]
+    assert (many["low"], many["high"]) == pytest.approx((few["low"], few["high"]))
     of_combinations_alone = scipy.stats.ttest_1samp([1.0] * 6 + [0.0] * 6, 0.5).confidence_interval()
-    assert many.high == pytest.approx(of_combinations_alone.high, abs=0.06)  # a score interval is a little shorter
-    assert many.low == pytest.approx(of_combinations_alone.low, abs=0.06)
+    assert many["high"] == pytest.approx(of_combinations_alone.high, abs=0.06)  # a score interval is a little shorter
+    assert many["low"] == pytest.approx(of_combinations_alone.low, abs=0.06)
 
 
 def test_where_combinations_are_alike_images_count_and_more_of_them_narrow_the_interval():
@@ -139,8 +139,8 @@ def test_where_combinations_are_alike_images_count_and_more_of_them_narrow_the_i
             scipy.optimize.brentq(lambda p, n=12 * each: (0.75 - p) ** 2 - t**2 * p * (1 - p) / n, *within)
             for within in ((1e-9, 0.75), (0.75, 1 - 1e-9))
         ]
-        assert (score.low, score.high) == pytest.approx(tuple(ends))  # the score test inverted, by its definition
-        widths.append(score.high - score.low)
+        assert (score["low"], score["high"]) == pytest.approx(tuple(ends))  # the score test inverted, by its definition
+        widths.append(score["high"] - score["low"])
     assert widths[1] < 0.4 * widths[0]
 
 
@@ -171,13 +171,14 @@ def test_drawing_and_scoring_numbers_the_seeds():
             return torch.stack([image] * len(captions))
 
     scored = draw_and_score(Pipeline(), [""] * 16, specs, None, seed=3)
-    assert scored.graded.scores()["colour"].right == 8
+    assert scored.graded.scores()["colour"]["right"] == 8
 
 
 def test_images_are_read_and_scored():
     image = np.full((64, 64, 3), 245, dtype=np.uint8)
     image[20:55, 8:43] = (220, 40, 40)
     scores = grade_images([asked("red square large"), asked("blue square small")], [image, image]).scores()
-    assert scores["colour"].right == 1 and scores["shape"].right == 2 and scores["everything"].right == 1
+    right = {name: score["right"] for name, score in scores.items()}
+    assert (right["colour"], right["shape"], right["everything"]) == (1, 2, 1)
     with pytest.raises(ValueError, match="2 specs and 1 images"):
         grade_images([asked("red square large")] * 2, [image])

@@ -14,9 +14,9 @@ from PIL import Image, PngImagePlugin
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.drawing import LONGEST_PROMPT, _prompts
-from hdm_lightning.generation.hub_models import license_note
 from hdm_lightning.generation.image_files import ImageRecord, read_record, write_png
 from hdm_lightning.generation.image_writer import DrawJob, ImageWriter, slug
+from hdm_lightning.generation.published_models import license_note
 from hdm_lightning.generation.sampling_settings import DrawingRequest, SamplingSettings
 from hdm_lightning.whole_files import write_text
 

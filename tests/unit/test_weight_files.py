@@ -20,6 +20,7 @@ from hdm_lightning.interop.network_copies import one_network
 from hdm_lightning.interop.tensor_files import read_tensors, write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training.initial_weights import load_initial_weights
+from toy_run import random_network
 
 CONFIG = XUTConfig(
     width=16, mlp_width=12, heads=1, head_dim=16, context_width=12, depth=1, decoder_blocks=1,
@@ -40,11 +41,7 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def network(seed: int = 0) -> XUT:
-    torch.manual_seed(seed)
-    model = XUT(CONFIG)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_network(CONFIG, seed)
 
 
 @pytest.fixture(scope="module")
@@ -222,10 +219,13 @@ PLACEHOLDERS = {
     "zeros": (bytes(5000), "zeros", "download"),
     "gzip": (b"\x1f\x8b\x08\x00aaaa", "gzip", "gunzip"),
     "other": (b"RIFF....WEBP", "neither a safetensors nor a torch file", "download"),
+    "text": (b"no header", "neither a safetensors nor a torch file", "download"),
+    "no zip": (b"PK no zip", "not a complete torch file", "download"),
+    "gguf": (b"GGUF\3", "llama.cpp", ".safetensors"),
 }
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".bin"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".bin", ".gguf"])
 @pytest.mark.parametrize("kind", PLACEHOLDERS)
 def test_what_was_saved_in_the_place_of_weights_is_recognised(tmp_path, kind, suffix):
     content, what, hint = PLACEHOLDERS[kind]
@@ -234,6 +234,8 @@ def test_what_was_saved_in_the_place_of_weights_is_recognised(tmp_path, kind, su
         read_release(tmp_path / f"model{suffix}")
     assert what in caught.value.what and hint in str(caught.value.hint)
     assert caught.value.where == str(tmp_path / f"model{suffix}")
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_release(tmp_path / "nothing")
 
 
 class Evil:
@@ -249,7 +251,7 @@ def test_what_would_have_to_run_is_named_and_torch_s_advice_left_out(bare, tmp_p
     torch.save({"state_dict": bare, "hyper_parameters": more}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="more than tensors") as caught:
         read_release(tmp_path / "a.ckpt")
-    assert named in str(caught.value)
+    assert named in str(caught.value) and caught.value.where == str(tmp_path / "a.ckpt")
     assert not any(word in str(caught.value) for word in ("weights_only", "trust", "\x1b", "torch.load"))
 
 

@@ -195,10 +195,11 @@ def _convert_adapter(asked: Conversion) -> None:
         return
     _check_destination(destination, str(asked.to), asked.force)
     cast = adapter if asked.dtype is None else adapter.cast(getattr(torch, asked.dtype))
-    written_by = {"peft": files.write_adapter_folder, "lora": files.write_lora, "lycoris": files.write_lycoris}
-    write: Any = written_by.get(str(asked.to), files.write_lora_comfyui)
     with _place(destination, str(asked.to)) as place:
-        write(place, files.for_others(cast))
+        if asked.to == "peft":
+            files.write_adapter_folder(place, files.for_others(cast))
+        else:
+            files.write_adapter_file(place, files.for_others(cast), str(asked.to))
     print(f"{destination}: {asked.to}, from LoRA {asked.source}")
 
 

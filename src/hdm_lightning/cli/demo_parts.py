@@ -29,7 +29,7 @@ from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.generation.scoring import draw_and_score, score_decoded
 from hdm_lightning.json_files import read_object
-from hdm_lightning.metrics.prompt_following import Graded, as_dict, gap, in_words
+from hdm_lightning.metrics.prompt_following import Graded, gap, in_words
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job
 from hdm_lightning.training.launch import launch
@@ -119,7 +119,7 @@ def _draw(folder: Path, config: dict[str, Any]) -> int:
         graded = _all_graded(loaded.pipeline, blank, settings, prompts, f"{name} object{'s' * (objects > 1)}")
         seen, unseen = (graded[kind].estimates() for kind in ("seen", "unseen"))
         gaps = {criterion: asdict(gap(seen[criterion], unseen[criterion])) for criterion in unseen}
-        result["scores"][name] = {**{kind: as_dict(each.scores()) for kind, each in graded.items()}, "gap": gaps}
+        result["scores"][name] = {**{kind: each.scores() for kind, each in graded.items()}, "gap": gaps}
         result["outcomes"][name] = {kind: graded[kind].to_json() for kind in SPLITS}
     write_json(folder / RESULT, result)
     return 0

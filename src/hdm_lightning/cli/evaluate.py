@@ -155,8 +155,8 @@ def _evaluate_model(request: ModelRequest, command: str) -> int:
         max_batch=request.batch,
     )
     with progress_bars() as progress:
-        evaluation, samples_seen = evaluate(request, options, progress, lambda found: keep_partial(found, folder))
-    status = _show(evaluation, command, folder, samples_seen)
+        evaluation = evaluate(request, options, progress, lambda found: keep_partial(found, folder))
+    status = _show(evaluation, command, folder)
     _put_on_card(evaluation, request.model)
     return status
 
@@ -183,7 +183,7 @@ def _evaluate_vae(request: VaeRequest, command: str) -> int:
 
     with progress_bars() as progress:
         evaluation = evaluate_vae(request, chosen_device(request.device or "auto"), progress)
-    return _show(evaluation, command, folder, 0)
+    return _show(evaluation, command, folder)
 
 
 def _output_folder(given: Path | None, model: Path) -> Path:
@@ -192,11 +192,11 @@ def _output_folder(given: Path | None, model: Path) -> Path:
     return require_folder(folder, "--out")
 
 
-def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: int) -> int:
+def _show(evaluation: "Evaluation", command: str, folder: Path) -> int:
     """Write the files, print the table, the parts left out and the paths, and return the exit status."""
     from hdm_lightning.evaluation.report import result_table, write_outputs  # noqa: PLC0415
 
-    paths = write_outputs(dataclasses.replace(evaluation, command=command), folder, samples_seen)
+    paths = write_outputs(dataclasses.replace(evaluation, command=command), folder)
     table_console().print(result_table(evaluation))
     for one in evaluation.left_out:
         hint = f"; {one.hint}" if one.hint else ""

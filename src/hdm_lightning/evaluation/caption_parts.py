@@ -59,7 +59,9 @@ def agreement(context: Context) -> Found:
     if context.real.clip is not None:
         measures += _by_clip(context, context.real.clip)
     if holds(agreement_head, context):
-        measures += _controls(context)
+        for kind, about in _RANKED.items():
+            name, rank = f"caption_rank_of_{kind}", _rank_of(context, kind)
+            measures.append(Measure(name, rank, "none", about=about, chance=CHANCE_RANK))
         if head_is_valid(context):
             drawn = _ranks(context, context.drawn.features[context.network.name], context.drawn.captions)
             mean = context.settings.bootstrap.mean(drawn)
@@ -76,20 +78,16 @@ def head_is_valid(context: Context) -> bool:
     Generated images come out of the autoencoder. If the head fails on real images that did so as well, its score on
     generated ones is about the autoencoder, not about captions.
     """
-    real, decoded = (context.real.once(f"caption_rank_{kind}", partial(_rank_of, context, kind)) for kind in _RANKED)
+    real, decoded = (_rank_of(context, kind) for kind in _RANKED)
     return decoded.value - CHANCE_RANK >= CONTROL_SHARE * (real.value - CHANCE_RANK) and decoded.low > CHANCE_RANK
-
-
-def _controls(context: Context) -> list[Measure]:
-    measures = []
-    for kind, about in _RANKED.items():
-        found = context.real.once(f"caption_rank_{kind}", partial(_rank_of, context, kind))
-        measures.append(Measure(f"caption_rank_of_{kind}", found, "none", about=about, chance=CHANCE_RANK))
-    return measures
 
 
 def _rank_of(context: Context, kind: str) -> Estimate:
     """Estimate the head's rank of pairs that it was not trained on, with real or with decoded images."""
+    return context.real.once(f"caption_rank_{kind}", _measured_rank, context, kind)
+
+
+def _measured_rank(context: Context, kind: str) -> Estimate:
     context.real.head(context.text_features)  # heldout_rows needs the trained head
     images = context.real.reference if kind == "real" else context.real.decoded
     rows = [row for row in context.real.heldout_rows() if row < len(images)]
@@ -149,7 +147,7 @@ def shapes(context: Context) -> Found:
     outcomes = {}
     for objects, prefix in ((1, "one"), (2, "two")):
         graded = {kind: _drawn(context, objects, kind, rule, galleries) for kind in SPLITS}
-        decoded = context.real.once(f"decoded_{prefix}", partial(_answers, context, objects, rule))
+        decoded = context.real.once(f"decoded_{prefix}", _answers, context, objects, rule)
         measures += _criteria(context, prefix, graded, decoded, rule)
         for kind, each in graded.items():
             for name in each.chance:

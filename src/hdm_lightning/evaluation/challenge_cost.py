@@ -4,7 +4,6 @@ Matrix products and convolutions count, two operations per multiply-add; a train
 Encoders that were not trained for the task are listed instead: they are the same for everybody.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from hdm_lightning.evaluation.challenge_tasks import Task
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.interop.layouts import FINAL_FOLDER
 from hdm_lightning.interop.pipeline_folder import WEIGHT_KINDS, read_pipeline_folder
+from hdm_lightning.json_files import read_object
 from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture
 from hdm_lightning.profiling.operations import TRAINING_FACTOR, training_flops
 from hdm_lightning.training import run_folder
@@ -47,10 +47,6 @@ class Cost:
     hours: float
     hardware: str
     told_by: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,9 @@ def count_run(run: Path, task: Task) -> CountedRun:
         pretrained.append(settings.vae.name)
     usd = sum(ledger.spent("cost_usd") for ledger in ledgers)
     hours = sum(ledger.spent("seconds") for ledger in ledgers) / 3600
-    hardware = _hardware(run_folder.read_environment(run))
+    environment = run_folder.read_environment(run)
+    devices = ", ".join(map(str, environment.get("devices") or ()))
+    hardware = devices or f"CPU, {environment.get('cpu_count', '?')} cores"
     folder = read_pipeline_folder(run / FINAL_FOLDER)
     present = [kind for kind in WEIGHT_KINDS if folder.has(kind)]
     weights: dict[str, str] = {kind: sha256_of(*folder.weight_files(kind)) for kind in present}
@@ -117,11 +115,6 @@ def autoencoder_run(name: str) -> Path | None:
     return run if folder.name == FINAL_FOLDER and (run / run_folder.CONFIG).is_file() else None
 
 
-def _hardware(environment: Mapping[str, Any]) -> str:
-    devices = [str(each) for each in environment.get("devices") or ()]
-    return ", ".join(devices) or f"CPU, {environment.get('cpu_count', '?')} cores"
-
-
 def _training_folder(settings: TrainSettings) -> Path:
     source = settings.data.get("train")
     if not isinstance(source, str) or settings.data.get("validation") is not None:
@@ -132,7 +125,7 @@ def _training_folder(settings: TrainSettings) -> Path:
 def _network_operations(run: Path, settings: TrainSettings) -> int:
     config, total = model_config_from(settings.model), 0
     folder = read_pipeline_folder(run / FINAL_FOLDER)
-    factor = AutoencoderArchitecture.from_config(json.loads((folder.vae / "config.json").read_text())).factor
+    factor = AutoencoderArchitecture.from_config(read_object(folder.vae / "config.json")).factor
     for plan in plan_stages(settings.schedule, 1):
         stage, cells = plan.settings, plan.settings.resolution // factor
         samples = int(run_folder.read_done(run, plan)["samples"])
@@ -144,7 +137,7 @@ def _autoencoder_operations(run: Path, task: Task) -> int:
     """Count encoding and decoding of every image and patch; the losses on the reconstruction are not counted."""
     recorded = read_recorded(run / run_folder.CONFIG)
     task.require_data(Path(str(recorded["data"]["train"])))
-    architecture = AutoencoderArchitecture.from_config(json.loads((run / FINAL_FOLDER / "config.json").read_text()))
+    architecture = AutoencoderArchitecture.from_config(read_object(run / FINAL_FOLDER / "config.json"))
     samples, side = int(recorded["stage"]["samples"]), int(recorded["stage"]["resolution"])
     patches = recorded.get("patches") or {}
     size = patches.get("size_px")

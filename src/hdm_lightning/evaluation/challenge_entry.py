@@ -19,7 +19,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.challenge_cost import Cost, CountedRun
 from hdm_lightning.evaluation.challenge_tasks import SEED, TASKS, VERSION, Task
 from hdm_lightning.generation.image_files import read_record
-from hdm_lightning.metrics.bootstrap import Bootstrap, Estimate
+from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.metrics.prompt_following import CRITERIA, Seen, grade, grade_images
 from hdm_lightning.version import __version__
 
@@ -131,7 +131,7 @@ def make_entry(name: str, task: Task, images: Sequence[Pixels], cost: Cost, make
         "version": VERSION,
         "name": name,
         "scores": scores(outcomes),
-        "cost": cost.to_json(),
+        "cost": asdict(cost),
         "maker": {**asdict(maker), "pretrained": list(maker.pretrained)},
         "scored_by": __version__,
         "images_sha256": digest(images),
@@ -153,15 +153,11 @@ def scores(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def _share(outcomes: Outcomes, parts: Sequence[str], criterion: str) -> dict[str, float]:
-    estimate = _estimate(outcomes, parts, criterion)
-    return {name: round(float(getattr(estimate, name)), 6) for name in ("value", "low", "high")}
-
-
-def _estimate(outcomes: Outcomes, parts: Sequence[str], criterion: str) -> Estimate:
     right = [value for part in parts for value in outcomes[part]["right"][criterion]]
     trials = [value for part in parts for value in outcomes[part]["trials"][criterion]]
     units = [tuple(names) for part in parts for names in outcomes[part]["units"]]
-    return _BOOTSTRAP.clustered_share(right, trials, units)
+    estimate = _BOOTSTRAP.clustered_share(right, trials, units)
+    return {name: round(float(getattr(estimate, name)), 6) for name in ("value", "low", "high")}
 
 
 def refusals(entry: Mapping[str, Any]) -> list[str]:

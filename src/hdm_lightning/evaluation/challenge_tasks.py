@@ -145,8 +145,8 @@ TASKS: Mapping[str, Task] = {
 hour and in a day at a quarter of its peak rate, and its rent for that time, rounded up."""
 
 
-def task_of(name: str, where: str = "TASK") -> Task:
+def task_of(name: str) -> Task:
     """Return a task by name. Raises UserError: it does not exist."""
     if name not in TASKS:
-        raise UserError(f"{name!r} is not a task", where=where, hint=f"choose one of {', '.join(TASKS)}")
+        raise UserError(f"{name!r} is not a task", where="TASK", hint=f"choose one of {', '.join(TASKS)}")
     return TASKS[name]

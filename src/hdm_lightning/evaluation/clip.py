@@ -19,7 +19,6 @@ from hdm_lightning.generation.feature_networks import (
     measured_network,
     pooled,
     read_vision_model,
-    short_name,
     vision_preprocessing,
 )
 from hdm_lightning.metrics.features import FeatureNetwork
@@ -72,12 +71,12 @@ def load_clip(name: str, device: torch.device) -> Clip:
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise UserError(f"{name} is not a model of images and texts", where=WHERE, hint="pass a CLIP or SigLIP")
     model = model.to(device)
-    preprocessing = vision_preprocessing(folder, WHERE)
+    preprocessing = vision_preprocessing(folder)
 
     def image_features(images: Tensor) -> Tensor:
         return F.normalize(pooled(model.get_image_features(pixel_values=images)), dim=1)
 
-    network = measured_network(short_name(name), f"transformers {name}", preprocessing, image_features, device)
+    network = measured_network("transformers", name, preprocessing, image_features, device)
     text_config = getattr(model.config, "text_config", model.config)
     length = int(getattr(text_config, "max_position_embeddings", 77))
     with readable("transformers cannot read a tokenizer", folder, where=WHERE):

@@ -3,15 +3,12 @@
 Everything is made when a part first asks for it: real images once, generated ones for each set of weights.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hdm_lightning.data.reader import Reader
@@ -34,6 +31,7 @@ from hdm_lightning.generation.guided_branches import encode_texts
 from hdm_lightning.generation.image_files import to_uint8
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
+from hdm_lightning.json_files import parse_object
 from hdm_lightning.metrics.agreement_head import FEWEST_PAIRS, DualHead, fit_dual_head
 from hdm_lightning.metrics.features import FeatureNetwork
 
@@ -57,8 +55,7 @@ class RealData:
         encoders: a pipeline with the encoders that all weights share.
         progress: called as images are read.
         missing: why there are no feature networks, if there are none.
-        kept: values image by image of the weights measured so far, by measure and weights, for paired differences.
-        done: results on real images alone, which all weights share.
+        done: results that all weights share, by name.
     """
 
     settings: EvaluationSettings
@@ -69,7 +66,6 @@ class RealData:
     encoders: HDMPipeline
     progress: Progress
     missing: UserError | None = None
-    kept: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
     done: dict[str, Any] = field(default_factory=dict)
     _head: tuple[DualHead, set[str]] | None = None
 
@@ -129,7 +125,7 @@ class RealData:
         batches = real_images(self.train_stream, self.train_plan, self.train_count)
         return self._decoded(batches, self.networks[:1], "encoding and decoding training images", self.train_count)
 
-    def planted(self, count: int, noise: float, shift_px: int = 0) -> ImageSet:
+    def planted(self, count: int, noise: float, shift_px: int) -> ImageSet:
         """Make copies of the first training images, as a model that memorized them might generate them.
 
         Args:
@@ -143,10 +139,10 @@ class RealData:
         moved = (batch._replace(images=_moved(batch.images, shift_px)) for batch in batches)
         return self._decoded(moved, self.networks[:1], "planting copies", count, noise)
 
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return what `make` returns, computed for the first set of weights and kept for the others."""
+    def once(self, key: str, make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Return what `make` returns for these arguments, computed for the first set of weights and kept for others."""
         if key not in self.done:
-            self.done[key] = make()
+            self.done[key] = make(*arguments, **options)
         return self.done[key]
 
     def _decoded(
@@ -166,10 +162,9 @@ class RealData:
         """The JSON record of the first reference image; empty if there is none."""
         raw = Reader(self.reference_plan, self.reference_stream).read(self.reference_plan.locate(0))
         try:
-            record = json.loads(raw.members.get("json", b"{}"))
+            return parse_object(raw.members.get("json", b"{}"))
         except ValueError:
             return {}
-        return record if isinstance(record, dict) else {}
 
     def require_indices(self, *, train_named: bool) -> None:
         """Read the indices of both sets now, as a missing one would otherwise end the evaluation after hours.
@@ -231,18 +226,21 @@ class Context:
 
     Attributes:
         real: images to compare with.
-        settings: counts and seeds.
         pipeline: generates the images.
         weights: `ema` or `raw`.
         sampling: for square images; other sizes and cameras are derived from it.
     """
 
     real: RealData
-    settings: EvaluationSettings
     pipeline: HDMPipeline
     weights: str
     sampling: SamplingSettings
     _text: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        """Counts and seeds."""
+        return self.real.settings
 
     @property
     def network(self) -> FeatureNetwork:
@@ -317,10 +315,6 @@ class Measuring:
         """Raise UserError if the part cannot be measured."""
         for need in self.needs:
             need(context)
-
-    def __call__(self, context: Context) -> Found:
-        """Measure the part."""
-        return self.run(context)
 
 
 def needs(*requirements: Requirement) -> Callable[[Callable[[Context], Found]], Measuring]:

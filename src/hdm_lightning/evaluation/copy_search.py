@@ -4,7 +4,6 @@ Shapes: N training images, M generated ones, K held out; thumbnails (N,3,s,s), u
 autoencoder, whose artifacts would otherwise set generated images apart from any training image.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -58,43 +57,38 @@ def enough_training_images(context: Context) -> None:
 @needs(feature_networks, enough_training_images)
 def copies(context: Context) -> Found:
     """Find the nearest training image of each generated one, by features and by pixels, to see what was memorized."""
-    train, drawn, heldout = context.real.train, context.drawn, context.real.decoded
+    train, drawn, heldout, plan = context.real.train, context.drawn, context.real.decoded, context.real.train_plan
+    assert plan is not None
+    searched = len(train) / plan.samples
     bootstrap = context.settings.bootstrap
     measures, galleries, outcomes = [], [], {}
     for kind in KINDS:
         among = _vectors(context, train, kind)
-        unseen = context.real.once(f"unseen_{kind}", partial(_unseen, context, kind))
-        power = context.real.once(f"planted_{kind}", partial(_planted, context, kind, unseen))
+        unseen = context.real.once(f"unseen_{kind}", _unseen, context, kind)
+        power = context.real.once(f"planted_{kind}", _planted, context, kind, unseen)
         match = nearest(_vectors(context, drawn, kind), among)
         found = closeness_estimates(match.distance, unseen, bootstrap)
         measures += [Measure(f"found_{name}_{kind}", one, "none", about=PLANTED[name].about) for name, one in power]
         if "ratio" in found:
             measures.append(Measure(f"distance_ratio_{kind}", found["ratio"], "none", about=_RATIO))
-        measures.append(_closer(context, kind, found["closer"], power[0][1]))
+        measures.append(_closer(kind, found["closer"], power[0][1], searched))
         outcomes[f"closer_{kind}"] = Outcomes((match.distance < torch.quantile(unseen, CLOSE_SHARE)).double().tolist())
         galleries.append(_nearest_pairs(drawn, train, match, kind))
         if kind == "features":
             rmse = bootstrap.mean(pixel_rmse(train.thumbnails[match.row], drawn.thumbnails))
             measures.append(Measure("rmse_of_nearest", rmse, "none", "gray levels", _RMSE))
     counts = {"train": len(train), "drawn": len(drawn), "heldout": len(heldout)}
-    searched = {"searched_share": len(train) / _plan_samples(context), "needed_power": NEEDED_POWER}
-    return Found(measures, galleries=galleries, record={**counts, **searched}, outcomes=outcomes)
+    record = {**counts, "searched_share": searched, "needed_power": NEEDED_POWER}
+    return Found(measures, galleries=galleries, record=record, outcomes=outcomes)
 
 
-def _closer(context: Context, kind: str, closer: Estimate, power: Estimate) -> Measure:
+def _closer(kind: str, closer: Estimate, power: Estimate, searched: float) -> Measure:
     """Return the share that is closer than held-out images; no verdict if planted copies are not found."""
-    share = len(context.real.train) / _plan_samples(context)
-    about = f"{_CLOSER} {share:.0%} of the training set was searched."
+    about = f"{_CLOSER} {searched:.0%} of the training set was searched."
     if power.value < NEEDED_POWER:
         about += f" Not meaningful here: it finds only {power.value:.0%} of planted copies."
     better: Better = "lower" if power.value >= NEEDED_POWER else "none"
     return Measure(f"closer_{kind}", closer, better, about=about, chance=CLOSE_SHARE)
-
-
-def _plan_samples(context: Context) -> int:
-    plan = context.real.train_plan
-    assert plan is not None
-    return plan.samples
 
 
 def _unseen(context: Context, kind: str) -> Tensor:
@@ -110,7 +104,7 @@ def _planted(context: Context, kind: str, unseen: Tensor) -> list[tuple[str, Est
     for name, sort in PLANTED.items():
         shift = round(sort.shift * min(context.sampling.height, context.sampling.width))
         count = min(len(train), MOST_PLANTED)
-        images = context.real.once(f"planted_{name}", partial(context.real.planted, count, PLANTED_NOISE, shift))
+        images = context.real.once(f"planted_{name}", context.real.planted, count, PLANTED_NOISE, shift)
         match = nearest(_vectors(context, images, kind), _vectors(context, train, kind))
         hits = found_planted(match, list(range(len(images))), unseen)
         found.append((name, context.settings.bootstrap.share(hits.double())))

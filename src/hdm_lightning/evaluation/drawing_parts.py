@@ -35,9 +35,9 @@ def diversity(context: Context) -> Found:
     found = diversity_estimates(by_prompt, real, settings.bootstrap)
     within = "Mean feature distance of images of one prompt, as a share of that of real images; 0: all alike."
     measures = [
-        Measure("within_prompt", found.within, "none", about=within),
-        Measure("across_prompts", found.across, "one", about="The same for images of different prompts."),
-        Measure("real_distance", found.real, "none", about="Mean feature distance of real images: the unit above."),
+        Measure("within_prompt", found["within"], "none", about=within),
+        Measure("across_prompts", found["across"], "one", about="The same for images of different prompts."),
+        Measure("real_distance", found["real"], "none", about="Mean feature distance of real images: the unit above."),
     ]
     by_seed = {f"seed {seed}": images[number :: len(seeds)] for number, seed in enumerate(seeds)}
     record = {"prompts": len(prompts), "seeds": len(seeds), "network": context.network.name}

@@ -18,9 +18,10 @@ from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform,
 from hdm_lightning.data.rules import StreamConfig, sources_from
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.encoders.autoencoder import cut_to, pad_to_multiple, padded_size
+from hdm_lightning.encoders.pretrained import FINAL
 from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.findings import Better, Evaluation, Found, Gallery, Group, LeftOut, Measure
+from hdm_lightning.evaluation.findings import Evaluation, Found, Gallery, Group, LeftOut, Measure
 from hdm_lightning.evaluation.image_sets import Progress, middle_crops, pixels, real_images
 from hdm_lightning.evaluation.request import VaeRequest
 from hdm_lightning.generation.feature_networks import load_feature_network
@@ -34,7 +35,6 @@ from hdm_lightning.training.callbacks.autoencoder_report import measures_of
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, load_vae
 
 WEIGHTS = "vae"
-FINAL = "final"
 TITLES = {"autoencoder": "Reconstruction and equivariance", "distances": "Distance of reconstructions"}
 _SHOWN = 6
 _SHEET_PX = 1100
@@ -137,7 +137,12 @@ def _own(request: VaeRequest, measures: AutoencoderMeasures, columns: Columns, g
     """
     values = {name: column for (kind, name), column in columns.items() if kind == "value"}
     means = [
-        Measure(key.replace("/", "_"), request.bootstrap.mean(value), _better(key), "dB" if "_db" in key else "")
+        Measure(
+            key.replace("/", "_"),
+            request.bootstrap.mean(value),
+            "higher" if any(word in key for word in _HIGHER) else "lower",
+            unit="dB" if "_db" in key else "",
+        )
         for key, value in values.items()
     ]
     latents = measures.latent_report()
@@ -146,10 +151,6 @@ def _own(request: VaeRequest, measures: AutoencoderMeasures, columns: Columns, g
     record |= {key: round(value, 6) for key, value in measures.report().items() if key not in values}
     record |= {"latents_mean": list(latents.mean), "latents_std": list(latents.std)}
     return Found(means, galleries=[gallery], record=record)
-
-
-def _better(key: str) -> Better:
-    return "higher" if any(word in key for word in _HIGHER) else "lower"
 
 
 def _distances(

@@ -28,8 +28,8 @@ from hdm_lightning.training.recorded_data import recorded_training_stream, recor
 
 def evaluate(
     request: ModelRequest, options: LoadOptions, progress: Progress, keep: Callable[[Evaluation], None]
-) -> tuple[Evaluation, int]:
-    """Evaluate a model; return the results and the number of training samples behind the model.
+) -> Evaluation:
+    """Evaluate a model.
 
     A part that turns out to be impossible is left out, unless it was asked for by name or measured for other weights.
     One that fails, for whatever reason, is recorded, and the others are still measured. After each part, which may have
@@ -47,13 +47,13 @@ def evaluate(
     titles = {key: part.title for key, part in PARTS.items()}
     settings = _pinned(request, options, real, sampling)
     found = Evaluation(subject.facts, settings, {weights: {} for weights in chosen}, titles)
-    parts = _possible(request.asked, Context(real, request.settings, subject.encoders, "", sampling), found)
+    parts = _possible(request.asked, Context(real, subject.encoders, "", sampling), found)
     errors: list[Exception] = []
     for weights in chosen:
-        context = Context(real, request.settings, subject.pipeline(weights), weights, sampling)
+        context = Context(real, subject.pipeline(weights), weights, sampling)
         for key in list(parts):
             try:
-                found.results[weights][key] = measuring(key)(context)
+                found.results[weights][key] = measuring(key).run(context)
             except Exception as error:  # must not lose what the others found in hours
                 measured = any(key in parts_of for parts_of in found.results.values())
                 if isinstance(error, UserError) and not request.asked and not measured:
@@ -66,7 +66,7 @@ def evaluate(
             keep(found)
     if errors and not any(found.results.values()):
         raise errors[0]
-    return found, subject.samples_seen
+    return found
 
 
 def measuring(key: str) -> Measuring:

@@ -125,7 +125,7 @@ def _of_training(context: Context, shares: Floats) -> list[Measure]:
 def _against_others(real: RealData, weights: str, whole: Floats, bootstrap: Bootstrap) -> list[Measure]:
     """Compare with the weights measured before, sample by sample: noise and times are the same."""
     about = "Difference of the flow loss, sample by sample; below 0: these weights are better."
-    earlier = real.kept.setdefault("flow_loss", {})
+    earlier = real.once("flow_losses", dict)
     found = [
         Measure(f"flow_loss_minus_{name}", bootstrap.mean(whole - other), "lower", about=about)
         for name, other in earlier.items()

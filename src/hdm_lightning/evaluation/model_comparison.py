@@ -50,16 +50,11 @@ class ComparedMeasure:
     @property
     def verdict(self) -> Verdict:
         """How the second model compares, at the level of the intervals."""
-        if self.adjusted_p < self.level:
-            up = self.difference.value > 0
-            return (
-                "differs"
-                if self.better not in ("higher", "lower")
-                else "better"
-                if up == (self.better == "higher")
-                else "worse"
-            )
-        return "the same" if self.difference.within(self.margin) else "not told apart"
+        if not self.adjusted_p < self.level:
+            return "the same" if self.difference.within(self.margin) else "not told apart"
+        if self.better not in ("higher", "lower"):
+            return "differs"
+        return "better" if (self.difference.value > 0) == (self.better == "higher") else "worse"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -113,11 +108,8 @@ def compare_models(
         one, other = (each.measures[name]["value"] for each in (first, second))
         of_share = bool(first.measures[name].get("trials"))
         allowed, better = margin if of_share else margin * abs(one), str(first.measures[name]["better"])
-        rows.append(
-            ComparedMeasure(
-                name, one, other, found[name], adjusted[name], allowed, name in asked, better, 1 - confidence
-            )
-        )
+        numbers = (one, other, found[name], adjusted[name], allowed)
+        rows.append(ComparedMeasure(name, *numbers, name in asked, better, level=1 - confidence))
     return ModelComparison(tuple(rows), apart)
 
 

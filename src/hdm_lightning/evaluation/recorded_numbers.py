@@ -1,6 +1,5 @@
 """Read what `hdm-evaluate` and `hdm-demo` wrote: numbers, the outcomes behind them, and what they depend on."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.request import PRIMARY, SHAPES_PRIMARY
+from hdm_lightning.json_files import parse_object
 
 FILES = ("evaluation.json", "evaluation/evaluation.json", "demo.json")
 
@@ -45,7 +45,7 @@ def read_recorded(path: Path, weights: str | None = None) -> Recorded:
         hint = f"run `hdm-evaluate {shlex.quote(str(path))}` first"
         raise UserError("contains no evaluation", where=str(path), hint=hint)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_object(file.read_bytes())
         kind = str(content["format"])
         if kind.startswith("hdm-lightning demo"):
             return _of_demo(file, content)

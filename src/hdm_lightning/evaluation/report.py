@@ -193,22 +193,24 @@ def keep_partial(evaluation: Evaluation, folder: Path) -> None:
     write_json(folder / PARTIAL_FILE, evaluation.to_json())
 
 
-def write_outputs(evaluation: Evaluation, folder: Path, samples_seen: int = 0) -> list[Path]:
-    """Write all outputs, with `samples_seen` as TensorBoard's step; return the files and folders to look at."""
+def write_outputs(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write all outputs; return the files and folders to look at."""
     write_json(folder / RESULT_FILE, evaluation.to_json())
     (folder / PARTIAL_FILE).unlink(missing_ok=True)
     write_text(folder / REPORT_FILE, report_page(evaluation))
-    write_tensorboard(evaluation, folder / TENSORBOARD_FOLDER, samples_seen)
+    write_tensorboard(evaluation, folder / TENSORBOARD_FOLDER)
     return [folder / RESULT_FILE, folder / REPORT_FILE, folder / TENSORBOARD_FOLDER]
 
 
-def write_tensorboard(evaluation: Evaluation, folder: Path, step: int) -> None:
+def write_tensorboard(evaluation: Evaluation, folder: Path) -> None:
     """Write every measure with its interval as scalars and the galleries as images; each set of weights is a run.
 
-    All tags begin with `evaluation/`, so no chart of a training picks them up.
+    The step is the number of training samples behind the weights, 0 if unknown. All tags begin with `evaluation/`, so
+    no chart of a training picks them up.
     """
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (seconds to import)
 
+    step = int(evaluation.subject.get("samples_seen") or 0)
     for weights, parts in evaluation.results.items():
         with SummaryWriter(str(folder / weights)) as writer:
             margins = {}

@@ -4,11 +4,11 @@ Shapes: features (N,D).
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.clip import Clip
 from hdm_lightning.evaluation.context import Context, feature_networks, needs
 from hdm_lightning.evaluation.findings import Found, Gallery, Group, Measure, Outcomes
 from hdm_lightning.evaluation.image_sets import pixels
@@ -24,11 +24,7 @@ from hdm_lightning.metrics.distances import (
     kernel_floor,
 )
 from hdm_lightning.metrics.features import FeatureNetwork, frechet_name, kernel_name
-from hdm_lightning.metrics.neighbours import (
-    MOST_SAMPLES,
-    NEIGHBOURS,
-    neighbour_estimates,
-)
+from hdm_lightning.metrics.neighbours import MOST_SAMPLES, NEIGHBOURS, neighbour_estimates
 
 _NEIGHBOURS_ABOUT = {
     "precision": "Share of generated images in the neighborhood of a real one: quality.",
@@ -38,6 +34,7 @@ _NEIGHBOURS_ABOUT = {
 }
 _HALVES = "Score of real images: the same for one half of them against the other."
 _FLOOR = "Floor: the same between images of the reference's own distribution, at these counts, with its range."
+_CMMD = "CMMD: kernel distance (Gaussian kernel, σ = 10)"
 _BEHIND = "Floor: the same for real images that the autoencoder encoded and decoded."
 
 
@@ -71,13 +68,13 @@ def frechet(context: Context) -> Found:
             "biased upward at small counts."
         )
         measures.append(Measure(name, estimate, "lower", about=about))
-        floor = context.real.once(f"{name}_floor", partial(frechet_floor, real, len(drawn), bootstrap))
+        floor = context.real.once(f"{name}_floor", frechet_floor, real, len(drawn), bootstrap)
         measures.append(Measure(f"{name}_floor", floor, "none", about=_FLOOR))
         decoded = context.real.decoded.features[network.name].to(network.device)
         if len(decoded) == len(real):
-            behind = partial(frechet_estimate, real, decoded, bootstrap, paired=True)
-            of_autoencoder = context.real.once(f"{name}_of_autoencoder", behind)
-            measures.append(Measure(f"{name}_of_autoencoder", of_autoencoder, "none", about=_BEHIND))
+            own = f"{name}_of_autoencoder"
+            behind = context.real.once(own, frechet_estimate, real, decoded, bootstrap, paired=True)
+            measures.append(Measure(own, behind, "none", about=_BEHIND))
     return Found(measures, record=_record(context))
 
 
@@ -91,38 +88,34 @@ def kernel(context: Context) -> Found:
         real, drawn = context.features(network)
         contributions = kernel_contributions(real, drawn, matched=len(real) == len(drawn)).cpu()
         outcomes[kernel_name(network)] = Outcomes(contributions.tolist())
-    if context.real.clip:
-        measures += _cmmd(context, context.real.clip)
+    if clip := context.real.clip:
+        real, drawn = (images.features[clip.network.name] for images in (context.real.reference, context.drawn))
+        about = f"{_CMMD} on features of the CLIP {clip.name}, times 1000; unbiased."
+        name, options = f"cmmd_{clip.name}", {"kernel": gaussian_kernel, "scale": CMMD_SCALE}
+        measures += _with_floor(context, name, real, drawn, about, **options)
     return Found(measures, galleries=[_side_by_side(context)], record=_record(context), outcomes=outcomes)
 
 
 def _kernel_of(context: Context, network: FeatureNetwork) -> list[Measure]:
-    """Measure the distance on one network, and its floors: the reference against itself, and decoded images."""
+    """Measure the distance on one network, with its floor, and that of decoded images."""
     name, bootstrap = kernel_name(network), context.settings.bootstrap
     real, drawn = context.features(network)
     about = f"Kernel distance (cubic kernel) on {network.width} features of {network.name}; unbiased."
-    estimate = kernel_distance_estimate(real, drawn, bootstrap, matched=len(real) == len(drawn))
-    measures = [Measure(name, estimate, "lower", about=about)]
-    floor = context.real.once(f"{name}_floor", partial(kernel_floor, real, len(drawn), bootstrap))
-    measures.append(Measure(f"{name}_floor", floor, "none", about=_FLOOR))
+    measures = _with_floor(context, name, real, drawn, about)
     behind = context.real.decoded.features[network.name].to(network.device)
     half = min(len(real), len(behind)) // 2
     if half >= FEWEST_SAMPLES:
-        of_halves = partial(kernel_distance_estimate, real[half:], behind[:half], bootstrap)
-        of_autoencoder = context.real.once(f"{name}_of_autoencoder", of_halves)
-        measures.append(Measure(f"{name}_of_autoencoder", of_autoencoder, "none", about=_BEHIND))
+        own = f"{name}_of_autoencoder"
+        of_halves = context.real.once(own, kernel_distance_estimate, real[half:], behind[:half], bootstrap)
+        measures.append(Measure(own, of_halves, "none", about=_BEHIND))
     return measures
 
 
-def _cmmd(context: Context, clip: Clip) -> list[Measure]:
-    real, drawn = (images.features[clip.network.name] for images in (context.real.reference, context.drawn))
-    bootstrap, name, matched = context.settings.bootstrap, f"cmmd_{clip.name}", len(real) == len(drawn)
-    options: dict[str, Any] = {"kernel": gaussian_kernel, "scale": CMMD_SCALE}
-    estimate = kernel_distance_estimate(real, drawn, bootstrap, matched=matched, **options)
-    about = (
-        f"CMMD: kernel distance (Gaussian kernel, σ = 10) on features of the CLIP {clip.name}, times 1000; unbiased."
-    )
-    floor = context.real.once(f"{name}_floor", partial(kernel_floor, real, len(drawn), bootstrap, **options))
+def _with_floor(context: Context, name: str, real: Tensor, drawn: Tensor, about: str, **options: Any) -> list[Measure]:
+    """Measure a kernel distance, and its floor: the reference against itself."""
+    bootstrap = context.settings.bootstrap
+    estimate = kernel_distance_estimate(real, drawn, bootstrap, matched=len(real) == len(drawn), **options)
+    floor = context.real.once(f"{name}_floor", kernel_floor, real, len(drawn), bootstrap, **options)
     return [Measure(name, estimate, "lower", about=about), Measure(f"{name}_floor", floor, "none", about=_FLOOR)]
 
 
@@ -163,8 +156,8 @@ def neighbours(context: Context) -> Found:
     found = neighbour_estimates(real, drawn, bootstrap)
     measures = [Measure(name, estimate, "higher", about=_NEIGHBOURS_ABOUT[name]) for name, estimate in found.items()]
     if half > NEIGHBOURS:
-        halves = partial(neighbour_estimates, real[:half], real[half:], bootstrap)
-        for name, estimate in context.real.once("neighbours_of_real", halves).items():
+        halves = context.real.once("neighbours_of_real", neighbour_estimates, real[:half], real[half:], bootstrap)
+        for name, estimate in halves.items():
             measures.append(Measure(f"{name}_of_real", estimate, "none", about=_HALVES))
     record = {"network": context.network.name, "neighbours": NEIGHBOURS, "most_samples": MOST_SAMPLES}
     return Found(measures, record=record)

@@ -66,7 +66,6 @@ class Subject:
     Attributes:
         facts: what the report says about it.
         sampling: sampling settings of the training run.
-        samples_seen: training samples behind the weights, 0 if unknown.
         run: where it came from, or None.
         encoders: a pipeline whose encoders all weights share.
         networks: for each set of weights, a function that loads it (on the CPU).
@@ -74,14 +73,13 @@ class Subject:
 
     facts: Mapping[str, Any]
     sampling: Mapping[str, Any]
-    samples_seen: int
     run: RunRecord | None
     encoders: HDMPipeline
     networks: Mapping[str, Callable[[], XUT]]
 
     def pipeline(self, weights: str) -> HDMPipeline:
         """Return the pipeline of one set of weights."""
-        return self.encoders.with_network(self.networks[weights]().to(self.encoders.device).eval())
+        return self.encoders.with_network(self.networks[weights]().float().to(self.encoders.device).eval())
 
 
 def load_subject(path: Path, options: LoadOptions) -> Subject:
@@ -149,7 +147,7 @@ def _from_model(path: Path, options: LoadOptions) -> Subject:
     loaded = load_pipeline(path, replace(options, weights=first if first in WEIGHT_KINDS else EMA))  # type: ignore[arg-type]
     networks: dict[str, Callable[[], XUT]] = {first: lambda: loaded.pipeline.network}
     if folder is not None:
-        networks |= {name: partial(_stored, folder, name) for name in weights if name != first}
+        networks |= {name: partial(folder.load_network, name) for name in weights if name != first}
         hashes = {name: sha256_of(*files) for name, files in weights.items()}
     else:
         hashes = {first: loaded.fingerprint}
@@ -161,7 +159,7 @@ def _from_model(path: Path, options: LoadOptions) -> Subject:
         "sha256": hashes,
         "samples_seen": training.get("samples"),
     }
-    return Subject(facts, loaded.sampling, int(training.get("samples") or 0), run, loaded.pipeline, networks)
+    return Subject(facts, loaded.sampling, run, loaded.pipeline, networks)
 
 
 def _weight_files(path: Path, folder: PipelineFolder) -> dict[str, tuple[Path, ...]]:
@@ -173,10 +171,6 @@ def _weight_files(path: Path, folder: PipelineFolder) -> dict[str, tuple[Path, .
     if not present:
         raise UserError("contains no weights", where=str(folder.folder), hint="pass a run's final/ folder")
     return present
-
-
-def _stored(folder: PipelineFolder, weights: str) -> XUT:
-    return folder.load_network(weights).float()
 
 
 def _newest(folder: Path) -> Path:
@@ -229,7 +223,7 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     sampling |= {key: drawn[key] for key in DRAWN if key in drawn}
     networks = {name: partial(_network, config, folded(state, whitening), path) for name, state in states.items()}
     shared = _pipeline(next(iter(networks.values()))(), run.settings, plan, sampling, options)
-    return Subject(facts, sampling, seen, RunRecord(run.folder, run.settings, plan), shared, networks)
+    return Subject(facts, sampling, RunRecord(run.folder, run.settings, plan), shared, networks)
 
 
 def _network(config: XUTConfig, state: Mapping[str, torch.Tensor], path: Path) -> XUT:

@@ -4,7 +4,7 @@ Shapes: images (B,3,S,S); features (B,D).
 """
 
 import importlib
-import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from hdm_lightning.autoencoding.perceptual import lite0_network
 from hdm_lightning.encoders.pretrained import locate_model, read_transformer, readable
 from hdm_lightning.errors import UserError, first_line, import_optional
+from hdm_lightning.json_files import read_object
 from hdm_lightning.metrics.features import DEFAULT_NETWORK, INCEPTION, FeatureNetwork, Preprocessing
 
 WHERE = "--features"
 TIMM_SCHEME = "timm:"
 VISION_FILES = ["config.json", "*.safetensors|*.bin", "preprocessor_config.json"]
 VISION_DOWNLOAD = ["*.json", "model*.safetensors"]
+_LARGEST_SIDE = 4096
 _NEAREST = f"use {DEFAULT_NETWORK}, which needs no download"
 
 
@@ -45,26 +47,23 @@ def load_feature_network(name: str, device: torch.device) -> FeatureNetwork:
     return _transformers(name, device)
 
 
-def short_name(source: str) -> str:
-    """Turn a model's name into part of a metric's: the last part of its path, in letters, digits and underscores."""
-    return re.sub(r"[^a-z0-9]+", "_", Path(source).name.lower()).strip("_") or "network"
-
-
-def vision_preprocessing(folder: Path, where: str = WHERE) -> Preprocessing:
+def vision_preprocessing(folder: Path) -> Preprocessing:
     """Read the final side, mean and standard deviation of a transformers model's own preprocessing.
 
     Raises:
         UserError: the folder's preprocessor_config.json does not state them.
     """
     path = folder / "preprocessor_config.json"
+    written = read_object(path, hint=_NEAREST)
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
         size = written["crop_size"] if written.get("do_center_crop") and "crop_size" in written else written["size"]
         if isinstance(size, dict):
             size = size.get("height") or size["shortest_edge"]
         mean, std = (tuple(map(float, written[key])) for key in ("image_mean", "image_std"))
+        if not (0 < size <= _LARGEST_SIDE and all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
+            raise ValueError("out of range")
         return Preprocessing(int(size), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise UserError(f"does not state size, mean and std ({error!r})", where=str(path), hint=_NEAREST) from error
 
 
@@ -116,7 +115,7 @@ def _timm(name: str, device: torch.device) -> FeatureNetwork:
     facts = timm.data.resolve_model_data_config(network)
     kind = facts["interpolation"] if facts["interpolation"] in ("bicubic", "bilinear") else "bicubic"
     preprocessing = Preprocessing(int(facts["input_size"][-1]), tuple(facts["mean"]), tuple(facts["std"]), kind)
-    return measured_network(short_name(name), f"timm {name}", preprocessing, network, device)
+    return measured_network("timm", name, preprocessing, network, device)
 
 
 def _transformers(name: str, device: torch.device) -> FeatureNetwork:
@@ -126,7 +125,7 @@ def _transformers(name: str, device: torch.device) -> FeatureNetwork:
         raise UserError(error.what, where=WHERE, hint=error.hint_with(f"or {_NEAREST}")) from error
     preprocessing = vision_preprocessing(folder)
     model = read_vision_model(folder).to(device)
-    return measured_network(short_name(name), f"transformers {name}", preprocessing, _one_vector(model), device)
+    return measured_network("transformers", name, preprocessing, _one_vector(model), device)
 
 
 def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
@@ -146,11 +145,15 @@ def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def measured_network(
-    name: str, source: str, preprocessing: Preprocessing, run: Callable[[Tensor], Tensor], device: torch.device
+    package: str, name: str, preprocessing: Preprocessing, run: Callable[[Tensor], Tensor], device: torch.device
 ) -> FeatureNetwork:
-    """Wrap a network, and find the width of its features by running it."""
+    """Wrap a network of a package, and find the width of its features by running it.
+
+    It is named by the last part of its name's path, in letters, digits and underscores.
+    """
     side = preprocessing.side_px
     assert side is not None
     with torch.no_grad():
         width = run(torch.zeros(1, 3, side, side, device=device)).shape[1]
-    return FeatureNetwork(name, source, width, preprocessing, run, device)
+    short = re.sub(r"[^a-z0-9]+", "_", Path(name).name.lower()).strip("_") or "network"
+    return FeatureNetwork(short, f"{package} {name}", width, preprocessing, run, device)

@@ -44,8 +44,8 @@ def draw_jobs(
     pipeline: HDMPipeline,
     jobs: Sequence[DrawJob],
     *,
-    image: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    image: Path | None,
+    progress: Callable[[int, int], None],
 ) -> Iterator[tuple[DrawJob, Tensor]]:
     """Generate images in batches of equal settings, all started from `image` if there is one.
 
@@ -58,16 +58,10 @@ def draw_jobs(
         given = None if image is None else read_image(image, settings).expand(len(batch), -1, -1, -1)
 
         def report(done: int, _steps: int, start: int = start) -> None:
-            if progress is not None:
-                progress(start + done, total)
+            progress(start + done, total)
 
-        images = pipeline.draw(
-            [job.prompt for job in batch],
-            [job.seed for job in batch],
-            settings,
-            images=given,
-            progress=report,
-        )
+        prompts, seeds = [job.prompt for job in batch], [job.seed for job in batch]
+        images = pipeline.draw(prompts, seeds, settings, images=given, progress=report)
         before += settings.steps
         yield from zip(batch, images, strict=True)
 
@@ -98,29 +92,21 @@ class ImageWriter:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.model = model
-        self.fingerprint = fingerprint
-        self.image = image
-        self.image_sha256 = sha256_of(image) if image else None
-        self.loaded_with = loaded_with or {}
-        self.loras = loras
+        self._common: dict[str, Any] = {
+            "model": model,
+            "fingerprint": fingerprint,
+            "image": str(image) if image else None,
+            "image_sha256": sha256_of(image) if image else None,
+            "loaded_with": loaded_with or {},
+            "loras": loras,
+        }
         self.paths: list[Path] = []
         self._sheet: list[tuple[Tensor, str]] = []
         self._first = self._next = next_number(folder)
 
     def add(self, job: DrawJob, image: Tensor) -> Path:
         """Write one image, uint8 (3, H, W), with its record."""
-        record = ImageRecord(
-            job.prompt,
-            job.seed,
-            job.settings,
-            self.model,
-            self.fingerprint,
-            None if self.image is None else str(self.image),
-            self.image_sha256,
-            self.loaded_with,
-            self.loras,
-        )
+        record = ImageRecord(job.prompt, job.seed, job.settings, **self._common)
         path = self._write(f"{slug(job.prompt)}-{job.seed}.png", image, record)
         self._next += 1
         self.paths.append(path)
@@ -140,14 +126,15 @@ class ImageWriter:
 
     def differences_from(self, record: ImageRecord) -> list[str]:
         """Describe how the files and LoRA weights differ from those of an earlier record."""
-        pairs: list[tuple[str, Any, Any]] = [
-            (f"model {self.model}", self.fingerprint, record.fingerprint),
-            (f"image {self.image}", self.image_sha256, record.image_sha256),
+        own = self._common
+        pairs = [
+            (f"model {own['model']}", own["fingerprint"], record.fingerprint),
+            (f"image {own['image']}", own["image_sha256"], record.image_sha256),
         ]
         found = [f"{what} is not the one it was generated with" for what, ours, theirs in pairs if ours != theirs]
-        ours, theirs = list(map(_use, self.loras)), list(map(_use, record.loras))
-        found += [f"it was generated without {_named(use)}" for use in ours if use not in theirs]
-        return found + [f"it was generated with {_named(use)}, now missing" for use in theirs if use not in ours]
+        used, before = list(map(_use, own["loras"])), list(map(_use, record.loras))
+        found += [f"it was generated without {_named(use)}" for use in used if use not in before]
+        return found + [f"it was generated with {_named(use)}, now missing" for use in before if use not in used]
 
     def write_sheet(self) -> Path:
         """Write the contact sheet of all images added."""

@@ -17,13 +17,12 @@ from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
-from hdm_lightning.generation.hub_models import hub_model, license_note
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.pipeline_adapters import AdapterUse, adapter_files
-from hdm_lightning.generation.published_parts import (
+from hdm_lightning.generation.published_models import (
     autoencoder_of,
-    is_published,
+    located,
     published_text_encoder,
     text_encoder_of,
 )
@@ -43,6 +42,7 @@ from hdm_lightning.interop.pipeline_folder import (
     is_pipeline_folder,
     read_pipeline_folder,
     refuse_unfinished,
+    split_sampling,
 )
 from hdm_lightning.models import XUT
 from hdm_lightning.models.compiled_blocks import compile_blocks
@@ -154,32 +154,23 @@ def adapter_and_base(folder: Path) -> tuple[Adapter, Path]:
         UserError: it cannot be read, or its base is not found.
     """
     adapter = read_adapter(folder)
-    return adapter, _base_of(adapter, folder)
-
-
-def _base_of(adapter: Adapter, folder: Path) -> Path:
     name = adapter.base.name
     hint = f"name the base yourself: hdm-sample BASE --lora {shlex.quote(str(folder))}"
     if name is None:
         raise UserError("does not record its base", where=str(folder), hint=hint)
     if Path(name).exists() or not is_local_path(name):
-        return Path(name)
+        return adapter, Path(name)
     known, above = Path(name), folder.resolve().parents[:4]
     ends = [Path(*known.parts[-count:]) for count in (3, 2, 1) if count < len(known.parts)]
     places = [place / end for end in ends for place in above]
     found = next((place for place in places if place.exists() and not is_adapter(place)), None)
     if found is None:
         raise UserError(f"its base, {name}, no longer exists", where=str(folder), hint=hint)
-    return found
+    return adapter, found
 
 
 def _located(path: Path, options: LoadOptions) -> tuple[Path, str | None]:
-    """Return a path as it is, or the download of a hub name with a note about its license."""
-    name = str(path)
-    if options.local_only or path.exists() or "/" not in name or is_local_path(name):
-        return path, None
-    found = hub_model(name)
-    return found, license_note(found, name, published=is_published(found) and not is_adapter(found))
+    return (path, None) if options.local_only else located(path, str(path))
 
 
 def _load_model(path: Path, options: LoadOptions) -> LoadedModel:
@@ -277,7 +268,7 @@ def build_pipeline(
     network = network.float().eval().to(options.device)
     if options.compiled:
         compile_blocks(network)
-    solving = {key: sampling[key] for key in ("solver", "shift") if key in sampling}
+    solving, others = split_sampling(sampling)
     pipeline = HDMPipeline(
         network,
         autoencoder.to(options.device),
@@ -287,7 +278,7 @@ def build_pipeline(
         text_encoder_name=name,
         text_encoder_layer=source.layer,
         context_length=source.context_length,
-        sampling={key: value for key, value in sampling.items() if key not in solving},
+        sampling=others,
     )
     pipeline.max_batch, pipeline.autocast = options.max_batch, options.autocast
     return pipeline

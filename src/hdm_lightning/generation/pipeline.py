@@ -159,7 +159,7 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
     @property
     def caption_tokenizer(self) -> CaptionTokenizer:
         """Maps a prompt to at most `context_length` token ids."""
-        return self._wrapper("tokenizer", self._bound_tokenizer)
+        return self._wrapper("tokenizer", lambda: self._own_tokenizer().bind(self.config.context_length))
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
@@ -190,9 +190,6 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         if not isinstance(self.text_encoder, PreTrainedModel):
             return self.text_encoder
         return TransformersTextEncoder(self.text_encoder, None if self.tokenizer is None else self._own_tokenizer())
-
-    def _bound_tokenizer(self) -> CaptionTokenizer:
-        return self._own_tokenizer().bind(self.config.context_length)
 
     def _own_tokenizer(self) -> Tokenizer:
         return self.tokenizer if hasattr(self.tokenizer, "bind") else Tokenizer("", loaded=self.tokenizer)
@@ -252,7 +249,8 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         settings |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
         if isinstance(image, Image.Image):
             image = upright(image)
-        chosen = self._chosen(settings, start_size(image))
+        given = {key: value for key, value in settings.items() if value is not None}
+        chosen = SamplingSettings.from_json({**self.sampling_defaults, **start_size(image), **given})
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for told in cut_prompts([*prompts, chosen.negative_prompt], self.caption_tokenizer):
             warnings.warn(told, stacklevel=3)
@@ -321,11 +319,6 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
             drawn.append(to_uint8(self._decoded(latent, settings)).cpu())
         self.maybe_free_model_hooks()
         return torch.cat(drawn)
-
-    def _chosen(self, given: dict[str, Any], size: dict[str, int]) -> SamplingSettings:
-        """Merge the settings passed in, the start image's size and the model's defaults; earlier ones win."""
-        given = {key: value for key, value in given.items() if value is not None}
-        return SamplingSettings.from_json({**self.sampling_defaults, **size, **given})
 
     def _latents(
         self,

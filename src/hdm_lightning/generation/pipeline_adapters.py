@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 
-from hdm_lightning.encoders.pretrained import is_local_path, locate_model
+from hdm_lightning.encoders.pretrained import FINAL, is_local_path, locate_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import CONFIG, adapter_folder, read_adapter
 from hdm_lightning.interop.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
@@ -116,7 +116,8 @@ class AdapterLoading(LoraBaseMixin):
         config = self.transformer.network.config
         if not isinstance(source, Adapter):
             path = find_adapter(os.fspath(source), where=where, weight_name=weight_name)
-            where, adapter_name = str(path), adapter_name or _name_of(path)
+            # The name of the run if it is one, else that of the folder or file.
+            where, adapter_name = str(path), adapter_name or (path.parent.name if path.name == FINAL else path.stem)
             source = read_adapter(path, config)
         name = re.sub(r"\W+", "_", adapter_name or "adapter")
         if name in getattr(self.transformer, "peft_config", {}):
@@ -159,8 +160,3 @@ class AdapterLoading(LoraBaseMixin):
         if self.has_adapters:
             hint = "call unload_lora_weights() to drop them, after fuse_lora() if the weights are to include them"
             raise UserError("the network has adapters loaded", where=what, hint=hint)
-
-
-def _name_of(path: Path) -> str:
-    """Return the run's name for the adapter of a run, else the name of the folder or file."""
-    return path.parent.name if path.name == "final" else path.stem

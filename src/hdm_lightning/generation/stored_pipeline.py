@@ -27,8 +27,7 @@ from hdm_lightning.encoders.text import cut_after, read_text_model
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
-from hdm_lightning.generation.hub_models import hub_model, license_note
-from hdm_lightning.generation.published_parts import autoencoder_of, is_published, text_encoder_of
+from hdm_lightning.generation.published_models import autoencoder_of, is_published, located, text_encoder_of
 from hdm_lightning.interop.adapter_files import is_adapter
 from hdm_lightning.interop.layouts import read_release
 from hdm_lightning.interop.model_card import CARD, SAMPLES, model_card
@@ -43,6 +42,7 @@ from hdm_lightning.interop.pipeline_folder import (
     Weights,
     is_pipeline_folder,
     read_pipeline_folder,
+    split_sampling,
     write_pipeline_folder,
 )
 from hdm_lightning.interop.published import SAMPLING
@@ -52,9 +52,9 @@ from hdm_lightning.whole_files import move_in, write_text
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 _KNOWN = {
-    "transformer": {(COMPONENTS, "XUTTransformer")},
-    "scheduler": {(COMPONENTS, "FlowScheduler")},
-    "vae": {("diffusers", "AutoencoderKL")},
+    "transformer": [COMPONENTS, "XUTTransformer"],
+    "scheduler": [COMPONENTS, "FlowScheduler"],
+    "vae": ["diffusers", "AutoencoderKL"],
 }
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 _PASSED = "passed in Python"
@@ -92,7 +92,8 @@ class StoredPipeline(DiffusionPipeline):
         name = os.fspath(pretrained_model_name_or_path)
         hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
         path = Path(name).expanduser()
-        if old := [place for place in (path, path / "final") if _is_old(place)]:
+        unlike = [place for place in (path, path / "final") if not (place / INDEX).is_file()]
+        if old := [place for place in unlike if is_pipeline_folder(place)]:
             hint = f"convert it with hdm-convert {shlex.quote(str(old[0]))} FOLDER; hdm-sample reads it as it is"
             raise UserError("has the old layout, which is not a diffusers pipeline", where=str(old[0]), hint=hint)
         folder = path / "final"
@@ -132,8 +133,7 @@ class StoredPipeline(DiffusionPipeline):
         if text is None:
             text = _referred(source, {"torch_dtype": dtype})
             tokenizer = tokenizer or Tokenizer(source.name, where="text_encoder").transformers
-        sampling = dict(release.settings.get("sampling") or SAMPLING)
-        solving = {key: sampling.pop(key) for key in ("solver", "shift") if key in sampling}
+        solving, sampling = split_sampling(release.settings.get("sampling") or SAMPLING)
         kind: Any = cls
         pipeline: Any = kind(
             release.network.float().eval(),
@@ -239,17 +239,12 @@ class StoredPipeline(DiffusionPipeline):
 
 def _released(path: Path, name: str, hub: dict[str, Any]) -> Path | None:
     """Return the published file or folder that a path or hub name refers to, None if it refers to anything else."""
-    if path.exists() or "/" not in name or is_local_path(name):
-        return path if is_published(path) else None
-    found = hub_model(name, where="model", **hub)
-    if not is_published(found) or is_adapter(found):
+    found, note = located(path, name, where="model", **hub)
+    if not is_published(found) or (note is not None and is_adapter(found)):
         return None
-    warnings.warn(license_note(found, name, published=True), stacklevel=3)
+    if note is not None:
+        warnings.warn(note, stacklevel=3)
     return found
-
-
-def _is_old(folder: Path) -> bool:
-    return not (folder / INDEX).is_file() and is_pipeline_folder(folder)
 
 
 def _check_parts(folder: Path, given: dict[str, Any]) -> None:
@@ -259,15 +254,15 @@ def _check_parts(folder: Path, given: dict[str, Any]) -> None:
     if index.get("_class_name") != PIPELINE_CLASS:
         raise UserError("does not describe an HDMPipeline", where=str(path), hint="use a run's final/ folder")
     for part in (*_KNOWN, *_TEXT_PARTS):
-        if not isinstance(index.get(part) or [], list):
-            raise UserError(f"names {index[part]!r} as {part}", where=str(path), hint=f"pass your own with {part}=")
-    for part, classes in _KNOWN.items():
-        if part not in given and tuple(map(str, index.get(part) or ())) not in classes:
-            raise UserError(f"names {index.get(part)} as {part}", where=str(path), hint=f"pass your own with {part}=")
-    for part in _TEXT_PARTS:
-        library = (index.get(part) or [None])[0]
-        if part not in given and library not in (None, "transformers"):
-            raise UserError(f"names {index.get(part)} as {part}", where=str(path), hint=f"pass your own with {part}=")
+        named = index.get(part) or []
+        if not isinstance(named, list):
+            fits = False
+        elif part in _KNOWN:
+            fits = part in given or named == _KNOWN[part]
+        else:
+            fits = part in given or not named or named[0] in (None, "transformers")
+        if not fits:
+            raise UserError(f"names {index.get(part)!r} as {part}", where=str(path), hint=f"pass your own with {part}=")
 
 
 def _referred(source: TextEncoderSource, options: dict[str, Any]) -> Any:
@@ -299,15 +294,11 @@ def save_final(
     """Write a `final/` folder; model_index.json comes last, so a folder that has one is complete.
 
     Args:
-        folder: created if missing; files of the same names are replaced.
         averaged_state: state dict of the network, with averaged weights if there are any.
-        xut: the network's configuration.
-        text_encoder: text encoder that it was trained with.
         autoencoder: saved in `vae/`, with its normalization.
         raw_state: the last weights, if they are to be saved next to the averaged ones.
-        training: record of the training, any plain values.
-        sampling: default settings, keys of `SamplingSettings`.
         include_text_encoder: whether to save the text encoder, too; otherwise it is loaded by its name.
+        folder, xut, text_encoder, training, sampling: as for `write_pipeline_folder`.
     """
     weights: dict[Weights, Mapping[str, Tensor]] = {"ema": averaged_state}
     if raw_state is not None:

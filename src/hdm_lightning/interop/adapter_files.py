@@ -10,17 +10,12 @@ A single file has the same tensors with another prefix: `transformer.`, as in di
 lora_up and alpha, and with underscores instead of dots in names (`lora_unet_…`, `lycoris_…`), can be read, too.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.errors import UserError
@@ -35,7 +30,7 @@ from hdm_lightning.interop.adapter_tensors import (
 from hdm_lightning.interop.adapters import Adapter, Base
 from hdm_lightning.interop.peft_config import AGAIN, KINDS, as_peft_has_it, check_kind, peft_config, scales
 from hdm_lightning.interop.pipeline_folder import is_pipeline_folder
-from hdm_lightning.interop.tensor_files import is_safetensors, read_tensors, safetensors_metadata, write_tensors
+from hdm_lightning.interop.tensor_files import read_tensors, safetensors_header, write_tensors
 from hdm_lightning.json_files import parse_object, read_object
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.printable import in_one_line
@@ -83,18 +78,7 @@ def is_adapter(path: Path) -> bool:
 
     As in `read_tensors`, the first bytes decide what a file is, not its name.
     """
-    if adapter_folder(path) is not None:
-        return True
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as begun:
-            if not is_safetensors(begun.read(64)):
-                return False
-        with safe_open(path, "pt") as file:
-            return are_of_adapter(file.keys())
-    except (SafetensorError, OSError):
-        return False
+    return adapter_folder(path) is not None or are_of_adapter(safetensors_header(path)[1])
 
 
 def read_adapter(path: Path, config: XUTConfig | None = None) -> Adapter:
@@ -135,7 +119,7 @@ def _read_folder(folder: Path) -> Adapter:
 
 def _metadata(path: Path) -> tuple[Base, Mapping[str, Any]]:
     """Read the record that this project leaves in a file; empty for files from elsewhere."""
-    written = safetensors_metadata(path).get(_METADATA)
+    written = safetensors_header(path)[0].get(_METADATA)
     if written is None:
         return Base(), {}
     try:
@@ -206,29 +190,20 @@ def for_others(adapter: Adapter) -> Adapter:
     return adapter if base.name is None else replace(adapter, base=replace(base, name=shown_name(base.name)))
 
 
-def _write_single(path: Path, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+def write_adapter_file(path: Path, adapter: Adapter, layout: str) -> None:
+    """Write one .safetensors file in a layout.
+
+    "lora" (diffusers' names) and "lora_comfyui" are for readers that only know LoRAs: other kinds are written in their
+    exact LoRA form, and the scale is folded into lora_B. "lycoris" has lycoris-lora's names, every layer in its own
+    kind, with its alpha.
+    """
+    if layout == "lycoris":
+        tensors = lycoris_tensors(adapter.layers)
+    else:
+        folded = {name: layer.low_rank().folded() for name, layer in adapter.layers.items()}
+        tensors = named_tensors(folded, PREFIXES[layout])
     record = {"base": asdict(adapter.base), "settings": dict(adapter.settings)}
     write_tensors(path, tensors, {_METADATA: json.dumps(record)})
-
-
-def _folded(adapter: Adapter, layout: str) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA, or of another kind in its exact LoRA form, for readers that only know LoRAs."""
-    return named_tensors({name: each.low_rank().folded() for name, each in adapter.layers.items()}, PREFIXES[layout])
-
-
-def write_lora(path: Path, adapter: Adapter) -> None:
-    """Write one .safetensors file under diffusers' names, as a LoRA with its scale folded into lora_B."""
-    _write_single(path, adapter, _folded(adapter, "lora"))
-
-
-def write_lora_comfyui(path: Path, adapter: Adapter) -> None:
-    """Write one .safetensors file under ComfyUI's names, as a LoRA with its scale folded into lora_B."""
-    _write_single(path, adapter, _folded(adapter, "lora_comfyui"))
-
-
-def write_lycoris(path: Path, adapter: Adapter) -> None:
-    """Write one .safetensors file under lycoris-lora's names, every layer in its own kind, with its alpha."""
-    _write_single(path, adapter, lycoris_tensors(adapter.layers))
 
 
 def describe_adapter(adapter: Adapter) -> str:
@@ -236,7 +211,7 @@ def describe_adapter(adapter: Adapter) -> str:
     layers = adapter.layers
     ranks = sorted({layer.rank for layer in layers.values()})
     kinds = sorted({KINDS[layer.kind] for layer in layers.values()})
-    values = sum(tensor.numel() for layer in layers.values() for tensor in layer.tensors().values())
+    values = sum(tensor.numel() for layer in layers.values() for tensor in layer.tensors.values())
     lines = [
         f"base      {adapter.base.name or 'not recorded'}",
         f"checksum  {adapter.base.sha256 or 'not recorded'}",

@@ -1,15 +1,22 @@
 """Tensors of adapters and their names in files: peft's, diffusers', ComfyUI's, kohya's, lycoris-lora's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.low_rank_layer import AdapterLayer, LowRank
-from hdm_lightning.interop.lycoris_layer import HADAMARD, KRONECKER, Hadamard, Kronecker, kronecker_parts
+from hdm_lightning.interop.adapter_layers import (
+    HADAMARD,
+    KRONECKER,
+    LORA,
+    AdapterLayer,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    kronecker_parts,
+)
 from hdm_lightning.interop.pipeline_folder import NETWORK_PREFIX
 from hdm_lightning.interop.tensor_files import require_finite
 from hdm_lightning.models import XUT, XUTConfig
@@ -22,18 +29,13 @@ _PREFIXES = (*PREFIXES.values(), "transformer.", f"unet.{NETWORK_PREFIX}", "unet
 LYCORIS = "lycoris_"
 """Prefix of layer names with underscores instead of dots, in files of lycoris-lora."""
 _UNDERSCORED = (LYCORIS, "lora_unet_", "lora_transformer_")
+_DOWN, _UP = LORA
 _PARTS = {
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora_A.default.weight": "down",
-    "lora_B.default.weight": "up",
-    "lora_down.weight": "down",
-    "lora_up.weight": "up",
-    "lora.down.weight": "down",
-    "lora.up.weight": "up",
-    "alpha": "alpha",
-    **{name: name for name in (*HADAMARD, *KRONECKER)},
+    **dict.fromkeys((_DOWN, "lora_A.default.weight", "lora_down.weight", "lora.down.weight"), _DOWN),
+    **dict.fromkeys((_UP, "lora_B.default.weight", "lora_up.weight", "lora.up.weight"), _UP),
+    **{name: name for name in ("alpha", *HADAMARD, *KRONECKER)},
 }
+"""Part of a layer by the ending of its tensor's name."""
 _FOREIGN = {
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
@@ -108,17 +110,16 @@ def layers_of(
 
 def named_tensors(layers: Mapping[str, AdapterLayer], prefix: str) -> dict[str, Tensor]:
     """Return the tensors of layers under peft's names with a prefix."""
-    return {f"{prefix}{name}.{end}": value for name, layer in layers.items() for end, value in layer.tensors().items()}
+    return {f"{prefix}{name}.{end}": value for name, layer in layers.items() for end, value in layer.tensors.items()}
 
 
 def lycoris_tensors(layers: Mapping[str, AdapterLayer]) -> dict[str, Tensor]:
     """Return the tensors of layers under lycoris-lora's names, with an alpha for each layer."""
-    found = {}
+    found: dict[str, Tensor] = {}
+    of_lora = {_DOWN: "lora_down.weight", _UP: "lora_up.weight"}
     for name, layer in layers.items():
         stem = LYCORIS + name.replace(".", "_")
-        for end, tensor in layer.tensors().items():
-            of_lora = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
-            found[f"{stem}.{of_lora.get(end, end)}"] = tensor
+        found |= {f"{stem}.{of_lora.get(end, end)}": tensor for end, tensor in layer.tensors.items()}
         found[f"{stem}.alpha"] = torch.tensor(float(layer.alpha))
     return found
 
@@ -144,43 +145,33 @@ def _layer(name: str, found: Mapping[str, Tensor], scale: float) -> AdapterLayer
         raise ValueError(f"{shapes} of {', '.join(str(each.dtype) for each in own.values())}, which are not floats")
     if not all(tensor.ndim == 2 and tensor.numel() for tensor in own.values()):
         raise ValueError(f"{shapes}, which are not matrices")
-    value = None if alpha is None else float(alpha)
-    if set(own) == {"down", "up"}:
-        return _low_rank(own["down"], own["up"], value, scale, shapes)
-    if set(own) == set(HADAMARD):
-        return _hadamard([own[key] for key in HADAMARD], value, scale, shapes)
-    if own.keys() <= set(KRONECKER):
-        return _kronecker(own, value, scale, shapes)
-    raise ValueError(f"{shapes}, which are neither a LoRA (lora_A, lora_B) nor a LoHa or a LoKr")
+    layer = _of_its_kind(own, shapes)
+    if alpha is None:
+        return replace(layer, alpha=layer.rank * scale)
+    # Without a rank, lycoris-lora scales by 1, whatever alpha it writes.
+    return replace(layer, alpha=1.0 if own.keys() == {"lokr_w1", "lokr_w2"} else float(alpha))
 
 
-def _low_rank(down: Tensor, up: Tensor, alpha: float | None, scale: float, shapes: str) -> LowRank:
-    if down.shape[0] != up.shape[1]:
-        raise ValueError(f"{shapes}, expected (rank, in) and (out, rank)")
-    return LowRank(down, up, down.shape[0] * scale if alpha is None else alpha)
-
-
-def _hadamard(factors: list[Tensor], alpha: float | None, scale: float, shapes: str) -> Hadamard:
-    w1_a, w1_b, w2_a, w2_b = factors
-    (out, rank), size = w1_a.shape, w1_b.shape[1]
-    if w1_b.shape[0] != rank or w2_a.shape != (out, w2_b.shape[0]) or w2_b.shape[1] != size:
-        raise ValueError(f"{shapes}, expected two pairs of (out, rank) and (rank, in)")
-    total = rank * scale if alpha is None else alpha
-    return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, alpha=total)
-
-
-def _kronecker(own: Mapping[str, Tensor], alpha: float | None, scale: float, shapes: str) -> Kronecker:
+def _of_its_kind(own: Mapping[str, Tensor], shapes: str) -> AdapterLayer:
+    """Build a layer, for now with an alpha of 0, from matrices of these shapes."""
+    if own.keys() == set(LORA):
+        if own[_DOWN].shape[0] != own[_UP].shape[1]:
+            raise ValueError(f"{shapes}, expected (rank, in) and (out, rank)")
+        return LowRank(own, 0.0)
+    if own.keys() == set(HADAMARD):
+        (out, rank), (first, size), second, last = (own[name].shape for name in HADAMARD)
+        if first != rank or second != (out, last[0]) or last[1] != size:
+            raise ValueError(f"{shapes}, expected two pairs of (out, rank) and (rank, in)")
+        return Hadamard(own, 0.0)
+    if not own.keys() <= set(KRONECKER):
+        raise ValueError(f"{shapes}, which are neither a LoRA (lora_A, lora_B) nor a LoHa or a LoKr")
     try:
-        w1, w2 = kronecker_parts(own)
+        pairs = [part for part in kronecker_parts(own) if len(part) == 2]
     except ValueError as error:
         raise ValueError(f"{shapes}: {error}") from error
-    inner = {part[0].shape[1] for part in (w1, w2) if len(part) == 2}
-    if any(len(part) == 2 and part[0].shape[1] != part[1].shape[0] for part in (w1, w2)) or len(inner) > 1:
+    if len({rank for one, other in pairs for rank in (one.shape[1], other.shape[0])}) > 1:
         raise ValueError(f"{shapes}, expected pairs of (size, rank) and (rank, size) with one rank")
-    found = Kronecker(w1, w2, alpha=0.0)
-    if alpha is not None and not inner:  # without a rank, lycoris-lora scales by 1, whatever alpha it writes
-        alpha = 1.0
-    return Kronecker(w1, w2, alpha=found.rank * scale if alpha is None else alpha)
+    return Kronecker(own, 0.0)
 
 
 def _layer_name(stem: str, underscored: Mapping[str, str]) -> str:

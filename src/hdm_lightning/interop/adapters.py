@@ -1,18 +1,16 @@
 """Adapters of an XUT as tensors: what they add to a network's layers, and which network they were made for."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.low_rank_layer import AdapterLayer
+from hdm_lightning.interop.adapter_layers import AdapterLayer
 from hdm_lightning.interop.tensor_files import require_finite
 from hdm_lightning.printable import in_one_line
 
@@ -49,11 +47,11 @@ class Adapter:
     base: Base = field(default_factory=Base)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def cast(self, dtype: torch.dtype) -> Adapter:
+    def cast(self, dtype: torch.dtype) -> Self:
         """Return a copy with its tensors in another dtype."""
         return replace(self, layers={name: layer.cast(dtype) for name, layer in self.layers.items()})
 
-    def low_rank(self) -> Adapter:
+    def low_rank(self) -> Self:
         """Return the adapter as a LoRA, exact up to rounding."""
         return replace(self, layers={name: layer.low_rank() for name, layer in self.layers.items()})
 
@@ -89,40 +87,28 @@ def check_adapter(
     """Raise UserError unless an adapter fits a network and was made for it.
 
     Args:
-        adapter: as read.
         state: the network's tensors by name.
         where: names the adapter in errors.
         sha256: hash of the network's weights; None computes it if needed.
         any_base: accept an adapter trained on other weights of the same shape.
     """
+    own = f"use it with its own base, {adapter.base.name}" if adapter.base.name else "use it with its own base"
     missing = [name for name in adapter.layers if f"{name}.weight" not in state]
     if missing:
-        raise UserError(
-            f"was made for another network: this one has no layer {_listed(missing)}",
-            where=where,
-            hint=_its_own(adapter),
-        )
+        what = f"was made for another network: this one has no layer {_listed(missing)}"
+        raise UserError(what, where=where, hint=own)
     for name, layer in adapter.layers.items():
         found = tuple(state[f"{name}.weight"].shape)
         if found != layer.shape:
-            raise UserError(
-                f"was made for another network: {in_one_line(name)} is {layer.shape[0]}x{layer.shape[1]} there, "
-                f"{found[0]}x{found[1]} in this one",
-                where=where,
-                hint=_its_own(adapter),
-            )
+            sizes = ["x".join(map(str, shape)) for shape in (layer.shape, found)]
+            what = f"was made for another network: {in_one_line(name)} is {sizes[0]} there, {sizes[1]} in this one"
+            raise UserError(what, where=where, hint=own)
     if any_base or adapter.base.sha256 is None:
         return
     if adapter.base.sha256 != (sha256 or weights_sha256(state)):
-        raise UserError(
-            "was trained on another base: its layers fit this network, but the weights differ",
-            where=where,
-            hint=f"{_its_own(adapter)}, or accept results that differ from its training with {ANY_BASE}",
-        )
-
-
-def _its_own(adapter: Adapter) -> str:
-    return f"use it with its own base, {adapter.base.name}" if adapter.base.name else "use it with its own base"
+        what = "was trained on another base: its layers fit this network, but the weights differ"
+        hint = f"{own}, or accept results that differ from its training with {ANY_BASE}"
+        raise UserError(what, where=where, hint=hint)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,8 +3,6 @@
 Shapes: C latent channels.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hdm_lightning.encoders.pretrained import TextEncoderSource
@@ -33,7 +30,7 @@ from hdm_lightning.interop.pipeline_folder import (
 )
 from hdm_lightning.interop.release import Release, release_from_tensors, release_to_tensors
 from hdm_lightning.interop.single_file import SUFFIX, XUT_KEY, release_from_single, release_to_single
-from hdm_lightning.interop.tensor_files import read_sharded, read_tensors, safetensors_metadata, write_tensors
+from hdm_lightning.interop.tensor_files import read_sharded, read_tensors, safetensors_header, write_tensors
 from hdm_lightning.json_files import AGAIN, parse_object, read_object
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.whole_files import write_json
@@ -215,7 +212,7 @@ def write_project(path: Path, release: Release, text_encoder: str | None = None)
         {"ema": release.network.state_dict()},
         xut=release.network.config,
         text_encoder=TextEncoderSource(**{**recorded, "name": name}),
-        write_vae=(lambda folder: _write_vae(folder, release)) if release.vae else None,
+        write_vae=(lambda folder: write_vae_folder(folder, release)) if release.vae else None,
         training=release.settings.get("training"),
         sampling=release.settings.get("sampling", published.SAMPLING),
     )
@@ -265,7 +262,7 @@ def write_diffusers(path: Path, release: Release) -> None:
     write_tensors(path / UNET_FOLDER / f"{WEIGHTS}.safetensors", tensors, _metadata(release))
     write_json(path / UNET_FOLDER / "config.json", config)
     if release.vae:
-        _write_vae(path / VAE_FOLDER, release)
+        write_vae_folder(path / VAE_FOLDER, release)
 
 
 def write_bare(path: Path, release: Release) -> None:
@@ -294,31 +291,21 @@ def _statistic(values: Any, dtype: torch.dtype, file: Path) -> Tensor | None:
         raise UserError(what, where=str(file), hint=AGAIN) from error
 
 
-def write_vae_folder(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    mean: Tensor | None,
-    std: Tensor | None,
-) -> None:
+def write_vae_folder(folder: Path, release: Release) -> None:
     """Write a folder for `read_vae_folder` and for diffusers' ``AutoencoderKL.from_pretrained``.
 
     Mean and standard deviation are the whole normalization, so the scaling factor, which diffusers applies on top of
     them, becomes 1.
     """
-    written = {"_class_name": "AutoencoderKL", **config}
-    for key, value in (("latents_mean", mean), ("latents_std", std)):
+    assert release.vae_config is not None
+    written = {"_class_name": "AutoencoderKL", **release.vae_config}
+    for key, value in (("latents_mean", release.vae_mean), ("latents_std", release.vae_std)):
         if value is not None:
             written[key] = value.double().flatten().tolist()
-    if mean is not None and std is not None:
+    if release.vae_mean is not None and release.vae_std is not None:
         written |= {"scaling_factor": 1.0, "shift_factor": None}
-    write_tensors(folder / f"{WEIGHTS}.safetensors", tensors)
+    write_tensors(folder / f"{WEIGHTS}.safetensors", release.vae)
     write_json(folder / "config.json", written)
-
-
-def _write_vae(folder: Path, release: Release) -> None:
-    assert release.vae_config is not None
-    write_vae_folder(folder, release.vae, release.vae_config, release.vae_mean, release.vae_std)
 
 
 def _with_vae_config(release: Release) -> Release:
@@ -351,7 +338,7 @@ def stated_config(path: Path) -> XUTConfig | None:
 
 def _settings(path: Path) -> dict[str, Any]:
     """Read what `_metadata` left in a file."""
-    written = safetensors_metadata(path).get(_SETTINGS_KEY)
+    written = safetensors_header(path)[0].get(_SETTINGS_KEY)
     try:
         settings = parse_object(written) if written is not None else {}
     except ValueError as error:
@@ -371,10 +358,4 @@ def _mapping(value: Any, path: Path) -> dict[str, Any] | None:
 
 def _is_ours(path: Path) -> bool:
     """Return whether a file contains tensors in this project's naming, next to their configuration."""
-    if holding(path) is None:
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            return bool({OUR_SENTINEL, TRAINING_SENTINEL} & set(file.keys()))
-    except (SafetensorError, OSError):
-        return False  # the reader will report what is wrong
+    return holding(path) is not None and not {OUR_SENTINEL, TRAINING_SENTINEL}.isdisjoint(safetensors_header(path)[1])

@@ -1,7 +1,5 @@
 """A trained model's README.md, its card on the hub; values from records are escaped to show as plain text."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Files that contain a network more than once, such as weights and their average: select the one to read."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Mapping
 from itertools import combinations

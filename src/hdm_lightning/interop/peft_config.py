@@ -1,17 +1,14 @@
 """The configuration that peft stores with an adapter's tensors: writing it for our layers, and reading it."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.adapter_layers import AdapterLayer, Kronecker, divisors
 from hdm_lightning.interop.adapter_tensors import Scale
 from hdm_lightning.interop.adapters import Adapter
-from hdm_lightning.interop.low_rank_layer import AdapterLayer
-from hdm_lightning.interop.lycoris_layer import Kronecker, divisors
 
 KINDS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
 """Kinds of adapters that can be read, by peft's names."""

@@ -9,8 +9,6 @@ text_encoder/  tokenizer/   only if included in the model, which names them othe
 In the old layout, config.json has all descriptions, next to model.safetensors, model_raw.safetensors and vae/.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -85,16 +83,17 @@ class PipelineFolder:
 
     def weight_files(self, weights: str = "ema") -> tuple[Path, ...]:
         """Return the files of the averaged or the raw weights. Raises UserError: there are none."""
-        stem = (_OLD_STEMS if self.old else _STEMS)[weights]
-        found = shards(self.folder / f"{stem}.safetensors")
-        if not found:
-            name = Path(stem).name
-            raise UserError(f"there is no {name}.safetensors", where=str(self.folder), hint="choose the other weights")
+        file = self._file(weights)
+        if not (found := shards(file)):
+            raise UserError(f"there is no {file.name}", where=str(self.folder), hint="choose the other weights")
         return found
 
     def has(self, weights: str) -> bool:
         """Return whether the folder has the averaged or the raw weights."""
-        return bool(shards(self.folder / f"{(_OLD_STEMS if self.old else _STEMS)[weights]}.safetensors"))
+        return bool(shards(self._file(weights)))
+
+    def _file(self, weights: str) -> Path:
+        return self.folder / f"{(_OLD_STEMS if self.old else _STEMS)[weights]}.safetensors"
 
     def load_network(self, weights: str = "ema") -> XUT:
         """Load the network on the CPU, in evaluation mode, in the dtype of its file.
@@ -227,22 +226,17 @@ def write_pipeline_folder(
         tensors = {NETWORK_PREFIX + name: value for name, value in state.items()}
         write_tensors(folder / f"{_STEMS[kind]}.safetensors", tensors)
     diffusers = {"_diffusers_version": version("diffusers")}
-    solving = {key: value for key, value in (sampling or {}).items() if key in _SOLVING}
-    _write_configs(folder, diffusers, xut, solving)
+    solving, others = split_sampling(sampling or {})
+    write_json(folder / TRANSFORMER / CONFIG, {"_class_name": "XUTTransformer", **diffusers, **xut.to_json()})
+    scheduler = {"_class_name": "FlowScheduler", **diffusers, "solver": "ab2", "shift": 1.0, **solving}
+    write_json(folder / SCHEDULER / "scheduler_config.json", scheduler)
     if write_vae is not None:
         write_vae(folder / VAE_FOLDER)
     absent = [None, None]
     text = {TEXT_ENCODER: absent, TOKENIZER: absent} if write_text_encoder is None else write_text_encoder(folder)
     kept = text_encoder.kept() if text_encoder else None
-    card = model_card(
-        xut.to_json(),
-        asdict(kept) if kept else None,
-        training or {},
-        keeps_raw="raw" in weights,
-        inside=write_text_encoder is not None,
-        sampled=(folder / SAMPLES).is_file(),
-    )
-    write_text(folder / CARD, card)
+    inside = write_text_encoder is not None
+    _write_card(folder, xut, kept, training or {}, keeps_raw="raw" in weights, inside=inside)
     index = {
         "_class_name": PIPELINE_CLASS,
         **diffusers,
@@ -250,19 +244,28 @@ def write_pipeline_folder(
         "vae": absent if write_vae is None else ["diffusers", "AutoencoderKL"],
         "scheduler": [COMPONENTS, "FlowScheduler"],
         **text,
-        "text_encoder_name": kept.name if kept and not (write_text_encoder and is_local_path(kept.name)) else None,
+        "text_encoder_name": kept.name if kept and not (inside and is_local_path(kept.name)) else None,
         "text_encoder_layer": kept.layer if kept else -1,
         "context_length": kept.context_length if kept else 256,
-        "sampling": {key: value for key, value in (sampling or {}).items() if key not in solving},
+        "sampling": others,
         "training": dict(training or {}),
     }
     write_json(folder / INDEX, index)
 
 
-def _write_configs(folder: Path, diffusers: Mapping[str, str], xut: XUTConfig, solving: Mapping[str, Any]) -> None:
-    write_json(folder / TRANSFORMER / CONFIG, {"_class_name": "XUTTransformer", **diffusers, **xut.to_json()})
-    scheduler = {"_class_name": "FlowScheduler", **diffusers, "solver": "ab2", "shift": 1.0, **solving}
-    write_json(folder / SCHEDULER / "scheduler_config.json", scheduler)
+def split_sampling(sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the sampling settings that the scheduler has, solver and shift, and the others."""
+    solving = {key: value for key, value in sampling.items() if key in _SOLVING}
+    return solving, {key: value for key, value in sampling.items() if key not in solving}
+
+
+def _write_card(
+    folder: Path, xut: XUTConfig, text: TextEncoderSource | None, training: Mapping[str, Any], **kinds: bool
+) -> None:
+    """Write the card; `kinds` are `keeps_raw` and `inside` of `model_card`."""
+    sampled = (folder / SAMPLES).is_file()
+    card = model_card(xut.to_json(), asdict(text) if text else None, training, sampled=sampled, **kinds)
+    write_text(folder / CARD, card)
 
 
 def record_measures(folder: Path, measures: Mapping[str, Any]) -> None:
@@ -278,14 +281,6 @@ def record_measures(folder: Path, measures: Mapping[str, Any]) -> None:
     """
     index, found = read_object(folder / INDEX), read_pipeline_folder(folder)
     training = {**found.training, "measures": {**found.training.get("measures", {}), **measures}}
-    text = asdict(found.text_encoder.kept()) if found.text_encoder else None
-    card = model_card(
-        found.xut.to_json(),
-        text,
-        training,
-        keeps_raw=found.has("raw"),
-        inside=found.inside,
-        sampled=(folder / SAMPLES).is_file(),
-    )
-    write_text(folder / CARD, card)
+    text = found.text_encoder.kept() if found.text_encoder else None
+    _write_card(folder, found.xut, text, training, keeps_raw=found.has("raw"), inside=found.inside)
     write_json(folder / INDEX, {**index, "training": training})

@@ -3,8 +3,6 @@
 Wiring and names: arXiv 2509.06068 and the checkpoints published with it.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -103,43 +101,34 @@ def infer_config(tensors: Mapping[str, Tensor]) -> XUTConfig:
     """Infer the configuration of a published network from its tensors alone.
 
     Raises:
-        ValueError: the tensors are not those of an XUT.
+        ValueError: the tensors are not those of an XUT; lists those that a field follows from and that do not fit.
     """
-    return XUTConfig(**infer_fields(strip_prefix(tensors)), **PUBLISHED)
-
-
-def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Infer the fields of an `XUTConfig`, all but the wiring, from tensors under bare published names.
-
-    Raises ValueError: tensors that a field follows from are missing or have another number of dimensions; lists them.
-    """
-    missing = [name for name in TELLING if name not in tensors]
+    tensors = strip_prefix(tensors)
     misshaped = [
         f"{name} {tuple(tensors[name].shape)} instead of {dimensions} dimensions"
         for name, dimensions in TELLING.items()
         if name in tensors and tensors[name].dim() != dimensions
     ]
-    if missing or misshaped:
-        parts = (listed("missing", missing), listed("mis-shaped", misshaped))
-        raise ValueError(
-            "the network's shape cannot be inferred from the file\n" + "\n".join(part for part in parts if part)
-        )
+    kinds = {"missing": [name for name in TELLING if name not in tensors], "mis-shaped": misshaped}
+    if any(kinds.values()):
+        raise ValueError(listed("the network's shape cannot be inferred from the file", kinds))
     patch, rope = tensors[_PATCH], tensors[_ROPE]
-    return {
-        "channels": patch.shape[1],
-        "patch_size": patch.shape[2],
-        "width": patch.shape[0],
-        "mlp_width": tensors[_HIDDEN].shape[-1],
-        "heads": rope.shape[0],
-        "head_dim": 4 * rope.shape[1],
-        "context_width": tensors[_CONTEXT].shape[-1],
-        "depth": _count(tensors, r"backbone\.enc_blocks\.(\d+)\."),
-        "encoder_blocks": _count(tensors, r"backbone\.enc_blocks\.0\.(\d+)\."),
-        "decoder_blocks": _count(tensors, r"backbone\.dec_blocks\.0\.(\d+)\."),
-        "blocks_before": _count(tensors, r"prev_tread_trns\.blocks\.(\d+)\."),
-        "blocks_after": _count(tensors, r"post_tread_trns\.blocks\.(\d+)\."),
-        "aspect_ratio": "addon_info_embs_proj.0.weight" in tensors,
-    }
+    return XUTConfig(
+        channels=patch.shape[1],
+        patch_size=patch.shape[2],
+        width=patch.shape[0],
+        mlp_width=tensors[_HIDDEN].shape[-1],
+        heads=rope.shape[0],
+        head_dim=4 * rope.shape[1],
+        context_width=tensors[_CONTEXT].shape[-1],
+        depth=_count(tensors, r"backbone\.enc_blocks\.(\d+)\."),
+        encoder_blocks=_count(tensors, r"backbone\.enc_blocks\.0\.(\d+)\."),
+        decoder_blocks=_count(tensors, r"backbone\.dec_blocks\.0\.(\d+)\."),
+        blocks_before=_count(tensors, r"prev_tread_trns\.blocks\.(\d+)\."),
+        blocks_after=_count(tensors, r"post_tread_trns\.blocks\.(\d+)\."),
+        aspect_ratio="addon_info_embs_proj.0.weight" in tensors,
+        **PUBLISHED,
+    )
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
@@ -169,11 +158,11 @@ def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     prefix = find_prefix(tensors)
     if prefix is None:
-        parts = (listed("missing", list(TELLING)), listed("unexpected", list(tensors)))
-        raise ValueError("no tensor belongs to an XUT, under any prefix\n" + "\n".join(filter(None, parts)))
+        kinds = {"missing": list(TELLING), "unexpected": list(tensors)}
+        raise ValueError(listed("no tensor belongs to an XUT, under any prefix", kinds))
     if any(name.endswith(_SCALED) for name in tensors):
         raise ValueError("the weights are scaled float8, which only ComfyUI reads; use float16 or bfloat16")
-    return _under(prefix, tensors)
+    return under(prefix, tensors)
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -215,8 +204,10 @@ def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor
         config = config_from_json(config)
     with torch.device("meta"):
         model = XUT(config)
-    bare = _under(find_prefix(tensors) or "", tensors)
-    model.load_state_dict(from_published(model, bare), assign=True)
+    names, state, bare = published_names(model), model.state_dict(), under(find_prefix(tensors) or "", tensors)
+    check_tensors(bare, {names[name]: _published_shape(name, value, config) for name, value in state.items()})
+    own = own_tensors(model, bare)
+    model.load_state_dict({name: own[name].detach().clone() for name in state}, assign=True)
     return model
 
 
@@ -231,18 +222,6 @@ def export_state_dict(model: XUT) -> dict[str, Tensor]:
     frequencies = names[_FREQUENCIES]
     exported[frequencies] = exported[frequencies].to(model.time_embedding.projection.weight.dtype)
     return exported
-
-
-def from_published(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a copied state dict for the model (which may be on meta) from tensors under bare published names.
-
-    Raises:
-        ValueError: tensors are missing, unexpected or mis-shaped; the message lists them.
-    """
-    names, state = published_names(model), model.state_dict()
-    check_tensors(tensors, {names[name]: _published_shape(name, value, model.config) for name, value in state.items()})
-    own = own_tensors(model, tensors)
-    return {name: own[name].detach().clone() for name in state}
 
 
 def own_tensors(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -284,7 +263,8 @@ def text_encoder_name(config: XUTConfig, *, where: str) -> str:
     return TEXT_ENCODERS[config.context_width]
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have a prefix, without it; without one, those that are of no other part."""
     named = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return {name: tensor for name, tensor in named.items() if prefix or not name.startswith(BESIDE)}
 
@@ -340,14 +320,12 @@ _BLOCK = (
 
 def published_name(name: str) -> str:
     """Return the published name of one of our tensors. Raises KeyError: no tensor of an XUT has that name."""
-    part, rest = _split(name)
-    published_part = dict(_NETWORK)[part]
-    if part.startswith("modulation"):
-        rest = _replace_prefix(rest, _ADAPTIVE_NORM)
-    elif rest and rest[0].isdigit():
-        indices, tensor = re.fullmatch(r"((?:\d+\.)+)(.*)", rest).groups()  # type: ignore[union-attr]
-        rest = indices + _replace_prefix(tensor, _BLOCK)
-    return f"{published_part}.{rest}" if rest else published_part
+    part, rest = _split(name, _NETWORK)
+    if name.startswith("modulation"):
+        rest = "." + "".join(_split(rest[1:], _ADAPTIVE_NORM))
+    elif numbers := re.match(r"\.(\d+\.)+", rest):
+        rest = numbers[0] + "".join(_split(rest[numbers.end() :], _BLOCK))
+    return part + rest
 
 
 def published_names(model: XUT) -> dict[str, str]:
@@ -355,15 +333,9 @@ def published_names(model: XUT) -> dict[str, str]:
     return {name: published_name(name) for name in model.state_dict()}
 
 
-def _split(name: str) -> tuple[str, str]:
-    for part, _ in _NETWORK:
-        if name == part or name.startswith(part + "."):
-            return part, name[len(part) + 1 :]
-    raise KeyError(name)
-
-
-def _replace_prefix(name: str, table: tuple[tuple[str, str], ...]) -> str:
+def _split(name: str, table: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    """Return the published name of the part that a name begins with, and the rest of the name."""
     for ours, theirs in table:
         if name == ours or name.startswith(ours + "."):
-            return theirs + name[len(ours) :]
+            return theirs, name[len(ours) :]
     raise KeyError(name)

@@ -3,12 +3,10 @@
 Shapes: C latent channels.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -46,7 +44,7 @@ class Release:
     left_out: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
 
-    def cast(self, dtype: torch.dtype) -> Release:
+    def cast(self, dtype: torch.dtype) -> Self:
         """Return a copy with all floating-point tensors in another dtype; the network is not shared with the original.
 
         Raises:
@@ -89,10 +87,10 @@ def release_around(
     require_finite({name: tensor for name, tensor in tensors.items() if name not in left_out})
     return Release(
         network,
-        vae=_under(VAE_PREFIX, tensors),
+        vae=published.under(VAE_PREFIX, tensors),
         vae_mean=tensors.get("vae_mean"),
         vae_std=tensors.get("vae_std"),
-        text_encoder=_under(TEXT_PREFIX, tensors),
+        text_encoder=published.under(TEXT_PREFIX, tensors),
         settings=settings,
         left_out=tuple(left_out),
     )
@@ -101,8 +99,7 @@ def release_around(
 def release_to_tensors(release: Release) -> dict[str, Tensor]:
     """Return all tensors in the published single-file layout; undoes `release_from_tensors` bit for bit.
 
-    Raises:
-        ValueError: the network's wiring is not the published one.
+    Raises ValueError: the network's wiring is not the published one.
     """
     published.require_published_wiring(release.network.config)
     tensors = {NETWORK_PREFIX + n: t for n, t in published.export_state_dict(release.network).items()}
@@ -117,10 +114,6 @@ def tensors_beside(release: Release) -> dict[str, Tensor]:
         if value is not None:
             tensors[name] = value
     return tensors
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

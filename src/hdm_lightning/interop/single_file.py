@@ -11,8 +11,6 @@ Its metadata has a JSON object under "hdm_lightning": `xut` (the network's confi
 record a wiring, so readers assume the released network's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

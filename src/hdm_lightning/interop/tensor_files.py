@@ -1,7 +1,5 @@
 """Files of named tensors: read without running anything in them, written atomically, and checked against a network."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools
@@ -23,6 +21,7 @@ from torch import Tensor
 from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.json_files import read_object
 from hdm_lightning.printable import in_one_line
+from hdm_lightning.regular_files import open_regular
 from hdm_lightning.whole_files import replacing
 
 _SHOWN = 8
@@ -113,16 +112,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(what, where=str(path), hint=_AGAIN) from error
 
 
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; empty for any other file, or a damaged one."""
+def safetensors_header(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Return metadata and tensor names of a safetensors file; both are empty for any other path, or a damaged file."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             if not is_safetensors(file.read(64)):
-                return {}
+                return {}, []
         with safe_open(path, "pt") as stored:
-            return dict(stored.metadata() or {})
+            return dict(stored.metadata() or {}), list(stored.keys())
     except (SafetensorError, OSError):
-        return {}
+        return {}, []
 
 
 def shards(path: Path) -> tuple[Path, ...]:
@@ -263,7 +262,7 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError, listing the tensors with NaN or infinite values, if there are any."""
     broken = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if broken:
-        raise ValueError(f"the weights contain NaN or infinity\n{listed('not finite', broken)}")
+        raise ValueError(listed("the weights contain NaN or infinity", {"not finite": broken}))
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -273,31 +272,26 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> None:
-    """Raise ValueError, listing missing, unexpected and mis-shaped tensors, if there are any.
-
-    Args:
-        found: the file's tensors.
-        wanted: names and shapes that the network needs.
-    """
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
+    """Raise ValueError, listing missing, unexpected and mis-shaped tensors, unless names and shapes are as wanted."""
     misshaped = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(shape)}"
         for name, shape in wanted.items()
         if name in found and tuple(found[name].shape) != tuple(shape)
     ]
-    parts = [
-        listed("missing", missing),
-        listed("unexpected", unexpected),
-        listed("mis-shaped", misshaped),
-    ]
-    if any(parts):
-        raise ValueError("the tensors do not fit the network\n" + "\n".join(part for part in parts if part))
+    kinds = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "mis-shaped": misshaped,
+    }
+    if any(kinds.values()):
+        raise ValueError(listed("the tensors do not fit the network", kinds))
 
 
-def listed(kind: str, names: Sequence[str]) -> str:
-    """Return one line with the number of names and the first few of them; empty if there are none."""
-    if not names:
-        return ""
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"  {kind} ({len(names)}): {', '.join(map(in_one_line, names[:_SHOWN]))}{more}"
+def listed(what: str, kinds: Mapping[str, Sequence[str]]) -> str:
+    """Return `what`, and a line for each kind of names that has any, with their number and the first few of them."""
+    lines = [what]
+    for kind, names in kinds.items():
+        if names:
+            more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            lines.append(f"  {kind} ({len(names)}): {', '.join(map(in_one_line, names[:_SHOWN]))}{more}")
+    return "\n".join(lines)

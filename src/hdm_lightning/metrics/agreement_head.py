@@ -43,16 +43,8 @@ def fit_dual_head(
 ) -> DualHead:
     """Train a head with AdamW and return the best of 20 snapshots on held-out pairs; the global random state is kept.
 
-    Args:
-        image_features: (N,I).
-        text_features: (N,T).
-        captions: N; an image counts as a match of every caption equal to its own.
-        steps: optimizer steps.
-        batch: pairs per step.
-        seed: seed of weights, split and batches.
-
-    Raises:
-        ValueError: there are too few pairs, or the numbers of captions and features differ.
+    An image counts as a match of every caption equal to its own; `seed` is that of weights, split and batches.
+    Raises ValueError: there are too few pairs, or the numbers of captions and features differ.
     """
     pairs = len(captions)
     if not pairs == len(image_features) == len(text_features) or pairs < FEWEST_PAIRS:

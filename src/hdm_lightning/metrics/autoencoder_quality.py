@@ -13,12 +13,11 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from hdm_lightning.metrics.latents import LatentReport, LatentStatistics, radial_power
+from hdm_lightning.metrics.latents import LatentReport, LatentStatistics, Reduce, radial_power
 
 Transform = Callable[[Tensor, int], Tensor]
 """τ(tensor, pixels per latent cell): the same transform of an image (f pixels per cell) and of a latent (1)."""
 SPECTRUM_BINS = 8
-Reduce = Callable[[Tensor], Tensor]
 
 # Five scales of an 11-pixel window: torchmetrics requires side // 16 > 10.
 SMALLEST_SIDE_MS_SSIM = 176
@@ -69,9 +68,6 @@ class CentredError:
     Per channel, the mean squared difference of τE(x) and E(τx) over the variance of E(τx); then the root of the mean
     over channels. Unlike the ratio of norms it does not fall if a channel's mean is far from zero or one channel
     outweighs the others, so it can compare autoencoders. 0 is equivariant; unrelated latents have √2.
-
-    Args:
-        channels: C.
     """
 
     def __init__(self, channels: int) -> None:
@@ -86,9 +82,9 @@ class CentredError:
         self._sums[2] += other.square().sum((0, 2, 3))
         self._sums[3] += other[:, 0].numel()
 
-    def report(self, reduce: Callable[[Tensor], Tensor] | None = None) -> float:
-        """Return the error; `reduce` sums the packed sums over processes."""
-        difference, first, second, count = self._sums if reduce is None else reduce(self._sums)
+    def report(self, reduce: Reduce | None = None) -> float:
+        """Return the error."""
+        difference, first, second, count = reduce(self._sums) if reduce else self._sums
         variance = (second / count - (first / count).square()).clamp(min=1e-24)
         return float((difference / count / variance).mean().sqrt())
 
@@ -167,15 +163,11 @@ class AutoencoderMeasures:
     def report(self, reduce: Reduce | None = None) -> dict[str, float]:
         """Return the mean of every measure over the images, and the measures of the set as a whole.
 
-        Args:
-            reduce: sums a tensor over processes, which must all call this.
-
-        Raises:
-            ValueError: no process has measured an image.
+        Raises ValueError: no process has measured an image.
         """
         latents = self.latent_report(reduce)
         packed = torch.cat([self._sums.flatten(), self._power])
-        total = packed if reduce is None else reduce(packed)
+        total = reduce(packed) if reduce else packed
         sums, counts = total[:-SPECTRUM_BINS].reshape(2, -1)
         means = zip(self._names, (sums / counts).tolist(), counts.tolist(), strict=True)
         report = {name: mean for name, mean, count in means if count}
@@ -189,7 +181,7 @@ class AutoencoderMeasures:
 
     def latent_report(self, reduce: Reduce | None = None) -> LatentReport:
         """Return the statistics of the latents."""
-        return self.latents.report() if reduce is None else self.latents.report(reduce)
+        return self.latents.report(reduce)
 
     def _all_names(self) -> list[str]:
         """Return the names of all measures that exist per image."""

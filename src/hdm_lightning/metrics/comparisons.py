@@ -172,20 +172,19 @@ def over_trainings(
     if count < 2 or (trials is not None and len(trials) != count):
         raise ValueError(f"values: got {count}, expected at least 2 trainings, and the trials of each or of none")
     seen = np.asarray(values, dtype=np.float64)
-    known = {"mean": float(seen.mean()), "least": float(seen.min()), "most": float(seen.max())}
+    share = None
     if trials is None:
         low, high, next_low, next_high = _ends(*_centre_and_reach(seen, confidence), count)
-        return OverTrainings(**known, low=low, high=high, next_low=next_low, next_high=next_high, trainings=count)
-    asked = np.asarray(trials, dtype=np.float64)
-    shrunk, each = (seen * asked + 0.5) / (asked + 1), float(asked.mean())
-    centre, reach = _centre_and_reach(np.log(shrunk / (1 - shrunk)), confidence)
-    share = _from_logit(centre)
-    reach = max(reach, normal_quantile((1 + confidence) / 2) * (each * share * (1 - share)) ** -0.5)
-    low, high, *further = (_from_logit(end) for end in _ends(centre, reach, count))
-    next_low, next_high = (min(1.0, max(0.0, (end * (each + 1) - 0.5) / each)) for end in further)
-    return OverTrainings(
-        **known, low=low, high=high, next_low=next_low, next_high=next_high, trainings=count, logit_centre=share
-    )
+    else:
+        asked = np.asarray(trials, dtype=np.float64)
+        shrunk, each = (seen * asked + 0.5) / (asked + 1), float(asked.mean())
+        centre, reach = _centre_and_reach(np.log(shrunk / (1 - shrunk)), confidence)
+        share = _from_logit(centre)
+        reach = max(reach, normal_quantile((1 + confidence) / 2) * (each * share * (1 - share)) ** -0.5)
+        low, high, *further = (_from_logit(end) for end in _ends(centre, reach, count))
+        next_low, next_high = (min(1.0, max(0.0, (end * (each + 1) - 0.5) / each)) for end in further)
+    mean, least, most = float(seen.mean()), float(seen.min()), float(seen.max())
+    return OverTrainings(mean, least, most, low, high, next_low, next_high, trainings=count, logit_centre=share)
 
 
 def _centre_and_reach(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:

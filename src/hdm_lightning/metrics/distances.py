@@ -14,7 +14,6 @@ smaller, by an amount that depends on the features: compare it only at equal cou
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -60,15 +59,12 @@ def kernel_distance_estimate(
     scale: float = 1.0,
     matched: bool = False,
 ) -> Estimate:
-    """Estimate the kernel distance of two sets, with a centered percentile interval over samples of both.
+    """Estimate the kernel distance of (N,D) and (M,D), with a centered percentile interval over samples of both.
 
     All pairs count, not averages over small subsets. Pairs of a sample with itself, which resampling makes, are left
     out of the replicates as they are of the value.
 
     Args:
-        real: (N,D).
-        generated: (M,D).
-        bootstrap: for the interval.
         kernel: kernel of two sets of features, (N,M).
         scale: factor of the result.
         matched: generated image i has the caption of real image i. Such a pair is more alike than two of different
@@ -93,16 +89,12 @@ def kernel_floor(
 ) -> Estimate:
     """Estimate the kernel distance of images from the reference's own distribution: its resamples against each other.
 
-    Args:
-        real: (N,D).
-        generated: M, the size of the set that is compared with them.
-        bootstrap: for the resamples.
-        kernel, scale: as for the distance.
+    `generated` is M, the size of the set that is compared with the reference (N,D).
     """
     values = real.double()
     counts = [bootstrap.counts(len(real), stream, size) for stream, size in ((3, len(real)), (4, generated))]
     left, right = (torch.from_numpy(each).to(values) for each in counts)
-    diagonal = torch.cat([kernel(row[None], row[None])[0] for row in values])
+    diagonal = _of_pairs(kernel, values, values)
     within = [
         (_quadratic(kernel, values, values, weights, weights) - weights @ diagonal) / (size * (size - 1))
         for weights, size in ((left, len(real)), (right, generated))
@@ -111,26 +103,21 @@ def kernel_floor(
     return bootstrap.of_floor((scale * (within[0] + within[1] - 2 * across)).cpu().numpy(), len(real))
 
 
-def kernel_contributions(
-    real: Tensor, generated: Tensor, kernel: Kernel = cubic_kernel, *, matched: bool = False
-) -> Tensor:
-    """Return what each generated image (M,D) adds to the kernel distance from (N,D), (M,): their mean is the distance.
+def kernel_contributions(real: Tensor, generated: Tensor, *, matched: bool = False) -> Tensor:
+    """Return what each generated image (M,D) adds to the cubic kernel distance from (N,D), (M,), which is their mean.
 
     Their spread is that of the distance over other generated images (its influence function), so two models on the
     same prompts can be compared image by image, for these reference images. `matched` as for the distance.
     """
-    first, second = real.double(), generated.double()
-    once = first.new_ones(1, len(first))
-    within_real = _pair_mean(kernel, first, once)
+    kernel, first, second = cubic_kernel, real.double(), generated.double()
+    within_real = _pair_mean(kernel, first, first.new_ones(1, len(first)))
     own, to_real = [], []
     for part in second.split(_BLOCK_ROWS):
         own.append(kernel(part, second).sum(1))
         to_real.append(kernel(part, first).mean(1))
-    diagonal = torch.cat([kernel(row[None], row[None])[0] for row in second])
-    among, across = (torch.cat(own) - diagonal) / (len(second) - 1), torch.cat(to_real)
+    among, across = (torch.cat(own) - _of_pairs(kernel, second, second)) / (len(second) - 1), torch.cat(to_real)
     if matched:
-        of_caption = torch.cat([kernel(x[None], y[None])[0] for x, y in zip(first, second, strict=True)])
-        across = (across * len(first) - of_caption) / (len(first) - 1)
+        across = (across * len(first) - _of_pairs(kernel, first, second)) / (len(first) - 1)
     return within_real + 2 * (among - across) - among.mean()
 
 
@@ -151,22 +138,17 @@ def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple
     return float(means[0]), means[1:]
 
 
-@dataclass(frozen=True)
-class Diversity:
-    """Mean distances between images of one prompt and of different prompts, over that of `real` (in feature units)."""
-
-    within: Estimate
-    across: Estimate
-    real: Estimate
-
-
-def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -> Diversity:
+def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Estimate the diversity of images of P prompts with S seeds each.
 
     Args:
         by_prompt: features (P,S,D), at least two prompts of two seeds.
         real: features (N,D) of at least two real images.
         bootstrap: resamples prompts, and real images.
+
+    Returns:
+        `within` and `across`: mean distances of images of one prompt and of different prompts, in units of `real`,
+        the mean distance of real images.
 
     Raises:
         ValueError: there is no pair to compare, or all real images are equal.
@@ -184,11 +166,11 @@ def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -
     # Images of one seed, one per prompt, differ only in their prompt; the mean over seeds uses every image.
     across = [mean_pairs(_to_each_other(by_prompt[:, seed]), bootstrap) for seed in range(seeds)]
     value, replicates = np.mean([one for one, _ in across]), np.mean([many for _, many in across], axis=0)
-    return Diversity(
-        within=bootstrap.centred(float(per_prompt.mean()) / scale, within / units, prompts, bounds=_POSITIVE),
-        across=bootstrap.centred(float(value) / scale, replicates / units, prompts, bounds=_POSITIVE),
-        real=bootstrap.centred(scale, scales, len(real), bounds=_POSITIVE),
-    )
+    return {
+        "within": bootstrap.centred(float(per_prompt.mean()) / scale, within / units, prompts, bounds=_POSITIVE),
+        "across": bootstrap.centred(float(value) / scale, replicates / units, prompts, bounds=_POSITIVE),
+        "real": bootstrap.centred(scale, scales, len(real), bounds=_POSITIVE),
+    }
 
 
 def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
@@ -217,11 +199,9 @@ def frechet_needs(width: int) -> int:
 
 
 def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, paired: bool = False) -> Estimate:
-    """Estimate the Fréchet distance of two sets, with a centered percentile interval over samples of both.
+    """Estimate the Fréchet distance of (N,D) and (M,D), with a centered percentile interval over samples of both.
 
     Args:
-        real: (N,D).
-        generated: (M,D).
         bootstrap: every resample costs two eigenvalue problems of size D.
         paired: row i of one set was made from row i of the other, such as a reconstruction from its image. Chance
             properties of the images are then in both sets, and count for less than between sets of different images.
@@ -240,12 +220,9 @@ def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, p
 
 
 def frechet_floor(real: Tensor, generated: int, bootstrap: Bootstrap) -> Estimate:
-    """Estimate the Fréchet distance of M images from the reference's own distribution: the part that is bias.
+    """Estimate the Fréchet distance of images from the reference's own distribution: the part that is bias.
 
-    Args:
-        real: (N,D).
-        generated: M, the size of the set that is compared with them.
-        bootstrap: every resample costs two eigenvalue problems of size D.
+    `generated` is M, the size of the set that is compared with the reference (N,D).
     """
     values = real.double()
     rows = zip(bootstrap.rows(len(real), 3), bootstrap.rows(len(real), 4, generated), strict=True)
@@ -275,7 +252,7 @@ def _kernel_distances(
     total, pairs = _quadratic(kernel, first, second, left, right), left.sum(1) * right.sum(1)
     if matched:
         both = left * right
-        total -= both @ torch.cat([kernel(x[None], y[None])[0] for x, y in zip(first, second, strict=True)])
+        total -= both @ _of_pairs(kernel, first, second)
         pairs -= both.sum(1)
     return within - 2 * total / pairs
 
@@ -283,9 +260,13 @@ def _kernel_distances(
 def _pair_mean(kernel: Kernel, values: Tensor, weights: Tensor) -> Tensor:
     """Return the mean of the kernel over pairs of different samples for each row of weights."""
     squares = weights.square()
-    diagonal = torch.cat([kernel(row[None], row[None])[0] for row in values])
-    total = _quadratic(kernel, values, values, weights, weights) - squares @ diagonal
+    total = _quadratic(kernel, values, values, weights, weights) - squares @ _of_pairs(kernel, values, values)
     return total / (weights.sum(1).square() - squares.sum(1))
+
+
+def _of_pairs(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
+    """Return the kernel of each row of (N,D) with the same row of the other set, (N,)."""
+    return torch.cat([kernel(x[None], y[None])[0] for x, y in zip(first, second, strict=True)])
 
 
 def _quadratic(kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor) -> Tensor:

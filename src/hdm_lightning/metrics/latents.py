@@ -4,6 +4,7 @@ Shapes: image (B,3,f·H,f·W) in [-1, 1]; posterior mean and log-variance (B,C,H
 sheet (3,rows·f·H,B·f·W) in [0, 1].
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over processes, which must all call it."""
 DEAD_SIGNAL = 0.01
 """A channel is dead if its means carry less than this share of its total variance."""
-
-
-def _as_is(packed: Tensor) -> Tensor:
-    return packed
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ class LatentStatistics:
         kl = 0.5 * (mean.square() + variance - 1 - log_variance)
         self._sums[3, :3] += torch.tensor([float(kl.sum()), mean[:, 0].numel(), len(mean)], dtype=torch.float64)
 
-    def report(self, reduce: Callable[[Tensor], Tensor] = _as_is) -> LatentReport:
-        """Return the statistics of all batches; `reduce` sums over processes. Raises ValueError: there is no image."""
-        sums = reduce(self._sums)
+    def report(self, reduce: Reduce | None = None) -> LatentReport:
+        """Return the statistics of all batches. Raises ValueError: there is no image."""
+        sums = reduce(self._sums) if reduce else self._sums
         kl, count, images = (float(value) for value in sums[3, :3])
         if not images:
             raise ValueError("report: no latent was added")
@@ -96,15 +95,14 @@ def radial_power(latent: Tensor, bins: int = 8) -> Tensor:
     return rings.index_add_(0, ring.flatten(), power.flatten())
 
 
-def principal_colours(latent: Tensor) -> Tensor:
-    """Return the first three principal components of latents as colors (B,3,H,W) in [0, 1].
+def principal_colours(latents: Sequence[Tensor]) -> list[Tensor]:
+    """Return the first three principal components of latents of several sizes as colors (B,3,H,W) in [0, 1].
 
     The components are computed over all positions of all latents. Each has the sign that makes its largest loading
     positive, and its 1st to 99th percentile are mapped to [0, 1]. With fewer than three channels, the remaining colors
     are 0.5.
     """
-    batch, channels, height, width = latent.shape
-    positions = latent.detach().double().movedim(1, -1).reshape(-1, channels)
+    positions = torch.cat([latent.movedim(1, -1).flatten(0, 2) for latent in latents]).detach().double()
     centred = positions - positions.mean(0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)
     axes = vectors.flip(1)[:, :3]
@@ -112,8 +110,10 @@ def principal_colours(latent: Tensor) -> Tensor:
     values = centred @ (axes * torch.where(largest < 0, -1.0, 1.0))
     low, high = (torch.quantile(values, level, dim=0) for level in (0.01, 0.99))
     colours = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    colours = F.pad(colours, (0, 3 - colours.shape[1]), value=0.5)
-    return colours.reshape(batch, height, width, 3).movedim(-1, 1).float()
+    colours = F.pad(colours, (0, 3 - colours.shape[1]), value=0.5).float()
+    shapes = [(len(latent), *latent.shape[2:], 3) for latent in latents]
+    parts = colours.split([math.prod(shape[:3]) for shape in shapes])
+    return [part.reshape(shape).movedim(-1, 1) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @torch.no_grad()
@@ -136,21 +136,9 @@ def sheet(
         moved_image, moved_latent = transform(image, factor), transform(latent, 1)
         rows += [moved_image, decode(moved_latent), len(latents), len(latents) + 1]
         latents += [moved_latent, encode(moved_image)]
-    colours = _coloured(latents)
+    colours = principal_colours(latents)
     cells = [colours[row] * 2 - 1 if isinstance(row, int) else row for row in rows]
     return torch.cat([_row(each, image.shape[-2:]) for each in cells], dim=1)
-
-
-def _coloured(latents: Sequence[Tensor]) -> list[Tensor]:
-    """Return latents of several sizes as colors, by principal components over the positions of all of them."""
-    flat = [latent.flatten(2) for latent in latents]
-    together = torch.cat([each.movedim(1, 2).reshape(-1, each.shape[1]) for each in flat])
-    colours = principal_colours(together.T[None, :, :, None])[0, :, :, 0].T
-    parts = colours.split([each.shape[0] * each.shape[2] for each in flat])
-    return [
-        part.reshape(latent.shape[0], *latent.shape[-2:], 3).movedim(-1, 1)
-        for part, latent in zip(parts, latents, strict=True)
-    ]
 
 
 def _row(images: Tensor, size: torch.Size) -> Tensor:

@@ -40,8 +40,7 @@ def neighbour_statistics(
     """Return precision, recall, density and coverage, (4,).
 
     Args:
-        within_real: distances between real samples, (N,N), zero on the diagonal.
-        within_generated: distances between generated samples, (M,M), likewise.
+        within_real, within_generated: distances in each set, (N,N) and (M,M), zero on the diagonal.
         across: distances between real and generated samples, (N,M).
         neighbours: k, below N and M.
 
@@ -124,12 +123,9 @@ def nearest(queries: Tensor, among: Tensor, *, query_keys: Sequence[str] = (), k
 
 
 def closeness_estimates(generated: Tensor, heldout: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """Estimate how close generated images are to the training set, compared with held-out real images.
+    """Estimate how close generated images (M,) are to the training set, compared with held-out real ones (K,).
 
-    Args:
-        generated: distances (M,) to the nearest training image.
-        heldout: the same for real images, (K,).
-        bootstrap: resamples both.
+    Both are given by the distances to their nearest training image.
 
     Returns:
         `ratio`: ratio of the medians, below 1 if generated images are closer. `closer`: share of generated images that
@@ -155,10 +151,7 @@ def closeness_estimates(generated: Tensor, heldout: Tensor, bootstrap: Bootstrap
 def found_planted(planted: Nearest, sources: Sequence[int], heldout: Tensor) -> Tensor:
     """Return which planted copies are found, (P,): nearest to their own source, and closer than 95% of held-out images.
 
-    Args:
-        planted: the nearest training image of each copy.
-        sources: row of the training image that each copy was made from, (P,).
-        heldout: distances (K,) of held-out images to their nearest training image.
+    `sources` are the rows of the training images that the copies were made from, `heldout` (K,) distances to training.
     """
     threshold = torch.quantile(heldout.double(), CLOSE_SHARE)
     return (planted.row.cpu() == torch.tensor(sources)) & (planted.distance.cpu() < threshold.cpu())

@@ -15,15 +15,14 @@ How one image counts:
 - `relation_bound`: the same, and both partners have the right color and shape.
 - `count`, `background`: one trial per image. `everything`: one trial per image, right if all the others are.
 
-Chance is the score of a model that makes a right image for a prompt picked at random from a set, all prompts equally
-likely: the mean over all pairs of a prompt asked for and a prompt picked, computed, not sampled. The set is that of
-the prompts asked for, or `blind` if it is given.
+Chance is the score of a model that makes a right image for a prompt picked at random from those asked for, all
+equally likely: the mean over all pairs of a prompt asked for and a prompt picked, computed, not sampled.
 
 Intervals are over combinations (see `proportions`): prompts of the same one are right or wrong together.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
@@ -31,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.metrics.bootstrap import Bootstrap, Estimate
-from hdm_lightning.metrics.proportions import difference_interval
+from hdm_lightning.metrics.proportions import count_units, difference_interval
 from hdm_lightning.metrics.shapes_reader import Reading, read_shapes
 
 CRITERIA = (
@@ -54,19 +53,6 @@ _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "be
 
 Spec = Mapping[str, Any]
 Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Score:
-    """One criterion: right answers among trials, their share over `units` combinations, and the share by chance."""
-
-    right: int
-    trials: int
-    share: float
-    low: float
-    high: float
-    chance: float
-    units: int
 
 
 @dataclass(frozen=True)
@@ -101,14 +87,15 @@ class Graded:
             "trials": {name: trials.tolist() for name, (_, trials) in columns.items()},
         }
 
-    def scores(self, intervals: Bootstrap = _USUAL) -> dict[str, Score]:
-        """Return the shares with their counts, for a table."""
+    def scores(self, intervals: Bootstrap = _USUAL) -> dict[str, dict[str, float]]:
+        """Return right answers, trials, share, interval, chance and number of combinations of each criterion."""
         found = {}
         for name, estimate in self.estimates(intervals).items():
             right, trials = self.outcomes(name)
-            units = len({unit for each, asked in zip(self.units, trials, strict=True) if asked for unit in each})
-            counted = int(right.sum()), int(trials.sum())
-            found[name] = Score(*counted, estimate.value, estimate.low, estimate.high, float(self.chance[name]), units)
+            units = count_units([each for each, asked in zip(self.units, trials, strict=True) if asked])
+            share = {"share": estimate.value, "low": estimate.low, "high": estimate.high}
+            counts = {"right": int(right.sum()), "trials": int(trials.sum())}
+            found[name] = {**counts, **share, "chance": float(self.chance[name]), "units": units}
         return found
 
 
@@ -144,13 +131,7 @@ class Seen:
         return cls(objects, relations, spec["background"])
 
 
-def grade_images(
-    specs: Sequence[Spec],
-    images: Sequence[NDArray[np.uint8]],
-    *,
-    blind: Sequence[Spec] | None = None,
-    unit: Sequence[str] = UNIT,
-) -> Graded:
+def grade_images(specs: Sequence[Spec], images: Sequence[NDArray[np.uint8]], *, unit: Sequence[str] = UNIT) -> Graded:
     """Read images, uint8 (H, W, 3) of any sizes from 32 pixels, and grade them as `grade_seen` does.
 
     Raises:
@@ -158,23 +139,20 @@ def grade_images(
     """
     if len(specs) != len(images) or not specs:
         raise ValueError(f"{len(specs)} specs and {len(images)} images; expected equal numbers, at least one")
-    return grade_seen(specs, [Seen.from_reading(read_shapes(image)) for image in images], blind=blind, unit=unit)
+    return grade_seen(specs, [Seen.from_reading(read_shapes(image)) for image in images], unit=unit)
 
 
-def grade_seen(
-    specs: Sequence[Spec], seen: Sequence[Seen], *, blind: Sequence[Spec] | None = None, unit: Sequence[str] = UNIT
-) -> Graded:
+def grade_seen(specs: Sequence[Spec], seen: Sequence[Seen], *, unit: Sequence[str] = UNIT) -> Graded:
     """Grade what images show against what was asked for. Criteria without a trial have no chance level and no score.
 
     Args:
         specs: what was asked for, one per image.
         seen: what the images show.
-        blind: the prompts that chance picks from; None means `specs`.
         unit: attributes that tell combinations apart: color and shape, or size as well.
     """
     counts = np.stack([grade(spec, sight) for spec, sight in zip(specs, seen, strict=True)])
     units = tuple(tuple(" ".join(thing[part] for part in unit) for thing in spec["objects"]) for spec in specs)
-    return Graded(counts, units, chance_levels(specs, blind))
+    return Graded(counts, units, chance_levels(specs))
 
 
 def chance_levels(specs: Sequence[Spec], blind: Sequence[Spec] | None = None) -> dict[str, float]:
@@ -232,11 +210,6 @@ def gap(seen: Estimate, unseen: Estimate) -> Estimate:
 def in_words(criterion: str) -> str:
     """Return the display name of a criterion."""
     return criterion.replace("_", " ").replace("colour", "color")
-
-
-def as_dict(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """Return scores as plain numbers for JSON."""
-    return {name: asdict(score) for name, score in scores.items()}
 
 
 def _pair(asked: Sequence[tuple], found: Sequence[tuple]) -> list[int | None]:

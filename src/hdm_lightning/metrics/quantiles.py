@@ -1,6 +1,6 @@
 """Student's t in plain Python: for few trainings or few combinations the normal's 1.96 is far too small."""
 
-from math import exp, inf, lgamma, log, log1p
+from math import exp, lgamma, log, log1p
 from statistics import NormalDist
 
 _STEPS, _CLOSE = 300, 1e-14
@@ -13,8 +13,6 @@ def normal_quantile(share: float) -> float:
 
 def t_tail(value: float, freedom: float) -> float:
     """Return the two-sided p-value: the share of Student's t beyond ±|value|."""
-    if value in (inf, -inf):
-        return 0.0
     return incomplete_beta(freedom / (freedom + value**2), freedom / 2, 0.5)
 
 

@@ -21,7 +21,6 @@ class IdealShape:
     """A shape rasterized once on a fine grid.
 
     Attributes:
-        name: name of the shape.
         cumulative: area above and to the left of each corner of the grid over the unit box, (GRID + 1, GRID + 1).
         centroid: center of mass (x, y) in the frame.
         spread: mean squared distance of its points from the centroid.

@@ -37,14 +37,6 @@ RELATIVE_CONTRAST, CONTRAST_REACH = 0.45, 0.08
 MIN_AREA = 0.006  # in squared short sides; the smallest object of the data set covers three times as much
 
 
-@dataclass(frozen=True)
-class Region:
-    """A connected region: its `mask` (H, W), and its `area` in pixels."""
-
-    mask: Mask
-    area: int
-
-
 def name_colour(colour: Floats) -> str | None:
     """Return the nearest color name of an RGB triple in [0, 255], or None if none is near."""
     distances = np.linalg.norm(_REFERENCES - colour, axis=1)
@@ -60,15 +52,15 @@ def background_colour(image: Floats) -> Floats:
     return np.median(border[nearest == commonest], axis=0)
 
 
-def find_regions(image: Floats, background: Floats) -> list[Region]:
-    """Return the regions that stand out from the background, largest first, without specks."""
+def find_regions(image: Floats, background: Floats) -> list[Mask]:
+    """Return the connected regions (H, W) that stand out from the background, largest first, without specks."""
     contrast = np.linalg.norm(image - background, axis=2)
     short = min(contrast.shape)
-    local = _largest_within(contrast, max(1, round(CONTRAST_REACH * short)))
+    local = largest_within(contrast, max(1, round(CONTRAST_REACH * short)))
     labels, count = connected_components(contrast > np.maximum(MIN_CONTRAST, RELATIVE_CONTRAST * local))
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     kept = [label for label in range(1, count + 1) if areas[label] >= MIN_AREA * short * short]
-    return [Region(labels == label, int(areas[label])) for label in sorted(kept, key=lambda k: -areas[k])]
+    return [labels == label for label in sorted(kept, key=lambda k: -areas[k])]
 
 
 def connected_components(mask: Mask) -> tuple[NDArray[np.int64], int]:
@@ -97,17 +89,13 @@ def connected_components(mask: Mask) -> tuple[NDArray[np.int64], int]:
     return labels, len(numbers)
 
 
-def dilate(mask: Mask, pixels: int) -> Mask:
-    """Return the mask dilated by a square that reaches `pixels` to each side."""
-    return _largest_within(mask, pixels)
-
-
 def _runs(row: Mask) -> list[tuple[int, int]]:
     steps = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
     return [(int(a), int(b)) for a, b in zip(steps[::2], steps[1::2], strict=True)]
 
 
-def _largest_within(values: NDArray, reach: int) -> NDArray:
+def largest_within(values: NDArray, reach: int) -> NDArray:
+    """Return the largest of the values (H, W) within a square that reaches so far to each side; it dilates masks."""
     for axis in (0, 1):
         padding = [(reach, reach) if a == axis else (0, 0) for a in (0, 1)]
         padded = np.pad(values, padding, mode="edge")
@@ -177,7 +165,7 @@ def read_shapes(image: NDArray[np.uint8]) -> Reading:
     regions = find_regions(reduced, background)[:MAX_OBJECTS]
     taken = np.zeros(reduced.shape[:2], dtype=bool)
     for region in regions:
-        taken |= region.mask
+        taken |= region
     large_px = min(height, width) * (LARGE_FROM_ALONE if len(regions) == 1 else LARGE_FROM_AMONG)
     contrast, size = reduced - background, (width, height)
     objects = [_read_object(contrast, background, one, taken, factor, size, large_px) for one in regions]
@@ -206,16 +194,16 @@ def _reduce(image: NDArray[np.uint8]) -> tuple[Floats, int]:
 def _read_object(
     contrast: Floats,
     background: Floats,
-    region: Region,
+    region: Mask,
     taken: Mask,
     factor: int,
     size: tuple[int, int],
     large_px: float,
 ) -> ReadObject:
-    near = dilate(region.mask, SURROUND_PX) & ~dilate(taken & ~region.mask, 1)
+    near = largest_within(region, SURROUND_PX) & ~largest_within(taken & ~region, 1)
     rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    direction = contrast[region.mask].sum(axis=0)
+    direction = contrast[region].sum(axis=0)
     direction /= np.linalg.norm(direction)
     match = _best_match(contrast[window] @ direction, near[window])
     left, top = (

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.adapter_layers import AdapterLayer, LowRank
 from hdm_lightning.interop.adapters import Adapter, Base, base_state, require_peft, weights_sha256
-from hdm_lightning.interop.low_rank_layer import AdapterLayer, LowRank
 from hdm_lightning.training.modules.adapted_layers import LayerAdapter
 from hdm_lightning.training.modules.lycoris import FactoredLinear
 
@@ -99,7 +99,7 @@ def _low_rank_layers(network: nn.Module, values: Mapping[str, Tensor]) -> dict[s
             pairs.setdefault(name[: found.start()], {})[found[1]] = _kept(value)
     modules: dict[str, Any] = dict(network.named_modules())
     return {
-        name: LowRank(pair["A"], pair["B"], float(modules[name].scaling[NAME]) * pair["A"].shape[0])
+        name: LowRank.of(pair["A"], pair["B"], float(modules[name].scaling[NAME]) * pair["A"].shape[0])
         for name, pair in pairs.items()
     }
 

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hdm_lightning.interop.low_rank_layer import AdapterLayer
-from hdm_lightning.interop.lycoris_layer import (
+from hdm_lightning.interop.adapter_layers import (
     HADAMARD,
+    AdapterLayer,
     Hadamard,
     Kronecker,
     divisors,
@@ -164,10 +164,8 @@ class FactoredLinear(nn.Module):
     def layer(self, values: dict[str, Tensor]) -> AdapterLayer:
         """Return the adapter layer that has these values as factors."""
         if self.kind == "loha":
-            w1_a, w1_b, w2_a, w2_b = (values[name] for name in HADAMARD)
-            return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, alpha=self.scale * self.rank)
-        found = Kronecker(*kronecker_parts(values), alpha=self.scale)
-        return Kronecker(found.w1, found.w2, alpha=self.scale * found.rank)
+            return Hadamard(values, self.scale * self.rank)
+        return Kronecker(values, self.scale * Kronecker(values, 1.0).rank)
 
     def _added(self, x: Tensor) -> Tensor:
         out, size = self.base_layer.weight.shape
