@@ -63,6 +63,12 @@ def memory_gb(device: torch.device) -> dict[str, float]:
     return figures
 
 
+def restart_peak(device: torch.device) -> None:
+    """Count `device_peak` from now on; `host_peak` stays that of the process."""
+    if device.type == "cuda" and torch.cuda.is_initialized():  # before that, there is nothing to reset
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def _resident_bytes() -> int:
     """Return the current resident memory, or the peak if the system does not report it."""
     if not STATM.exists():
