@@ -94,11 +94,13 @@ def test_padding_behind_a_causal_model_needs_no_mask(tiny_text_encoder, layer):
     torch.testing.assert_close(found, encoder.encode(tokens, lengths), rtol=0, atol=1e-6)
 
 
-def test_a_bidirectional_model_keeps_its_mask():
+def test_a_bidirectional_model_keeps_its_mask_in_the_form_that_is_not_read_on_the_host():
     encoder = load_text_encoder(MINILM)
     tokens, lengths = batch(MINILM)
     assert no_masks(encoder.model.config, 16) is None
-    found = encoder._encode_as_padded(tokens, lengths)
+    with masks_seen(encoder.model) as masks:
+        found = encoder._encode_as_padded(tokens, lengths)
+    assert [(mask.shape, mask.dtype) for mask in masks] == [((len(tokens), 1, 1, tokens.shape[1]), torch.bool)]
     torch.testing.assert_close(found, encoder.encode(tokens, lengths), rtol=1e-4, atol=1e-5)
 
 

@@ -49,6 +49,11 @@ def test_an_unknown_gpu_names_the_nearest(text, near):
     assert near in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["NVIDIA A100-SXM4-80GB MIG 3g.40gb", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"])
+def test_a_part_of_a_card_does_not_have_the_figures_of_the_whole(name):
+    assert find_gpu(name.partition(" MIG")[0]) is not None and find_gpu(name) is None
+
+
 def test_names_that_are_none():
     assert find_gpu("abacus") is None
     assert nearest_gpu("abacus") in GPUS

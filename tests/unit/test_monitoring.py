@@ -18,7 +18,7 @@ from hdm_lightning.models.routing import random_keep
 from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks import throughput
 from hdm_lightning.training.callbacks.progress_bar import duration, fitting
-from hdm_lightning.training.callbacks.throughput import memory_gb, peak_tflops, stage_flops
+from hdm_lightning.training.callbacks.throughput import memory_gb, peak_tflops, restart_peak, stage_flops
 from hdm_lightning.training.loggers import VAE_LAYOUT, flat_settings, flow_layout
 from hdm_lightning.training.modules.flow_step import fed_tokens
 from hdm_lightning.training.stages import StageSettings
@@ -65,6 +65,17 @@ def test_resident_memory_follows_an_allocation_of_known_size():
     later = memory_gb(torch.device("cpu"))
     assert later["host"] - before == pytest.approx(0, abs=0.02)
     assert later["host_peak"] == pytest.approx(now["host_peak"], abs=0.001)
+
+
+def test_the_peak_of_a_device_is_that_of_the_fit(monkeypatch):
+    """Not that of an earlier stage in the same process."""
+    devices = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", devices.append)
+    for begun in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda begun=begun: begun)
+        for name in ("cpu", "cuda:1"):
+            restart_peak(torch.device(name))
+    assert devices == [torch.device("cuda:1")]
 
 
 def test_the_peak_is_the_process_own_and_not_that_of_the_one_that_started_it():

@@ -64,8 +64,11 @@ class CachedTextEncoder(TextEncoderAround, _Recent[tuple[int, ...]]):
         TextEncoderAround.__init__(self, encoder)
         _Recent.__init__(self, size)
 
+    def compile_blocks(self) -> None:
+        """Do nothing: any number of captions may be missing, and each would need its own graphs."""
+
     def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Encode captions; see `TextEncoder.encode`. Reads tokens and lengths on the host."""
+        """Encode captions; see `TextEncoder.encode`. Reads tokens and lengths on the host, so best given there."""
         counts: list[int] = lengths.tolist()
         keys = [tuple(row[:count]) for row, count in zip(tokens.tolist(), counts, strict=True)]
 
@@ -84,8 +87,7 @@ class CachedTextEncoder(TextEncoderAround, _Recent[tuple[int, ...]]):
 class CachedAutoencoder(_Recent[bytes]):
     """Wraps an autoencoder with a least-recently-used cache of `size` latents in RAM, keyed by an image's pixels.
 
-    Hashing takes about 0.1 ms for a 64-pixel image, and reads the image on the host: worth it on a CPU, for sets
-    whose crops come back.
+    Hashing takes about 0.1 ms for a 64-pixel image: worth it on a CPU, for sets whose crops come back.
     """
 
     def __init__(self, autoencoder: ImageAutoencoder, size: int) -> None:
@@ -108,12 +110,16 @@ class CachedAutoencoder(_Recent[bytes]):
         return self
 
     def compile_blocks(self) -> None:
-        """Compile the autoencoder if it supports that."""
+        """Compile the autoencoder if it supports that, for devices other than a CPU, where nothing is cached."""
         compile_encoders(self.autoencoder)
 
     def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """Encode images; see `ImageAutoencoder.encode`. With noise nothing is cached, as results never repeat."""
-        if noise is not None:
+        """Encode images; see `ImageAutoencoder.encode`.
+
+        Nothing is cached with noise, as results never repeat, and on a device other than a CPU: the host would wait
+        for the pixels, and any number of images may be missing, each of which would need its own compiled graphs.
+        """
+        if noise is not None or image.device.type != "cpu":
             return self.autoencoder.encode(image, noise=noise)
         keys = [hashlib.blake2b(row.numpy(), digest_size=16).digest() for row in image.cpu().contiguous()]
         latents = self._through(keys, lambda rows: self.autoencoder.encode(image[rows]).cpu())

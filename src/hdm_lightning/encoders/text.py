@@ -37,6 +37,8 @@ TEXT_TOWERS = ("text_model", "language_model")
 
 CAUSAL = ("qwen2", "qwen3", "gemma3_text")
 """Architectures that take a mask for each kind of layer, where None means the plain causal mask."""
+BIDIRECTIONAL = ("bert",)
+"""Architectures that take a mask (B,1,1,L) as it is; transformers reads one of (B,L) on the host."""
 
 # Field of a model's configuration: later blocks were dropped, so the result is the raw output of the last block left.
 _CUT = "hidden_state_of_last_block"
@@ -172,11 +174,12 @@ class TransformersTextEncoder:
         """Encode without reading any value on the host, in parts of as many rows as `max_tokens` allows."""
         length = tokens.shape[1]
         mask = torch.arange(length, device=tokens.device) < lengths.unsqueeze(1)
-        unmasked = no_masks(self.model.config, length)
+        unmasked, as_it_is = no_masks(self.model.config, length), takes_ready_mask(self.model.config)
+        given = mask[:, None, None] if as_it_is else mask.long()
         rows = max(1, self.max_tokens // length)
         hidden = [
-            self._hidden(each, which.long() if unmasked is None else unmasked)
-            for each, which in zip(tokens.split(rows), mask.split(rows), strict=True)
+            self._hidden(each, which if unmasked is None else unmasked)
+            for each, which in zip(tokens.split(rows), given.split(rows), strict=True)
         ]
         return torch.cat(hidden).masked_fill(~mask.unsqueeze(-1), 0)
 
@@ -246,6 +249,12 @@ def no_masks(config: Any, length: int) -> dict[str, None] | None:
     if "sliding_attention" in kinds and length > config.sliding_window:
         return None
     return dict.fromkeys(kinds)
+
+
+def takes_ready_mask(config: Any) -> bool:
+    """Return whether a bidirectional model is known to use a boolean mask (B,1,1,L) without reading it on the host."""
+    known = config.model_type in BIDIRECTIONAL and config._attn_implementation == "sdpa"
+    return known and not getattr(config, "is_decoder", False)
 
 
 def read_text_model(name: str, dtype: torch.dtype, *, where: str) -> nn.Module:

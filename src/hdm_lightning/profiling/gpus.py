@@ -125,6 +125,8 @@ def parse_gpus(text: str) -> tuple[Gpu, int]:
 def find_gpu(name: str) -> Gpu | None:
     """Return the GPU for a table name or a driver's device name; None if it is unknown."""
     words = re.findall(r"[a-z0-9]+", _VENDOR_WORDS.sub("", name).lower())
+    if "mig" in words:  # part of a card: "A100-SXM4-80GB MIG 3g.40gb"
+        return None
     # Drivers add the memory or form factor to the name: "A100-SXM4-80GB", "A100-PCIE-40GB", "H100 80GB HBM3".
     # Match whole words, since an A100 is not an A10; and all of them for a GeForce, since a 4090 Laptop is not a 4090.
     for key in sorted(GPUS, key=len, reverse=True):

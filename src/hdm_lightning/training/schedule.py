@@ -18,6 +18,7 @@ from hdm_lightning.training.announcements import announce_end, announce_stage_en
 from hdm_lightning.training.callbacks.loss_guard import LossRewind
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal, stop_if_asked
+from hdm_lightning.training.callbacks.throughput import restart_peak
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.continued import asked_too_late, check_continued, without_effect
 from hdm_lightning.training.hub_upload import reserve
@@ -130,7 +131,9 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
         trainer, module, data = build_fit(run, plan, start, before)
         announce_start(run, plan, start, data)
         stop_if_asked("between two stages")
+        gone_wrong: LossRewind | None = None
         began = time.monotonic()
+        restart_peak(trainer.strategy.root_device)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
         except LossRewind as hit:  # kept without the frames that reference its trainer
@@ -139,9 +142,10 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
         else:
             report_profile(trainer)
             _finish(run, plan, trainer, module, time.monotonic() - began)
-            return
         del data, module, trainer, before
-        gc.collect()  # the trainer that failed, its optimizer and its data workers, before the next is built
+        gc.collect()  # this trainer, its optimizer, averages and data workers, before the next is built
+        if gone_wrong is None:
+            return
         rewind(run, plan, gone_wrong)
 
 

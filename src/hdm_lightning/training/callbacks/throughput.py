@@ -59,6 +59,12 @@ def memory_gb(device: torch.device) -> dict[str, float]:
     return figures
 
 
+def restart_peak(device: torch.device) -> None:
+    """Count `device_peak` from now on; `host_peak` stays that of the process."""
+    if device.type == "cuda" and torch.cuda.is_initialized():  # before that, there is nothing to reset
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def _resident_bytes() -> tuple[int, int]:
     """Return the current and the peak resident memory; twice the peak if the system reports only that."""
     if STATUS.exists():  # getrusage's value starts at the size of the parent process

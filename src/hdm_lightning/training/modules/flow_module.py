@@ -143,7 +143,9 @@ class FlowModule(ResumableModule):
         """Add each sample's random numbers and caption length on the CPU, which avoids waiting for a device."""
         drawn = self.with_draws(batch, validation=not self.trainer.training)
         drawn["caption_tokens"] = batch["lengths"].tolist()
-        return flow_step.pinned(drawn) if self.device.type == "cuda" else drawn
+        if self.device.type != "cuda":
+            return drawn
+        return flow_step.pinned({**drawn, **self.encoders.cached_context(batch)})
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to the device; with `overlap_encoders`, also encode a training batch ahead of its step."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hdm_lightning.diffusion import flow
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, fingerprint_of, posteriors_of
+from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.models.positions import PositionConvention, token_positions
 
@@ -58,6 +59,16 @@ class FrozenEncoders:
     def context(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return the context (B,L,width), in float32, of caption tokens (B,L)."""
         return self.text.encode(tokens, lengths).float()
+
+    def cached_context(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the `context` of a batch on the CPU if the text encoder keeps captions in RAM, else nothing.
+
+        Its lookups read the tokens, for which the host would have to wait once they are on a device. Only captions
+        that it does not have yet are encoded on the device and waited for.
+        """
+        if "context" in batch or not isinstance(self.text, CachedTextEncoder):
+            return {}
+        return {"context": self.text.encode(batch["tokens"], batch["lengths"])}
 
     def context_of_batch(self, batch: Mapping[str, Any], tokens: Tensor) -> Tensor:
         """Return the context, in float32, of a batch's caption tokens (B,L), or of its text states from disk."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from hdm_lightning.precision import encoder_dtype
 from hdm_lightning.training.optimization.learning_rates import ParameterGroup
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -61,10 +62,10 @@ def orthogonalised(matrices: Tensor, rounds: int = 5) -> Tensor:
     """Return the matrices (P, A, B) with their singular values brought near 1 by Newton–Schulz rounds.
 
     Five rounds bring every singular value above a hundredth of the matrix's norm to between 0.68 and 1.14, which
-    trains as well as exact values. Computed in bfloat16 on CUDA and in float32 elsewhere.
+    trains as well as exact values. Computed in bfloat16 on CUDA devices that support it, else in float32.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    x = matrices.to(encoder_dtype(matrices.device))
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
