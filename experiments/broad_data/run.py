@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -88,7 +89,7 @@ def whole_steps(samples: int) -> int:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Run all steps."""
+    """Run all steps; status 1 if the trainings did not see what they should have."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=61_000, help="addresses in the first download")
     parser.add_argument("--more", type=int, default=1_000, help="addresses in each of the other two")
@@ -124,6 +125,8 @@ def main(given: Sequence[str] | None = None) -> None:
     }
     write_result(arguments.out, {**parts, "compared": compared, "made": circumstances()})
     print(json.dumps({**parts, "compared": compared}, indent=1))
+    if not all(compared.values()):
+        sys.exit(1)
 
 
 def _orders(run: dict[str, Any]) -> dict[str, str]:
