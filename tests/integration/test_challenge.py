@@ -278,6 +278,9 @@ def test_a_run_is_counted_from_its_folder_and_draws_its_own_images(task, toy_job
         challenge_entry.require_by_the_rules(paths, task, other)
     with pytest.raises(UserError, match="other prompt"):
         challenge_entry.require_by_the_rules(paths[::-1], task, counted)
+    (run / "environment.json").write_text("{}")
+    assert enter(drawn, board, name="from a wheel", stated=["--run", str(run), "--by", "me"]) == 2
+    assert "--commit: is required" in capsys.readouterr().err
     assert enter(drawn, board, name="twice told", stated=[*ours, "--operations", "1"]) == 2
     assert "is counted from the run" in capsys.readouterr().err
     assert enter(drawn, board, name="twice told", stated=[*ours, "--pretrained", "x"]) == 2

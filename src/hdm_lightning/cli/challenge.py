@@ -152,7 +152,10 @@ def _counted(arguments: argparse.Namespace, task: "Task", paths: Sequence[Path])
         raise UserError("is counted from the run", where=f"--{given[0]}", hint="omit it, or omit --run")
     run = count_run(arguments.run, task)
     require_by_the_rules(paths, task, run)
-    commit = arguments.commit or read_environment(arguments.run).get("commit") or ""
+    commit = arguments.commit or read_environment(arguments.run).get("commit")
+    if not commit:
+        what = "is required: the run has no commit, because it was not made from a git checkout"
+        raise UserError(what, where="--commit", hint="name the version of the code, or its address")
     return run.cost, Maker(arguments.by, commit, run.pretrained, run.weights, run.settings)
 
 
