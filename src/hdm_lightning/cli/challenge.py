@@ -4,7 +4,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,7 +259,7 @@ def _show(board: dict[str, Any]) -> int:
     return status
 
 
-def _row(entry: dict[str, Any]) -> list[str]:
+def _row(entry: Mapping[str, Any]) -> list[str]:
     score, cost = entry["scores"]["headline"], entry["cost"]
     operations = "" if cost["operations"] is None else f"{cost['operations']:.3g}"
     rent = "" if cost["usd"] is None else f"${cost['usd']:.2f}"
