@@ -1,16 +1,22 @@
-"""How many bits of an image's perceptual hash change when it is resized, reencoded, or marked in a corner."""
+"""How many bits of an image's perceptual hash change when it is resized, reencoded, or marked in a corner.
 
+Also how many images of the set itself have a better copy within the default distance.
+"""
+
+import argparse
 import io
-import sys
+import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from hdm_lightning.data.decode import load_upright
-from hdm_lightning.datasets.near_duplicates import perceptual_hash
+from hdm_lightning.datasets.near_duplicates import better_copies, perceptual_hash
 from hdm_lightning.datasets.shard_work import samples_of, shards_in
 
 BITS = (0, 2, 4, 6, 8, 12)
+DEFAULT_BITS = 4
 MARKED = 0.12
 """Share of each side that the mark covers."""
 
@@ -36,19 +42,27 @@ def copies(image: Image.Image) -> dict[str, bytes]:
     }
 
 
-def main(place: str) -> None:
-    """Print a line per kind of change, with the share of copies within each number of bits."""
+def main() -> None:
+    """Write and print how many of the copies of each kind are within each number of bits."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("place", help="a folder of shards")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("robustness.json"))
+    arguments = parser.parse_args()
     changed: dict[str, list[int]] = {}
-    for shard in shards_in(place):
+    hashes: list[int] = []
+    for shard in shards_in(arguments.place):
         for _, sample in samples_of(shard):
             assert not isinstance(sample, str)
             image, own = load_upright(sample.image()), perceptual_hash(sample.image())
+            hashes.append(own)
             for name, data in copies(image).items():
                 changed.setdefault(name, []).append((own ^ perceptual_hash(data)).bit_count())
-    for name, bits in changed.items():
-        shares = " | ".join(f"{(np.array(bits) <= most).mean():.1%}" for most in BITS)
-        print(f"| {name} | {shares} |")
+    within = {name: {str(most): sum(bit <= most for bit in bits) for most in BITS} for name, bits in changed.items()}
+    among = better_copies(np.array(hashes, np.uint64), np.arange(len(hashes)), DEFAULT_BITS)
+    found = {"images": len(hashes), "near_duplicates": int((among >= 0).sum()), "copies_within_bits": within}
+    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -48,6 +48,7 @@ RUN_IN = {
 NOT_RUN = {
     "pip": "fetches packages",
     "uv": "fetches packages",
+    "apt-get": "fetches packages",
     "python3": "makes an environment",
     "cd": "of the shell",
     "source": "of the shell",

@@ -14,7 +14,6 @@ from experiments.broad_data import run
 @pytest.mark.slow
 def test_from_a_web_set_to_a_model_over_http_on_two_processes_killed_twice(tmp_path):
     toy = ["--rows", "200", "--more", "50", "--per-shard", "50", "--second-stage", "128", "--vae-samples", "64"]
-    toy += ["--short", "64"]
     out = tmp_path / "result.json"
     run.main([*toy, "--kills", "0.2", "0.7", "--img2dataset", "", "--work", str(tmp_path / "work"), "--out", str(out)])
     result = json.loads(out.read_text())
@@ -23,7 +22,7 @@ def test_from_a_web_set_to_a_model_over_http_on_two_processes_killed_twice(tmp_p
     assert samples[1] == counted["good"]
     assert samples[-2:] == [counted["kept"]["by_scores"], counted["kept"]["by_both"]]
     assert set(result["compared"].values()) == {True}
-    for name, kills in (("whole", 0), ("short", 0), ("killed", 2)):
+    for name, kills in (("whole", 0), ("killed", 2)):
         found = result[name]["found"]
         assert len(found["killed_at"]) == kills
         assert {(each["without_a_gap"], each["bad"]) for each in found["stages"].values()} == {(True, 0)}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from composed import check_job, run_job
@@ -105,6 +106,7 @@ def changed(path, value):
     ("change", "reason"),
     [
         (changed(("version",), 0), "is not a complete entry"),
+        (changed(("images_sha256",), ""), "no checksum of its images"),
         (changed(("task",), "tiny"), "is not a complete entry"),
         (changed(("scores", "headline", "value"), 1.5), "scores do not follow"),
         (changed(("outcomes", "unseen one", "right", "everything"), lambda old: [2, *old[1:]]), "are impossible"),
@@ -144,6 +146,20 @@ def test_an_entry_over_the_budget_does_not_get_onto_the_board(answers, board, ca
     assert enter(answers, board, name="dear", stated=over) == 2
     assert "more than 3.5e+13" in capsys.readouterr().err
     assert len(json.loads(board.read_text())["entries"]) == 1
+
+
+def test_names_and_images_of_an_earlier_entry_are_refused(answers, board, capsys):
+    assert enter(answers, board, name="cheaper") == 2
+    assert "cheaper: is rejected: has the images of 'right'" in capsys.readouterr().err
+    entry = entry_of(board)
+    again = [entry, {**entry, "name": "copied"}, {**entry, "images_sha256": "0"}]
+    board.write_text(json.dumps({"format": challenge.BOARD_FORMAT, "entries": again}))
+    assert challenge.main(["board", str(board)]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "rejected: 'copied': has the images of 'right'",
+        "rejected: 'right': has the name of an earlier entry",
+    ]
 
 
 def test_images_are_graded_again_and_others_are_told(task, answers, board, capsys):
@@ -192,6 +208,8 @@ def test_missing_doubled_and_other_sized_images_are_named(task, answers):
     paths[5].unlink()
     with pytest.raises(UserError, match="23 numbered images of 24; 0005 is missing"):
         challenge_entry.numbered_images(answers, task)
+    with pytest.raises(UserError, match="is not a folder"):
+        challenge_entry.numbered_images(answers / "0001.png", task)
 
 
 def test_the_training_set_is_the_same_everywhere_and_another_is_refused(task, tmp_path, capsys):
@@ -260,10 +278,42 @@ def test_a_run_is_counted_from_its_folder_and_draws_its_own_images(task, toy_job
         challenge_entry.require_by_the_rules(paths, task, other)
     with pytest.raises(UserError, match="other prompt"):
         challenge_entry.require_by_the_rules(paths[::-1], task, counted)
+    (run / "environment.json").write_text("{}")
+    assert enter(drawn, board, name="from a wheel", stated=["--run", str(run), "--by", "me"]) == 2
+    assert "--commit: is required" in capsys.readouterr().err
     assert enter(drawn, board, name="twice told", stated=[*ours, "--operations", "1"]) == 2
     assert "is counted from the run" in capsys.readouterr().err
     assert enter(drawn, board, name="twice told", stated=[*ours, "--pretrained", "x"]) == 2
     assert "--pretrained: is counted from the run" in capsys.readouterr().err
+
+
+def test_what_was_trained_elsewhere_does_not_count_as_trained_on_the_task(task, toy_job, tiny_autoencoder, tmp_path):
+    shards, run, autoencoder = tmp_path / "shards", tmp_path / "run", tmp_path / "autoencoder"
+    task.build(shards)
+    config = toy_job(run, px16={}, px32={"resolution": 32, "samples": 16})
+    config["data"]["train"] = str(shards)
+    assert run_job(check_job(config)) == 0
+    recorded = run / "config.yaml"
+    settings = OmegaConf.load(recorded)
+    OmegaConf.update(settings, "schedule.stages.px32.data", {"train": str(tmp_path / "others")})
+    OmegaConf.save(settings, recorded)
+    with pytest.raises(UserError, match=r"data\.train: is more than one folder"):
+        count_run(run, task)
+    OmegaConf.update(settings, "schedule.stages.px32.data", {"train": str(shards)})
+    shutil.copytree(tiny_autoencoder, autoencoder / "final")
+    OmegaConf.update(settings, "vae.name", str(autoencoder))
+    OmegaConf.save(settings, recorded)
+    of_autoencoder = {
+        "autoencoder": {"source": "stabilityai/sd-vae-ft-mse"},
+        "data": {"train": str(shards)},
+        "stage": {"samples": 16, "resolution": 64},
+        "loss": {"perceptual_network": "efficientnet_lite0", "perceptual_weight": 1.0},
+    }
+    OmegaConf.save(of_autoencoder, autoencoder / "config.yaml")
+    with pytest.raises(UserError, match="autoencoder: did not start from random weights"):
+        count_run(run, task)
+    OmegaConf.save({**of_autoencoder, "autoencoder": {"source": None}}, autoencoder / "config.yaml")
+    assert count_run(run, task).pretrained == (config["text_encoder"]["name"], "efficientnet_lite0")
 
 
 def test_the_run_of_an_autoencoder_is_found_by_each_of_its_names(tmp_path, tiny_autoencoder, monkeypatch):

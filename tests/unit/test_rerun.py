@@ -28,6 +28,11 @@ def test_every_rule_finds_numbers_in_the_record_which_has_not_moved_from_itself(
             assert not [each for each in found if each.moved], key
 
 
+def test_every_recorded_experiment_can_run_again():
+    pages = {page.parent.name for page in rerun.HERE.glob("*/README.md")}
+    assert pages - set(EXPERIMENTS) == {"gpu_record"} and set(EXPERIMENTS) <= pages
+
+
 def test_the_limit_over_seeds_holds_nineteen_of_twenty_new_means():
     """Against drawing: recorded sets of 4 normal values, new ones of 3."""
     draw = random.Random(0)

@@ -4,7 +4,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ def _tasks(arguments: argparse.Namespace) -> int:
     del arguments
     for task in TASKS.values():
         prompts = len(task.captions())
-        budget = f"{task.operations:.2g} operations, or ${task.usd:g}"
+        budget = f"{task.operations:.2g} operations, or ${task.usd:.2f}"
         print(f"{task.name:8}{task.about}: {task.scenes:,} scenes, {prompts} prompts, at most {budget}")
     return 0
 
@@ -127,10 +127,10 @@ def _enter(arguments: argparse.Namespace) -> int:
     images = entries.read_images(paths, task)
     cost, maker = _counted(arguments, task, paths) if arguments.run else _stated(arguments)
     entry = json.loads(json.dumps(entries.make_entry(arguments.name, task, images, cost, maker)))
-    if reasons := entries.refusals(entry):
+    board["entries"].append(entry)
+    if reasons := entries.judged(board["entries"])[-1][1]:
         hint = "docs/challenge.md has the rules"
         raise UserError("is rejected: " + "; ".join(reasons), where=arguments.name, hint=hint)
-    board["entries"].append(entry)
     write_json(require_file(arguments.board, "--board"), board)
     return _show(board)
 
@@ -147,7 +147,10 @@ def _counted(arguments: argparse.Namespace, task: "Task", paths: Sequence[Path])
         raise UserError("is counted from the run", where=f"--{given[0]}", hint="omit it, or omit --run")
     run = count_run(arguments.run, task)
     require_by_the_rules(paths, task, run)
-    commit = arguments.commit or read_environment(arguments.run).get("commit") or ""
+    commit = arguments.commit or read_environment(arguments.run).get("commit")
+    if not commit:
+        what = "is required: the run has no commit, because it was not made from a git checkout"
+        raise UserError(what, where="--commit", hint="name the version of the code, or its address")
     return run.cost, Maker(arguments.by, commit, run.pretrained, run.weights, run.settings)
 
 
@@ -227,12 +230,11 @@ def _show(board: dict[str, Any]) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from hdm_lightning.evaluation.challenge_entry import refusals
+    from hdm_lightning.evaluation.challenge_entry import judged
 
-    console, status = table_console(140), 0
-    judged = [(entry, refusals(entry)) for entry in board["entries"]]
+    console, status, found = table_console(140), 0, judged(board["entries"])
     for name in TASK_NAMES:
-        mine = [entry for entry, reasons in judged if not reasons and entry["task"] == name]
+        mine = [entry for entry, reasons in found if not reasons and entry["task"] == name]
         if not mine:
             continue
         table = Table(
@@ -242,14 +244,14 @@ def _show(board: dict[str, Any]) -> int:
         for place, entry in enumerate(sorted(mine, key=lambda one: -one["scores"]["headline"]["value"]), start=1):
             table.add_row(str(place), *(escape(in_one_line(cell)) for cell in _row(entry)))
         console.print(table)
-    for entry, reasons in judged:
+    for entry, reasons in found:
         if reasons:
             status = REFUSED_STATUS
             print(in_one_line(f"rejected: {entry.get('name')!r}: {'; '.join(reasons)}"), file=sys.stderr)
     return status
 
 
-def _row(entry: dict[str, Any]) -> list[str]:
+def _row(entry: Mapping[str, Any]) -> list[str]:
     score, cost = entry["scores"]["headline"], entry["cost"]
     operations = "" if cost["operations"] is None else f"{cost['operations']:.3g}"
     rent = "" if cost["usd"] is None else f"${cost['usd']:.2f}"

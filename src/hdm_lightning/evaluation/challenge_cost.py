@@ -84,6 +84,7 @@ def count_run(run: Path, task: Task) -> CountedRun:
     pretrained = [settings.text_encoder.name]
     if autoencoder := autoencoder_run(settings.vae.name):
         operations += _autoencoder_operations(autoencoder, task)
+        pretrained += _perceptual_network(autoencoder)
         ledgers.append(Ledger(autoencoder / run_folder.LEDGER))
     else:
         pretrained.append(settings.vae.name)
@@ -117,9 +118,11 @@ def autoencoder_run(name: str) -> Path | None:
 
 def _training_folder(settings: TrainSettings) -> Path:
     source = settings.data.get("train")
-    if not isinstance(source, str) or settings.data.get("validation") is not None:
-        raise UserError("is more than one folder", where="data.train", hint="train on the task's folder alone")
-    return Path(source)
+    for stage in settings.schedule.stages.values():  # each can have data of its own
+        data = {**settings.data, **stage.data}
+        if not isinstance(source, str) or data["train"] != source or data.get("validation") is not None:
+            raise UserError("is more than one folder", where="data.train", hint="train on the task's folder alone")
+    return Path(str(source))
 
 
 def _network_operations(run: Path, settings: TrainSettings) -> int:
@@ -136,6 +139,9 @@ def _network_operations(run: Path, settings: TrainSettings) -> int:
 def _autoencoder_operations(run: Path, task: Task) -> int:
     """Count encoding and decoding of every image and patch; the losses on the reconstruction are not counted."""
     recorded = read_recorded(run / run_folder.CONFIG)
+    if recorded["autoencoder"].get("source"):  # what it began with would cost nothing
+        hint = "train it from scratch, or use a pretrained autoencoder as it is"
+        raise UserError("did not start from random weights", where=str(run), hint=hint)
     task.require_data(Path(str(recorded["data"]["train"])))
     architecture = AutoencoderArchitecture.from_config(read_object(run / FINAL_FOLDER / "config.json"))
     samples, side = int(recorded["stage"]["samples"]), int(recorded["stage"]["resolution"])
@@ -147,3 +153,9 @@ def _autoencoder_operations(run: Path, task: Task) -> int:
         TRAINING_FACTOR * count * (architecture.encode_flops(px, px) + architecture.decode_flops(px, px))
         for count, px in sizes
     )
+
+
+def _perceptual_network(run: Path) -> list[str]:
+    """Return the network of an autoencoder's perceptual loss, if it has one."""
+    loss = read_recorded(run / run_folder.CONFIG)["loss"]
+    return [loss["perceptual_network"]] if loss.get("perceptual_network") and loss.get("perceptual_weight") else []

@@ -59,8 +59,10 @@ def numbered_images(folder: Path, task: Task) -> list[Path]:
     Raises:
         UserError: one is missing, or two have the same number.
     """
+    if not folder.is_dir():
+        raise UserError("is not a folder", where=str(folder), hint="pass the folder of the images")
     found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in sorted(folder.iterdir()):
         begins = re.match(r"(\d{4,})(?=\D)", path.name)
         if begins is None or path.suffix.lower() not in ENDINGS:
             continue
@@ -72,7 +74,7 @@ def numbered_images(folder: Path, task: Task) -> list[Path]:
     missing = [number for number in range(count) if number not in found]
     if missing or len(found) != count:
         what = f"has {len(found)} numbered images of {count}" + (f"; {missing[0]:04d} is missing" if missing else "")
-        hint = f"generate each prompt of `hdm-challenge prompts {task.name}` once, in that order"
+        hint = f"name them 0000.png, 0001.png, … like the prompts of `hdm-challenge prompts {task.name}`, one for each"
         raise UserError(what, where=str(folder), hint=hint)
     return [found[number] for number in range(count)]
 
@@ -87,7 +89,7 @@ def read_images(paths: Sequence[Path], task: Task) -> list[Pixels]:
             raise UserError(f"cannot be read ({error})", where=str(path), hint="write it again") from error
         if image.shape != (side, side, 3):
             what = f"is {image.shape[1]}x{image.shape[0]} px, expected {side}x{side}"
-            raise UserError(what, where=str(path), hint=f"generate at --size {side}x{side}")
+            raise UserError(what, where=str(path), hint=f"generate all at {side}x{side} px")
         images.append(image)
     return images
 
@@ -171,9 +173,28 @@ def refusals(entry: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
+def judged(entries: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """Return every entry of a leaderboard with its refusals; also of names and images that an earlier entry has."""
+    found, names, images = [], set[tuple[str, str]](), dict[tuple[str, str], str]()
+    for entry in entries:
+        reasons = refusals(entry)
+        if not reasons:
+            name, drawn = (entry["task"], entry["name"]), (entry["task"], entry["images_sha256"])
+            if name in names:
+                reasons = ["has the name of an earlier entry"]
+            elif drawn in images:
+                reasons = [f"has the images of {images[drawn]!r}"]
+            names.add(name)
+            images.setdefault(drawn, entry["name"])
+        found.append((entry, reasons))
+    return found
+
+
 def _of_this_version(entry: Mapping[str, Any]) -> list[str]:
     if entry["format"] != FORMAT or entry["task"] not in TASKS or entry["version"] != VERSION:
         raise ValueError(f"{entry['format']!r}, task {entry['task']!r}, version {entry['version']!r}")
+    if not _is_text(entry["images_sha256"]):
+        raise ValueError("no checksum of its images")
     return [] if _is_text(entry["name"]) else ["has no name"]
 
 
