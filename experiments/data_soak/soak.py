@@ -275,6 +275,7 @@ def main() -> None:
         result["lines in quarantine"] = len((folder / "quarantine.jsonl").read_text().splitlines())
     print(json.dumps(result, indent=1))
     if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
