@@ -179,6 +179,7 @@ def test_loading_and_decoding(tmp_path, tiny_shards):
         (["vae", "--size", "tiny", "--mode", "sideways"], "--mode", "encode"),
         (["vae", "--size", "tiny", "--device", "abacus"], "--device", "cpu"),
         (["vae", "--size", "tiny", "--device", "meta"], "--device", "cpu"),
+        (["vae", "--size", "tiny", "--device", "cuda:01"], "--device", "cpu"),
         (["xut", "--against", "compiel=true"], "--against", "compile"),
         (["xut", "--against", "batch"], "--against", "KEY=VALUE"),
         (["xut", "--against", "batch=many"], "--against", "use one"),

@@ -5,7 +5,9 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hdm_lightning.evaluation.findings import (
     Curve,
@@ -18,7 +20,7 @@ from hdm_lightning.evaluation.findings import (
     Measure,
     rounded,
 )
-from hdm_lightning.evaluation.report import chart, report_page, result_table
+from hdm_lightning.evaluation.report import chart, report_page, result_table, write_tensorboard
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.bootstrap import Estimate
 
@@ -57,6 +59,13 @@ def test_numbers_are_rounded_to_a_digit_below_their_interval():
     assert rounded(Estimate(0.123456, 0.1, 0.15, 3)) == ("0.123", "0.100 … 0.150")
     assert rounded(Estimate(1234.5, 1000, 1400, 3)) == ("1234", "1000 … 1400")
     assert rounded(Estimate(0.5, 0.5, 0.5, 3)) == ("0.5", "0.5 … 0.5")
+
+
+@pytest.mark.parametrize(("written", "step"), [(64, 64), (None, 0), ("many", 0), ([64], 0)])
+def test_a_record_of_samples_that_is_no_number_does_not_end_an_evaluation(tmp_path, written, step):
+    write_tensorboard(evaluation(subject={"name": "toy", "samples_seen": written}), tmp_path)
+    (value,) = EventAccumulator(str(tmp_path / "raw")).Reload().Scalars("evaluation/loss/loss")
+    assert (value.step, value.value) == (step, 2.0)
 
 
 def test_json_holds_every_number():

@@ -210,7 +210,8 @@ def write_tensorboard(evaluation: Evaluation, folder: Path) -> None:
     """
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (seconds to import)
 
-    step = int(evaluation.subject.get("samples_seen") or 0)
+    seen = evaluation.subject.get("samples_seen")  # from the model's folder, which may hold anything
+    step = seen if isinstance(seen, int) else 0
     for weights, parts in evaluation.results.items():
         with SummaryWriter(str(folder / weights)) as writer:
             margins = {}

@@ -33,7 +33,7 @@ def chosen_device(name: str) -> torch.device:
     """Return a device by name; ``auto``: the first GPU, else the CPU. Raises UserError: it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"(cpu|cuda)(:\d{1,3})?", name):  # torch knows more, on which nothing here runs
+    if not re.fullmatch(r"(cpu|cuda)(:(0|[1-9][0-9]{0,2}))?", name):  # torch knows more, on which nothing here runs
         raise UserError(f"{name!r} is not a device to run on", where="--device", hint="use auto, cpu or cuda")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
