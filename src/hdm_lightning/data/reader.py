@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import lru_cache, partial
@@ -285,24 +285,38 @@ def _close_all(handles: OrderedDict[str, int]) -> None:
 
 
 class ReadAhead:
-    """Runs calls in daemon threads, up to `threads` at a time.
+    """Runs calls in up to `threads` daemon threads, in their order; a thread ends when no call waits.
 
-    Unlike those of `ThreadPoolExecutor`, they do not delay the exit of the process while a server is silent.
+    Unlike those of `ThreadPoolExecutor`, they do not delay the exit of the process while a server is silent. A stream
+    that waits for its storage has a call per lane and bucket: too many for a thread each.
     """
 
     def __init__(self, threads: int) -> None:
-        self._free = threading.Semaphore(threads)
+        self._free, self._lock = threads, threading.Lock()
+        self._waiting: deque[Callable[[], None]] = deque()
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
         """Start a call and return the future of its result."""
         future: Future[T] = Future()
-        threading.Thread(target=_work, args=(self._free, future, call), name="read-ahead", daemon=True).start()
+        with self._lock:
+            self._waiting.append(partial(_settle, future, call))
+            if self._free:
+                threading.Thread(target=self._work, name="read-ahead", daemon=True).start()
+                self._free -= 1
         return future
 
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._free += 1
+                    return
+                call = self._waiting.popleft()
+            call()
 
-def _work(free: threading.Semaphore, future: "Future[T]", call: Callable[[], T]) -> None:
-    with free:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # raised again by `future.result()`
-            future.set_exception(error)
+
+def _settle(future: "Future[T]", call: Callable[[], T]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as error:  # raised again by `future.result()`
+        future.set_exception(error)

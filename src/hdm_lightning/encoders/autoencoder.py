@@ -58,7 +58,7 @@ def load_autoencoder(
         dtype: dtype of the weights and of the computation, also under autocast; inputs and outputs are float32.
             `auto` follows the device that the autoencoder is moved to: bfloat16 on CUDA that has it, else float32.
         max_pixels: total pixels of the images encoded or decoded at once; a larger image goes alone.
-        cache_size: number of images whose latents are cached in RAM; 0 turns the cache off.
+        cache_size: number of images whose latents are cached in RAM, on a CPU alone; 0 turns the cache off.
         mean, std: per latent channel; None uses `latents_mean`/`latents_std` of the model's config.json,
             else its `scaling_factor`/`shift_factor`.
         where: configuration key to name in errors.

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -293,6 +294,21 @@ ahead.submit(lambda: time.sleep(60))
 def test_errors_of_threads_reach_whoever_asks():
     with pytest.raises(ZeroDivisionError):
         ReadAhead(1).submit(lambda: 1 // 0).result()
+
+
+def test_calls_that_wait_have_no_thread_and_begin_in_their_order():
+    ahead, go, begun = ReadAhead(1), threading.Event(), []
+
+    def call(number):
+        begun.append(number)
+        go.wait(20)
+
+    before = threading.active_count()
+    futures = [ahead.submit(partial(call, number)) for number in range(40)]
+    assert threading.active_count() <= before + 1
+    go.set()
+    assert [future.result(20) for future in futures] == [None] * 40 and begun == list(range(40))
+    assert ahead.submit(lambda: 7).result(20) == 7  # also after the thread has ended
 
 
 def test_ranges_that_a_proxy_shortens_are_completed_and_shifted_ones_refused(kit, server):
