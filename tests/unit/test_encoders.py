@@ -1,6 +1,8 @@
 """Frozen encoders: padding without influence, layers, cache, normalization."""
 
+import json
 import pickle
+import shutil
 from contextlib import contextmanager
 from functools import partial
 
@@ -45,6 +47,19 @@ def test_tokens_do_not_depend_on_padding_or_on_the_batch(name):
     other = tokens.clone()
     other[torch.arange(16) >= lengths[:, None]] = 3
     torch.testing.assert_close(encoder.encode(other, lengths), together, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("damage", ["weights", "config"])
+def test_a_damaged_folder_is_named(tiny_text_encoder, tmp_path, damage):
+    folder = shutil.copytree(tiny_text_encoder, tmp_path / "encoder")
+    if damage == "weights":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:200])
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    with pytest.raises(UserError, match=str(folder)):
+        load_text_encoder(str(folder))
 
 
 def test_a_causal_model_keeps_its_direction_and_its_final_norm(tiny_text_encoder):

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.whole_files import write_json
 
@@ -36,7 +38,7 @@ OWN_CODE_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
 UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError),
-    pickle.UnpicklingError,
+    *(pickle.UnpicklingError, SafetensorError),
 )
 """Exceptions of transformers and diffusers for folders that they cannot read, or only by running code from them.
 
@@ -91,9 +93,13 @@ def read_tokenizer(folder: Path) -> Any:
 
 def read_transformer_config(folder: Path) -> Any:
     """Load the configuration of a transformers model. Raises Exception: one of `UNREADABLE`."""
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415  (slow to import)
     from transformers import AutoConfig  # noqa: PLC0415  (seconds to import)
 
-    return AutoConfig.from_pretrained(str(folder), **OWN_CODE_ONLY)
+    try:
+        return AutoConfig.from_pretrained(str(folder), **OWN_CODE_ONLY)
+    except StrictDataclassError as error:  # a value of another type
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def locate_model(
