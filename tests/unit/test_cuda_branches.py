@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hdm_lightning.training.modules.side_stream import SideStream
 from hydra import compose, initialize_config_module
 
 from hdm_lightning.cli.encode_shards import chosen_devices
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import hardware
 from hdm_lightning.training.callbacks.throughput import SectionClock, memory_gb
+from hdm_lightning.training.modules.flow_step import SideStream
 
 CUDA = torch.device("cuda", 1)
 
