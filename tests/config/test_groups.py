@@ -141,6 +141,7 @@ def test_every_choice_of_hdm_train_vae_passes_the_checks(composed, tiny_autoenco
             "schedule.stages.px256.activation_checkpointing",
             "selective",
         ),
+        (["schedule.stages=5"], "schedule.stages", "dictionary"),
         (["hardware.float8=true"], "hardware.float8", "CPU"),
         (["hardware.threads=-1"], "hardware.threads", "greater than or equal to 0"),
         (["+sede=1"], "sede", "seed"),

@@ -19,6 +19,7 @@ from hdm_lightning.training.callbacks.step_metrics import DataSeen, LossByTime, 
 from hdm_lightning.training.callbacks.throughput import Throughput
 from hdm_lightning.training.callbacks.usable_samples import EARLY_SAMPLES, UsableSamples
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
+from hdm_lightning.training.modules.flow_step import FrozenEncoders
 
 CONFIG = XUTConfig(
     patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=2
@@ -137,6 +138,15 @@ def test_captions_kept_in_memory_are_looked_up_before_the_batch_leaves_it(step, 
     lengths, tokens = torch.tensor([3, 5, 8]), torch.ones(3, 8, dtype=torch.int64)
     torch.testing.assert_close(cached.encode(tokens, lengths), text.encode(tokens, lengths))
     assert (cached.hits, cached.misses) == (3, 3)
+
+
+def test_captions_kept_in_memory_keep_no_graph():
+    """As a text encoder of one's own may not be frozen."""
+    states = torch.ones(1, 1, 4, requires_grad=True)
+    text = SimpleNamespace(width=4, encode=lambda tokens, lengths: states.expand(*tokens.shape, 4) * 2)
+    batch = {"tokens": torch.ones(2, 3, dtype=torch.int64), "lengths": torch.tensor([3, 2])}
+    context = FrozenEncoders(CachedTextEncoder(text, 10), None).cached_context(batch)["context"]
+    assert context.shape == (2, 3, 4) and not context.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -33,5 +33,12 @@ def test_both_ends_of_the_time_fall_into_the_outer_bins():
     assert totals.tolist() == [[1, 2, 0, 4], [1, 1, 0, 1]]
 
 
+def test_the_graph_of_a_loss_is_not_kept():
+    """As a training step of one's own may not detach what it returns."""
+    totals = torch.zeros(2, 4)
+    add_in_time_bins(totals, torch.ones(3, requires_grad=True), torch.rand(3), torch.ones(3))
+    assert not totals.requires_grad
+
+
 def test_tags_say_where_a_bin_begins_and_ends():
     assert [time_bin_tag(number, 8) for number in (0, 7)] == ["loss_by_time/0.000-0.125", "loss_by_time/0.875-1.000"]

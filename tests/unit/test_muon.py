@@ -107,6 +107,13 @@ def test_muon_trains_every_matrix_of_the_blocks_and_nothing_else(network):
             assert names[name] == next((parts for kind, parts in kinds.items() if kind in name), 1), name
 
 
+def test_the_parts_of_a_group_are_taken_before_its_names():
+    """So the matrices of another network can be trained too, and groups that are split already stay so."""
+    parameter = torch.nn.Parameter(torch.zeros(4, 4))
+    given = [{"params": [parameter], "names": ["my.matrix"], "parts": 2, "lr": 0.1, "weight_decay": 0.0}]
+    assert muon_groups(given) == muon_groups(muon_groups(given)) == given
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_saved_and_loaded_it_goes_on_bit_for_bit(network, name):
     whole = optimizer_of(network, name)

@@ -99,10 +99,11 @@ def _open_keys(config: DictConfig) -> list[str]:
     """Return the null keys that a model can fill in."""
     values: Any = OmegaConf.to_container(config, resolve=False)
     stages = _written(values, "schedule.stages")
+    names = stages if isinstance(stages, Mapping) else ()  # anything else is refused later
     keys = [
         *(f"model.{name}" for name in XUTConfig.__dataclass_fields__),
         *("text_encoder.name", "text_encoder.layer", "vae.name"),
-        *(f"schedule.stages.{stage}.{name}" for stage in stages or () for name in _OF_A_STAGE),
+        *(f"schedule.stages.{stage}.{name}" for stage in names for name in _OF_A_STAGE),
     ]
     return [key for key in keys if _written(values, key) is None]
 

@@ -13,6 +13,7 @@ from hdm_lightning.training.strategies.processes import summed
 from hdm_lightning.training.strategies.sharded_tensors import total_norm
 
 
+@torch.no_grad()
 def add_in_time_bins(totals: Tensor, loss: Tensor, t: Tensor, weight: Tensor) -> None:
     """Add losses (B,) at times (B,) with weights (B,) to the sums of loss and weight in equal bins of t (2, bins)."""
     bins = totals.shape[1]

@@ -60,6 +60,7 @@ class FrozenEncoders:
         """Return the context (B,L,width), in float32, of caption tokens (B,L)."""
         return self.text.encode(tokens, lengths).float()
 
+    @torch.no_grad()
     def cached_context(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the `context` of a batch on the CPU if the text encoder keeps captions in RAM, else nothing.
 

@@ -40,12 +40,13 @@ class MuonGroup(ParameterGroup):
     parts: int
 
 
-def muon_groups(groups: Iterable[ParameterGroup]) -> list[MuonGroup]:
-    """Split groups into hidden matrices and the rest, with the same rates and decays."""
+def muon_groups(groups: Iterable[Any]) -> list[MuonGroup]:
+    """Split groups into hidden matrices and the rest, with the same rates and decays; a group's own `parts` stay."""
     result: dict[tuple[float, float, int], MuonGroup] = {}
     for group in groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            rate, decay, parts = group["lr"], group["weight_decay"], packed_matrices(name)
+            rate, decay = group["lr"], group["weight_decay"]
+            parts = group["parts"] if "parts" in group else packed_matrices(name)
             empty = MuonGroup(params=[], lr=rate, weight_decay=decay, names=[], parts=parts)
             wanted = result.setdefault((rate, decay, parts), empty)
             wanted["params"].append(parameter)
@@ -83,7 +84,7 @@ class MuonAdamW(Optimizer):
 
     Args:
         groups: parameter groups with `names`, as returned by `FlowModule.parameter_groups`; the names decide which of
-            the two trains a parameter.
+            the two trains a parameter, or a group's `parts` (see `MuonGroup`), as for another network's matrices.
         betas: AdamW's moment decays.
         eps: AdamW's epsilon.
         momentum: Muon's momentum.
