@@ -144,6 +144,15 @@ def test_a_folder_that_hydra_cannot_make_is_told(tmp_path, monkeypatch, capsys, 
     assert told.startswith(f"error: {place.removesuffix('/y')}") and "hydra.sweep.dir" in told
 
 
+def test_a_sweep_that_could_not_begin_is_no_matter_of_the_next_call(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("sys.argv", ["hdm-demo", "-m", "seed=0,1", "hydra.sweep.dir=file/x"])
+    assert run_hydra(lambda config: None, "demo") == 2
+    monkeypatch.setattr("sys.argv", ["hdm-demo", "run_dir=here"])
+    assert run_hydra(lambda config: None, "demo") == 0
+
+
 def test_a_file_that_a_job_does_not_find_is_no_folder_of_hydra(tmp_path, monkeypatch) -> None:
     """That would be a fault of the job, whose stack trace is wanted."""
     monkeypatch.chdir(tmp_path)

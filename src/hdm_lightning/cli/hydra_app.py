@@ -24,7 +24,7 @@ from hdm_lightning.cli.command import (
     run_command,
 )
 from hdm_lightning.cli.overrides import CONF, EXPLAIN, arranged, hint_for, short_name, unparsable
-from hdm_lightning.cli.sweep import FAILED, JobFailed, finish_sweep, note_failure
+from hdm_lightning.cli.sweep import FAILED, JobFailed, finish_sweep, forget_sweep, note_failure
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import printable
 from hdm_lightning.training.former_keys import present_keys
@@ -56,6 +56,7 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
             words = [word for word in sys.argv[1:] if word != EXPLAIN]
             print(explain(present_keys(words, config_name), config_name))
             return 0
+        forget_sweep()
         sys.argv[1:] = arranged(present_keys(sys.argv[1:], config_name))
         decorate = hydra.main(config_path=f"pkg://{CONF}", config_name=config_name, version_base="1.3")
         with _full_errors():

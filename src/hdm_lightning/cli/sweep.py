@@ -92,6 +92,11 @@ def _forget(error: BaseException | None) -> None:
         _forget(error.__context__)
 
 
+def forget_sweep() -> None:
+    """Forget a sweep that an earlier call in this process began and could not finish."""
+    _present.clear()
+
+
 def finish_sweep() -> int:
     """Write and print the summary of the finished sweep; return the exit status, 1 if a job failed."""
     if not _present:

@@ -103,7 +103,9 @@ class Form(NamedTuple):
                 position = begin + -(-size // BLOCK) * BLOCK  # with its padding
         if check & 0xFFFF != self.check:
             raise SampleFault("the shard does not match its index: other bytes than were indexed")
-        return parse_sample(data) if self.layout.key_at < 0 else RawSample(decoded_name(key), found)
+        if self.layout.key_at < 0:
+            return parse_sample(data)
+        return RawSample(key.decode("utf-8", "backslashreplace"), found)
 
 
 def form_of(read: ReadAt, key: str, start: int, end: int, found: Mapping[str, Member]) -> Form:
