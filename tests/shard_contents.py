@@ -22,3 +22,8 @@ def members_in(folder: str | Path) -> dict[str, dict[str, bytes]]:
 def digests(folder: Path) -> dict[str, str]:
     """A hash of every shard directly in a folder."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.tar"))}
+
+
+def rejections(out):
+    """What a builder left out of a set: reasons by name."""
+    return dict(line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines())

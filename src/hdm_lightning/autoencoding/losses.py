@@ -3,7 +3,7 @@
 Shapes: image (B,3,H,W) in [-1, 1]; mean and log_variance of the posterior (B,C,h,w); every term (B,).
 
 All terms are means over their elements, so no weight depends on resolution, scale or factor. A batch's loss is the
-mean over its samples, to which a hole adds 0: ranks need not communicate how many holes each of them has, and two
+mean over its samples, to which a masked sample adds 0: ranks need not communicate how many of these each has, and two
 ranks compute exactly the loss of one process with twice the batch.
 """
 
@@ -40,7 +40,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def batch_mean(per_sample: Tensor, weight: Tensor) -> Tensor:
-    """Return Σ weight·term / B, a scalar; a hole (weight 0) adds nothing."""
+    """Return Σ weight·term / B, a scalar; a masked sample (weight 0) adds nothing."""
     return (per_sample * weight).mean()
 
 

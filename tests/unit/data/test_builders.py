@@ -4,8 +4,6 @@ import errno
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from functools import partial
 
@@ -15,21 +13,18 @@ import webdataset
 from PIL import Image
 
 from hdm_lightning.cli import shards as shards_command
-from hdm_lightning.data import parallel
-from hdm_lightning.data.captions import CaptionRules, TagGrammar
+from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import load_index
-from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.datasets import build as shard_build
 from hdm_lightning.datasets.folder import build_folder
-from hdm_lightning.datasets.img2dataset import downloads, index_img2dataset
 from hdm_lightning.datasets.journal import Journal
-from hdm_lightning.datasets.kohya import KohyaOptions, build_kohya, canonical_caption, repeats_and_class
 from hdm_lightning.datasets.shard_work import alone_in
 from hdm_lightning.datasets.source_images import ImageOptions, image_field
 from hdm_lightning.errors import UserError
+from shard_contents import rejections
 
 
 @pytest.fixture
@@ -61,10 +56,6 @@ def pictures(kit, tmp_path):
             (root / name).with_suffix(".txt").write_bytes(caption)
     (root / "notes.txt").write_text("no picture")
     return root
-
-
-def rejections(out):
-    return dict(line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines())
 
 
 def test_a_folder_becomes_shards_and_each_rejected_file_has_its_line(kit, pictures, tmp_path):
@@ -352,76 +343,6 @@ def test_turned_pictures_that_are_encoded_anew_are_upright(kit):
     assert Image.open(io.BytesIO(encoded)).size == (40, 80)
 
 
-OWN = KohyaOptions(kept="||", group=";;", tag=",", keep_tokens=2)
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "expected"),
-    [
-        ("1girl, solo ||| red $$ blue %% night", KohyaOptions(), "1girl, solo ||| red $$ blue %% night"),
-        ("a || b, c ;; d", OWN, "a ||| b $$ c %% d"),
-        ("a, b, c, d", OWN, "a, b ||| c $$ d"),
-        ("a, b, c", KohyaOptions(tag=","), "a $$ b $$ c"),
-        ("a sentence. And more", OWN, "a sentence. And more"),
-        ("a, b", OWN, "a, b |||"),
-        ("a, b, c ;; d", OWN, "a, b ||| c %% d"),
-        (" , ;; ,", OWN, ""),
-    ],
-)
-def test_kohya_captions_become_the_grammar(text, options, expected):
-    found = canonical_caption(text, options)
-    assert found == expected
-    kept, groups = TagGrammar().parse(found)
-    assert (
-        TagGrammar().render(found, None)
-        == ", ".join(([kept] if kept else []) + [tag for group in groups for tag in group])
-        or "$$" not in found
-    )
-
-
-def test_repeats_come_from_the_innermost_folder():
-    assert repeats_and_class("10_cat toy/a.png") == (10, "cat toy")
-    assert repeats_and_class("2_x/5_red_fox/a.png") == (5, "red fox")
-    assert repeats_and_class("plain/a.png") == (1, "")
-    assert repeats_and_class("3_/7_a.png") == (3, "")
-
-
-def test_a_kohya_folder_becomes_shards(kit, tmp_path):
-    root, out = tmp_path / "in", tmp_path / "out"
-    for folder in ("3_red fox", "1_tagged", "loose"):
-        (root / folder).mkdir(parents=True)
-    (root / "3_red fox" / "a.png").write_bytes(kit.coloured(1))
-    (root / "1_tagged" / "b.png").write_bytes(kit.coloured(2))
-    (root / "1_tagged" / "b.caption").write_text("x, y, z")
-    (root / "1_tagged" / "b.txt").write_text("not this one")
-    (root / "loose" / "c.png").write_bytes(kit.coloured(3))
-    options = KohyaOptions(tag=",", keep_tokens=1)
-    report = build_kohya(root, out, options, processes=1)
-    assert report.samples == 4 and rejections(out) == {
-        "loose/c.png": "no caption",
-        "1_tagged/b.txt": "another caption beside 1_tagged/b.caption, which is used",
-    }
-    samples = list(stream(kit.stream_config(out, captions=CaptionRules(drop=0.0)), kit.letters, stop=4))
-    assert sorted((int(s.image[0, 0, 0]), s.caption) for s in samples) == [(1, "red fox")] * 3 + [(2, "x ||| y $$ z")]
-    once = build_kohya(root, tmp_path / "once", KohyaOptions(apply_repeats=False), allow_missing=True, processes=1)
-    assert once.samples == 3
-
-
-def test_no_caption_of_a_kohya_folder_is_lost_to_its_name(kit, tmp_path):
-    """What a `.json` says stays as it is; only where nothing says anything does the folder's name count."""
-    root = tmp_path / "in" / "2_red fox"
-    root.mkdir(parents=True)
-    beside = {"record": ("json", b'{"captions": ["one", "two"]}'), "blank": ("txt", b" \n"), "seps": ("txt", b" , ")}
-    for number, (name, (extension, data)) in enumerate(beside.items()):
-        (root / f"{name}.png").write_bytes(kit.coloured(number))
-        (root / f"{name}.{extension}").write_bytes(data)
-    options = KohyaOptions(tag=",", keep_tokens=1, apply_repeats=False)
-    assert build_kohya(tmp_path / "in", tmp_path / "out", options, processes=1).samples == 3
-    config = kit.stream_config(tmp_path / "out", captions=CaptionRules(drop=0.0))
-    found = {(int(sample.image[0, 0, 0]), sample.caption) for sample in stream(config, kit.letters, stop=90)}
-    assert found == {(0, "one"), (0, "two"), (1, "red fox"), (2, "red fox")}
-
-
 def test_files_that_break_writers_and_parsers_are_rejected_one_by_one(kit, tmp_path):
     """Sides no encoder takes, brackets nested by the thousand, names and records that are not UTF-8."""
     root = tmp_path / "in"
@@ -440,101 +361,3 @@ def test_files_that_break_writers_and_parsers_are_rejected_one_by_one(kit, tmp_p
         records = [json.load(archive.extractfile(name)) for name in archive.getnames() if name.endswith("json")]
     assert sorted(record["source"] for record in records) == [os.fsdecode(b"caf\xe9.png"), "good.png", "half.png"]
     assert [record["artist"] for record in records if "artist" in record] == ["\ud800"]
-
-
-def test_img2dataset_output_is_used_as_it_is(kit, tmp_path):
-    """Laid out as img2dataset writes it: failed downloads have no member, records say what was downloaded."""
-    entries = []
-    for number in range(12):
-        key = f"{number:09d}"
-        record = {
-            "caption": f"number {number}",
-            "url": "u",
-            "key": key,
-            "status": "success",
-            "width": 20,
-            "sha256": "0",
-        }
-        image = Image.new("RGB", (20, 30), (number, 0, 77))
-        entries += [
-            (f"{key}.jpg", kit.encoded(image, "JPEG", quality=95)),
-            (f"{key}.json", json.dumps(record).encode()),
-            (f"{key}.txt", f"number {number}".encode()),
-        ]
-    kit.write_tar(tmp_path / "00000.tar", entries[:18])
-    kit.write_tar(tmp_path / "00001.tar", [*entries[18:], ("000000012.jpg", b""), ("000000012.txt", b"x")])
-    for shard, count in (("00000", 7), ("00001", 9)):
-        stats = {"count": count, "successes": 6, "failed_to_download": count - 6, "duration": 1.5, "status_dict": {}}
-        (tmp_path / f"{shard}_stats.json").write_text(json.dumps(stats))
-    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")}
-    index = index_img2dataset(tmp_path, processes=1)
-    assert index.samples == 12
-    assert rejections(tmp_path) == {"00001.tar#6": "empty image"}
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")} == before
-    told = downloads(tmp_path).counts
-    assert (told["count"], told["successes"], told["failed_to_download"]) == (16, 12, 4)
-    for rules in (CaptionRules(drop=0.0), CaptionRules(drop=0.0, prefer="json")):
-        samples = list(stream(kit.stream_config(tmp_path, captions=rules), kit.letters, stop=12))
-        assert sorted(sample.caption for sample in samples) == sorted(f"number {n}" for n in range(12))
-    with pytest.raises(UserError, match="output_format=webdataset"):
-        index_img2dataset(tmp_path / "nothing")
-
-
-SLOW = """
-import os, signal, sys, threading, time
-from functools import partial
-from pathlib import Path
-from hdm_lightning.cli.command import run_command
-from hdm_lightning.data.parallel import ordered_map
-from hdm_lightning.whole_files import replacing
-
-def item(folder, number):
-    with replacing(Path(folder, str(number))):
-        time.sleep(0.3)
-
-def press(folder, when):
-    while when == "working" and not list(folder.glob(".*.tmp")):
-        time.sleep(0.01)
-    time.sleep(0.05 if when == "working" else float(when))
-    os.killpg(0, signal.SIGINT)
-
-if __name__ == "__main__":
-    folder, when = Path(sys.argv[1]), sys.argv[2]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    threading.Thread(target=press, args=(folder, when), daemon=True).start()
-    sys.exit(run_command(lambda: len(list(ordered_map(partial(item, folder), range(400), processes=2)))))
-"""
-
-
-@pytest.mark.parametrize("when", ["0.05", "0.5", "working"])
-def test_ctrl_c_in_several_processes_is_one_line_whenever_it_comes(tmp_path, when):
-    """A terminal sends it to all of them: while they start, import or work. What was begun leaves nothing."""
-    (tmp_path / "slow.py").write_text(SLOW)
-    (tmp_path / "out").mkdir()
-    command = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "out"), when]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, start_new_session=True, check=False)
-    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
-    assert not list((tmp_path / "out").glob(".*")) and len(list((tmp_path / "out").iterdir())) < 40
-
-
-def test_a_process_that_is_killed_is_told_and_what_came_before_it_stays():
-    """As the system kills one where memory is out: builders and the indexer are told alike."""
-    results = ordered_map(partial(divmod, 7), [2, 3], processes=2)
-    assert list(results) == [(3, 1), (2, 1)]
-    with pytest.raises(UserError, match="was killed") as caught:
-        list(ordered_map(os._exit, [3, 4], processes=2))
-    assert "same command" in caught.value.hint
-
-
-@pytest.mark.parametrize(("total", "last"), [(1000, " of 1,000, 0:08:00 to go"), (None, "")])
-def test_without_a_terminal_a_line_every_minute_takes_the_place_of_the_bar(monkeypatch, capsys, total, last):
-    """Of a set of which 500 samples were finished before; 20 come every 24 s."""
-    now = [0.0]
-    monkeypatch.setattr(parallel.time, "monotonic", lambda: now[0])
-    with parallel.progress_bar("samples", total) as show:
-        for done in range(500, 620, 20):
-            now[0] += 24.0
-            show(done)
-    said = capsys.readouterr()
-    assert said.out == "" and len(lines := said.err.splitlines()) == 2
-    assert lines[1] == f"samples: 600{last}"

@@ -12,14 +12,17 @@ import subprocess
 import tarfile
 
 import pytest
+from PIL import Image
 
 from hdm_lightning.cli.shards import main
+from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.datasets.img2dataset import downloads, index_img2dataset
 from hdm_lightning.errors import UserError
+from shard_contents import rejections
 
 
 def told(capsys, *words):
@@ -222,3 +225,41 @@ def test_a_stream_in_which_nothing_is_good_stops_at_once_and_says_what_to_do(kit
     meter.count(None)
     for _ in range(50):  # one good sample: the share decides, after the patience
         meter.count("no caption")
+
+
+def test_img2dataset_output_is_used_as_it_is(kit, tmp_path):
+    """Laid out as img2dataset writes it: failed downloads have no member, records say what was downloaded."""
+    entries = []
+    for number in range(12):
+        key = f"{number:09d}"
+        record = {
+            "caption": f"number {number}",
+            "url": "u",
+            "key": key,
+            "status": "success",
+            "width": 20,
+            "sha256": "0",
+        }
+        image = Image.new("RGB", (20, 30), (number, 0, 77))
+        entries += [
+            (f"{key}.jpg", kit.encoded(image, "JPEG", quality=95)),
+            (f"{key}.json", json.dumps(record).encode()),
+            (f"{key}.txt", f"number {number}".encode()),
+        ]
+    kit.write_tar(tmp_path / "00000.tar", entries[:18])
+    kit.write_tar(tmp_path / "00001.tar", [*entries[18:], ("000000012.jpg", b""), ("000000012.txt", b"x")])
+    for shard, count in (("00000", 7), ("00001", 9)):
+        stats = {"count": count, "successes": 6, "failed_to_download": count - 6, "duration": 1.5, "status_dict": {}}
+        (tmp_path / f"{shard}_stats.json").write_text(json.dumps(stats))
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")}
+    index = index_img2dataset(tmp_path, processes=1)
+    assert index.samples == 12
+    assert rejections(tmp_path) == {"00001.tar#6": "empty image"}
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")} == before
+    told = downloads(tmp_path).counts
+    assert (told["count"], told["successes"], told["failed_to_download"]) == (16, 12, 4)
+    for rules in (CaptionRules(drop=0.0), CaptionRules(drop=0.0, prefer="json")):
+        samples = list(stream(kit.stream_config(tmp_path, captions=rules), kit.letters, stop=12))
+        assert sorted(sample.caption for sample in samples) == sorted(f"number {n}" for n in range(12))
+    with pytest.raises(UserError, match="output_format=webdataset"):
+        index_img2dataset(tmp_path / "nothing")

@@ -16,12 +16,9 @@ from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.kohya import KohyaOptions, build_kohya
 from hdm_lightning.datasets.source_files import look_into
 from hdm_lightning.errors import UserError
+from shard_contents import rejections
 
 ALPHABET = "abZ 9._-éüñŁж日本🦊()[]&%'#"
-
-
-def reasons(out):
-    return dict(line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines())
 
 
 def contents(kit, out, count):
@@ -123,11 +120,11 @@ def test_every_file_is_used_or_named(kit, tmp_path):
     named = {name for name, _ in report.unused + report.rejected}
     images = {image.name for image in look_into(root, ("txt", "caption")).images}
     assert len(images | named) == len(list(root.iterdir())) and report.images == len(images)
-    assert {"pipe.png", "out.txt", "gone.png", ".DS_Store", "Thumbs.db"} <= named == set(reasons(tmp_path / "out"))
+    assert {"pipe.png", "out.txt", "gone.png", ".DS_Store", "Thumbs.db"} <= named == set(rejections(tmp_path / "out"))
     line = report.told(tmp_path / "out")
     assert f"{report.images} images, {report.captions} captions, {len(report.unused)} files of other kinds: " in line
     assert "/etc" not in "".join(path.read_text("latin-1") for path in (tmp_path / "out").iterdir())
-    told = reasons(tmp_path / "out")
+    told = rejections(tmp_path / "out")
     assert "a link out of the folder" in told["out.txt"] and "a device, pipe or socket" in told["pipe.png"]
     assert " .mp4" in line
 
@@ -143,7 +140,7 @@ def test_links_lead_out_only_where_asked_for_and_never_round_in_circles(kit, tmp
     assert caught.value.hint == "add --follow-links"
     report, _ = build(root, tmp_path / "out", follow_links=True)
     assert report.images == 3 and contents(kit, tmp_path / "out", 3) == {n: f"number {n}" for n in range(3)}
-    assert "already included" in reasons(tmp_path / "out")["set/back"]
+    assert "already included" in rejections(tmp_path / "out")["set/back"]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def restart_peak(device: torch.device) -> None:
 
 
 def _resident_bytes() -> tuple[int, int]:
-    """Return the current and the peak resident memory; twice the peak if the system reports only that."""
+    """Return the current and the peak resident memory; both are the peak if the system reports only that."""
     if STATUS.exists():  # getrusage's value starts at the size of the parent process
         fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
         return int(fields["VmRSS"].split()[0]) * 1024, int(fields["VmHWM"].split()[0]) * 1024
